@@ -1,0 +1,40 @@
+"""What one engine may hold and do. Plain and typed, so that it can be sent to the spawned process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Quantization = Literal["auto", "nf4", "int8", "bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Validated once, then read-only."""
+
+    base_path: Path  # a Hugging Face folder
+    store_path: Path  # packages by digest, see loraplex_adapters.store
+    quantization: Quantization = "auto"
+    device: Device = "auto"
+    max_context_tokens: int = 2048  # prompt and completion of one sequence; lowered to what the base supports
+    max_batched_tokens: int = 512  # tokens per forward pass, prefill and decode together
+    max_running: int = 64  # sequences with KV blocks
+    block_size: int = 32  # tokens per KV block
+    kv_cache_bytes: int = 512 * 2**20
+    adapter_slots: int = 16  # adapters in the arena at once
+    adapter_arena_bytes: int = 256 * 2**20
+    max_lora_rank: int = 128
+    prefix_cache: bool = True
+    num_threads: int | None = None  # None: one per core
+
+    def __post_init__(self) -> None:
+        if self.max_batched_tokens < self.max_running:
+            raise ValueError(
+                f"max_batched_tokens={self.max_batched_tokens} cannot give each of "
+                f"max_running={self.max_running} sequences one token per step; raise it or lower max_running"
+            )
+        for name in ("max_context_tokens", "block_size", "kv_cache_bytes", "adapter_slots", "max_lora_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

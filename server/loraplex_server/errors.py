@@ -1,0 +1,96 @@
+"""Server branches of the error tree; the root and the adapter branch are in `loraplex_adapters.errors`.
+
+LoraplexError
+├── RequestError
+│   ├── ContextOverflowError   prompt and completion do not fit the context
+│   ├── QueueFullError         too many sequences wait
+│   ├── DrainingError          the server is stopping
+│   └── DeadlineExceededError  the deadline passed while the request waited or ran
+├── EngineError
+│   ├── EngineUnavailableError the engine is starting or restarting
+│   ├── EngineRestartedError   the engine died while the request ran
+│   └── SequenceFailedError    the engine gave up on this one sequence
+└── BaseModelError
+    ├── UnsupportedArchitectureError
+    └── BaseModelInvalidError
+"""
+
+from __future__ import annotations
+
+from loraplex_adapters.errors import LoraplexError
+
+
+class RequestError(LoraplexError):
+    """A request that cannot be served now or as it is."""
+
+    reason = "REQUEST_ERROR"
+
+
+class ContextOverflowError(RequestError):
+    """The prompt leaves no room for a completion in the model's context."""
+
+    reason = "CONTEXT_OVERFLOW"
+
+
+class QueueFullError(RequestError):
+    """The waiting queue is at its bound. `retry_after_s` estimates when a place will be free."""
+
+    reason = "QUEUE_FULL"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DrainingError(RequestError):
+    """The server finishes what it runs and admits nothing new."""
+
+    reason = "DRAINING"
+
+
+class DeadlineExceededError(RequestError):
+    """The caller's deadline, or the server's default one, passed."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class EngineError(LoraplexError):
+    """The engine process cannot serve."""
+
+    reason = "ENGINE_ERROR"
+
+
+class EngineUnavailableError(EngineError):
+    """The engine is loading the base model or restarting after a crash."""
+
+    reason = "ENGINE_UNAVAILABLE"
+
+
+class EngineRestartedError(EngineError):
+    """The engine died while this request ran; the request may be sent again."""
+
+    reason = "ENGINE_RESTARTED"
+
+
+class SequenceFailedError(EngineError):
+    """The engine ended this sequence with an internal error; others are unaffected."""
+
+    reason = "SEQUENCE_FAILED"
+
+
+class BaseModelError(LoraplexError):
+    """The base model cannot be loaded."""
+
+    reason = "BASE_MODEL_ERROR"
+
+
+class UnsupportedArchitectureError(BaseModelError):
+    """The folder's architecture is not one that the decoder covers; the message lists those."""
+
+    reason = "UNSUPPORTED_ARCHITECTURE"
+
+
+class BaseModelInvalidError(BaseModelError):
+    """The folder is not a complete Hugging Face model."""
+
+    reason = "BASE_MODEL_INVALID"
