@@ -29,7 +29,9 @@ def generate(destination: Path) -> None:
 
 def stale_files(fresh: Path) -> list[str]:
     """Names of files that differ between a fresh generation and what is checked in."""
-    names = {str(p.relative_to(root)) for root in (fresh, GENERATED) for p in root.rglob("*.py*") if p.is_file()}
+    names = {
+        str(p.relative_to(root)) for root in (fresh, GENERATED) for p in root.rglob("*.py*") if p.is_file()
+    }
     names = {name for name in names if "__pycache__" not in name}
     return sorted(
         name
@@ -41,7 +43,9 @@ def stale_files(fresh: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the stubs are stale")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 when the stubs are stale"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)

@@ -1,0 +1,84 @@
+"""Identity of a base model: adapters are bound to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from loraplex_adapters.base_spec import BaseSpec
+from loraplex_server.base.cache import default_cache_dir
+from loraplex_server.errors import BaseModelInvalidError
+from loraplex_server.model.config import DecoderConfig
+
+_READ_BYTES = 1 << 20
+# Keys of config.json that say who made the file, not what the model computes.
+_IRRELEVANT_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
+
+
+def fingerprint(folder: Path, cache_dir: Path | None = None) -> str:
+    """SHA-256, hex, over the config and the bytes of every weight file.
+
+    Reading gigabytes takes seconds, so the result is remembered for as long as names, sizes and times stay the same.
+    """
+    memo = (cache_dir or default_cache_dir()) / "fingerprints" / f"{_state_key(folder)}.txt"
+    if memo.is_file():
+        return memo.read_text(encoding="ascii").strip()
+    value = _compute(folder)
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    partial = memo.with_suffix(".tmp")
+    partial.write_text(value, encoding="ascii")
+    partial.replace(memo)
+    return value
+
+
+def base_spec(folder: Path, cache_dir: Path | None = None) -> BaseSpec:
+    """Module shapes and identity, for checking adapters."""
+    config = DecoderConfig.from_folder(folder)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return BaseSpec(
+        architecture=config.architecture,
+        fingerprint=fingerprint(folder, cache_dir),
+        num_layers=config.num_layers,
+        module_shapes={
+            "q_proj": (hidden, query),
+            "k_proj": (hidden, key_value),
+            "v_proj": (hidden, key_value),
+            "o_proj": (query, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        },
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors files in order of name. Raises BaseModelInvalidError when there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BaseModelInvalidError("the base's folder has no safetensors weights")
+    return files
+
+
+def _compute(folder: Path) -> str:
+    digest = hashlib.sha256()
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    relevant = {key: value for key, value in config.items() if key not in _IRRELEVANT_KEYS}
+    digest.update(json.dumps(relevant, sort_keys=True, separators=(",", ":")).encode())
+    for path in weight_files(folder):
+        file_digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                file_digest.update(chunk)
+        digest.update(file_digest.digest())
+    return digest.hexdigest()
+
+
+def _state_key(folder: Path) -> str:
+    parts = []
+    for path in [folder / "config.json", *weight_files(folder)]:
+        state = path.stat()
+        parts.append(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""Runs a scheduled batch: builds the forward pass's inputs on the host, runs the decoder, samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from loraplex_server.engine.adapter_residency import AdapterResidency
+from loraplex_server.engine.sampler import SampledToken, Sampler
+from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from loraplex_server.kernels.lora import LoraSegment, SegmentedLora
+from loraplex_server.model.batch import DecodeRows, ForwardBatch, PrefillChunk
+from loraplex_server.model.decoder import Decoder
+
+
+class ModelRunner:
+    """ScheduledBatch -> sampled tokens. Owns the KV tensors; takes no locks."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv_cache: list[Tensor],
+        residency: AdapterResidency,
+        sampler: Sampler,
+        device: torch.device,
+    ) -> None:
+        self._decoder = decoder
+        self._kv_cache = kv_cache
+        self._block_size = kv_cache[0].shape[1]
+        self._residency = residency
+        self._sampler = sampler
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
+        """One forward pass; a token for each decode row and then for each prefill that reached its last chunk."""
+        logits = self._decoder.forward(self._forward_batch(batch), self._kv_cache)
+        sampling = [*batch.decodes, *(row for row in batch.prefills if row.is_last_chunk)]
+        if not sampling:
+            return []
+        return self._sampler(logits, [row.sequence for row in sampling])
+
+    def _forward_batch(self, batch: ScheduledBatch) -> ForwardBatch:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        kv_slots: list[int] = []
+        for row in (*batch.decodes, *batch.prefills):
+            token_ids += row.sequence.token_ids(row.start, row.start + row.num_tokens)
+            positions += range(row.start, row.start + row.num_tokens)
+            kv_slots += self._kv_slots(row)
+        chunks, logit_rows = self._prefill_chunks(batch)
+        return ForwardBatch(
+            token_ids=self._tensor(token_ids),
+            positions=self._tensor(positions),
+            kv_slots=self._tensor(kv_slots),
+            decode=self._decode_rows(batch.decodes),
+            prefills=chunks,
+            logit_rows=self._tensor(logit_rows) if chunks else None,
+            lora=self._lora(batch),
+        )
+
+    def _kv_slots(self, row: ScheduledSequence) -> list[int]:
+        size, table = self._block_size, row.sequence.block_table
+        return [
+            table[position // size] * size + position % size
+            for position in range(row.start, row.start + row.num_tokens)
+        ]
+
+    def _decode_rows(self, decodes: list[ScheduledSequence]) -> DecodeRows:
+        """Block tables are padded with block 0, which the attention's mask hides."""
+        lengths = [row.start + 1 for row in decodes]
+        max_context = max(lengths, default=0)
+        width = -(-max_context // self._block_size)
+        tables = [row.sequence.block_table[:width] for row in decodes]
+        padded = [table + [0] * (width - len(table)) for table in tables]
+        return DecodeRows(
+            count=len(decodes),
+            block_tables=self._tensor(padded),
+            context_lengths=self._tensor(lengths),
+            max_context=max_context,
+        )
+
+    def _prefill_chunks(self, batch: ScheduledBatch) -> tuple[list[PrefillChunk], list[int]]:
+        """The chunks, and the rows of the batch whose logits are wanted."""
+        chunks = []
+        logit_rows = list(range(len(batch.decodes)))
+        row_start = len(batch.decodes)
+        for row in batch.prefills:
+            row_stop = row_start + row.num_tokens
+            num_blocks = -(-(row.start + row.num_tokens) // self._block_size)
+            blocks = self._tensor(row.sequence.block_table[:num_blocks])
+            chunks.append(PrefillChunk(row_start, row_stop, row.start, blocks))
+            if row.is_last_chunk:
+                logit_rows.append(row_stop - 1)
+            row_start = row_stop
+        return chunks, logit_rows
+
+    def _lora(self, batch: ScheduledBatch) -> SegmentedLora | None:
+        """Runs of rows with one adapter; None for a batch of the base alone."""
+        segments: list[LoraSegment] = []
+        current_slot, row_start, row_stop = -1, 0, 0
+        for row in (*batch.decodes, *batch.prefills):
+            slot = row.sequence.adapter_slot
+            if slot != current_slot:
+                self._close_segment(segments, current_slot, row_start, row_stop)
+                current_slot, row_start = slot, row_stop
+            row_stop += row.num_tokens
+        self._close_segment(segments, current_slot, row_start, row_stop)
+        return SegmentedLora(segments) if segments else None
+
+    def _close_segment(self, segments: list[LoraSegment], slot: int, row_start: int, row_stop: int) -> None:
+        if slot >= 0 and row_stop > row_start:
+            segments.append(LoraSegment(row_start, row_stop, self._residency.layers_of_slot(slot)))
+
+    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)

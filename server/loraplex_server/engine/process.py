@@ -1,0 +1,111 @@
+"""The engine's own process: commands in, one message per step out, over two local sockets."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from loraplex_adapters.errors import LoraplexError
+from loraplex_server.engine.config import EngineConfig
+from loraplex_server.engine.engine import Engine
+from loraplex_server.engine.messages import (
+    AbortSequences,
+    AddSequence,
+    Command,
+    EngineFailed,
+    EngineMessage,
+    ForgetAdapter,
+    Shutdown,
+    StepOutputs,
+    TokenOutput,
+)
+
+log = logging.getLogger(__name__)
+
+MessageSender = Callable[[EngineMessage], None]
+
+_ADAPTER_POLL_MS = 2  # how often an idle engine looks whether an adapter has arrived
+_IDLE_POLL_MS = 1000  # how often it looks whether its parent still lives
+
+
+def run_engine(config: EngineConfig, command_address: str, message_address: str) -> None:
+    """Entry of the spawned process. Exits when told to shut down or when the front end is gone."""
+    context = zmq.Context()
+    commands = context.socket(zmq.PULL)
+    messages = context.socket(zmq.PUSH)
+    for socket in (commands, messages):
+        socket.setsockopt(zmq.RCVHWM if socket is commands else zmq.SNDHWM, 0)
+    messages.setsockopt(zmq.LINGER, 1000)
+    commands.connect(command_address)
+    messages.connect(message_address)
+    encoder = msgspec.msgpack.Encoder()
+
+    def send(message: EngineMessage) -> None:
+        messages.send(encoder.encode(message))
+
+    try:
+        engine = Engine(config)
+    except (LoraplexError, ValueError, OSError, RuntimeError) as error:
+        log.exception("engine could not start")
+        reason = error.reason if isinstance(error, LoraplexError) else "ENGINE_START_FAILED"
+        send(EngineFailed(message=str(error), reason=reason))
+        context.destroy(linger=1000)
+        raise SystemExit(1) from None
+    send(engine.ready)
+    EngineLoop(engine, commands, send).run()
+    engine.close()
+    context.destroy(linger=1000)
+
+
+class EngineLoop:
+    """Takes all commands that wait, runs a step, sends what it gave; sleeps on the socket when there is no work."""
+
+    def __init__(self, engine: Engine, commands: zmq.Socket[bytes], send: MessageSender) -> None:
+        self._engine = engine
+        self._commands = commands
+        self._send = send
+        self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+        self._parent = multiprocessing.parent_process()
+        self._running = True
+
+    def run(self) -> None:
+        """Until a Shutdown arrives or the parent process is gone."""
+        while self._running:
+            outputs = self._take_commands()
+            if outputs:
+                self._send(StepOutputs(outputs, self._engine.stats()))
+            result = self._engine.step() if self._engine.has_work() else None
+            if result is not None:
+                self._send(result)
+            elif self._running:
+                self._sleep()
+
+    def _sleep(self) -> None:
+        """Wait for a command; shortly while adapters are on their way."""
+        self._commands.poll(_ADAPTER_POLL_MS if self._engine.is_waiting_for_adapters else _IDLE_POLL_MS)
+        if self._parent is not None and not self._parent.is_alive():
+            log.warning("the front end is gone; the engine stops")
+            self._running = False
+
+    def _take_commands(self) -> list[TokenOutput]:
+        """Carry out every command that waits; returns the outputs of aborted sequences."""
+        outputs: list[TokenOutput] = []
+        while self._running:
+            try:
+                payload = self._commands.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            match self._decoder.decode(payload):
+                case AddSequence() as command:
+                    self._engine.add(command)
+                case AbortSequences(sequence_ids=ids):
+                    outputs += self._engine.abort(ids)
+                case ForgetAdapter(digest=digest):
+                    self._engine.forget_adapter(digest)
+                case Shutdown():
+                    self._running = False
+        return outputs
