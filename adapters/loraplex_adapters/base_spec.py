@@ -10,7 +10,9 @@ LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @dataclass(frozen=True, slots=True)
 class BaseSpec:
-    """Shapes and identity of one base model. Immutable; cheap to build from a config.json, needs no weights."""
+    """Shapes and identity of one base model. Immutable; cheap to build from a config.json, needs no
+    weights.
+    """
 
     architecture: str  # "LlamaForCausalLM", …
     fingerprint: str  # SHA-256, hex

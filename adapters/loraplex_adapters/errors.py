@@ -18,7 +18,10 @@ from typing import ClassVar
 
 
 class LoraplexError(Exception):
-    """Base of all errors that are meant for a caller. The message says what to do, and holds no secret or path."""
+    """Base of all errors that are meant for a caller.
+
+    The message says what to do, and holds no secret or path.
+    """
 
     reason: ClassVar[str] = "INTERNAL"  # stable UPPER_SNAKE code, sent as google.rpc.ErrorInfo.reason
 

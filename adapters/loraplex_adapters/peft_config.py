@@ -1,0 +1,328 @@
+"""`adapter_config.json` of PEFT → LoraSettings: every field is honoured exactly, harmless, or refused by
+name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from loraplex_adapters.errors import AdapterInvalidError
+from loraplex_adapters.module_patterns import MAX_COMPLEX_PATTERNS, compile_pattern, is_complex
+from loraplex_adapters.strict_json import parse_object
+
+CONFIG_FILE = "adapter_config.json"
+ALL_LINEAR = "all-linear"
+MAX_CONFIG_BYTES = 256 * 1024
+MAX_CONFIG_RANK = 4096
+MAX_ABS_ALPHA = 1e6
+_MAX_LIST = 1024  # names, patterns or layers in one field
+
+_HONOURED = frozenset(
+    [
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "peft_type",
+        "task_type",
+        "bias",
+        "init_lora_weights",
+    ]
+)
+# Fields without effect on a forward pass of the served model.
+_HARMLESS = frozenset(
+    [
+        "base_model_name_or_path",
+        "revision",
+        "peft_version",
+        "auto_mapping",
+        "inference_mode",
+        "lora_dropout",
+        "megatron_core",
+        "qalora_group_size",
+        "runtime_config",
+        "eva_config",
+    ]
+)
+# Fields that change the mathematics in a way that is not served, and what to call them. Unset values are
+# fine.
+_REFUSED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "fully trained modules",
+    "lora_bias": "biases on LoRA",
+    "alora_invocation_tokens": "activated LoRA (aLoRA)",
+    "trainable_token_indices": "trained token embeddings",
+    "layer_replication": "replicated layers",
+    "megatron_config": "Megatron parallel layers",
+    "target_parameters": "LoRA on bare parameters",
+    "fan_in_fan_out": "transposed weights",
+    "loftq_config": "LoftQ, which changes the base weights",
+    "corda_config": "CorDA, which changes the base weights",
+    "lora_ga_config": "LoRA-GA, which changes the base weights",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "Monte Carlo LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "ensure_weight_tying": "tied trained weights",
+    "auto_map": "code shipped with the adapter",
+}
+# Initializations that leave the base weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract
+# from them, so their tensors are only right on that changed base.
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """What of a PEFT configuration decides the mathematics.
+
+    Patterns are kept in file order: the first match wins.
+    """
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    rank_pattern: tuple[tuple[str, int], ...]
+    alpha_pattern: tuple[tuple[str, float], ...]
+    target_modules: tuple[str, ...] | str  # names (sorted), "all-linear", or one regular expression
+    exclude_modules: tuple[str, ...] | str  # names (sorted), or one regular expression; () for none
+    layers_to_transform: tuple[int, ...] | None  # sorted; None: all
+    layers_pattern: tuple[str, ...]
+
+    def rank_of(self, module_path: str) -> int:
+        """LoRA rank of a module, e.g. of "model.layers.0.self_attn.q_proj"."""
+        return _first_match(self.rank_pattern, module_path, self.rank)
+
+    def scaling_of(self, module_path: str) -> float:
+        """The factor on B·A: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+        rank = self.rank_of(module_path)
+        alpha = _first_match(self.alpha_pattern, module_path, self.alpha)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def selects(self, module_path: str) -> bool:
+        """Whether PEFT would put LoRA on this linear module of a decoder layer."""
+        if _is_named(self.exclude_modules, module_path):
+            return False
+        if self.target_modules == ALL_LINEAR:
+            return True
+        if not _is_named(self.target_modules, module_path):
+            return False
+        # PEFT ignores layers_to_transform beside a regular expression.
+        return isinstance(self.target_modules, str) or self._selects_layer(module_path)
+
+    def max_rank(self) -> int:
+        """The largest rank that any module can have."""
+        return max([self.rank, *(rank for _, rank in self.rank_pattern)])
+
+    def canonical(self) -> dict[str, Any]:
+        """The same for two configurations of equal meaning; JSON-serializable.
+
+        Part of the package's digest.
+        """
+        return {
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "use_rslora": self.use_rslora,
+            "rank_pattern": [list(item) for item in self.rank_pattern],
+            "alpha_pattern": [list(item) for item in self.alpha_pattern],
+            "target_modules": self.target_modules,
+            "exclude_modules": self.exclude_modules,
+            "layers_to_transform": self.layers_to_transform,
+            "layers_pattern": self.layers_pattern,
+        }
+
+    def _selects_layer(self, module_path: str) -> bool:
+        if self.layers_to_transform is None:
+            return True
+        layer = _layer_of(module_path, self.layers_pattern)
+        return layer is not None and layer in self.layers_to_transform
+
+
+def parse_peft_config(raw: bytes) -> LoraSettings:
+    """Read the bytes of `adapter_config.json`.
+
+    Raises AdapterInvalidError for anything malformed or out of range, and for every feature that is not
+    served; all unsupported features are listed at once.
+    """
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise AdapterInvalidError(f"{CONFIG_FILE} has more than {MAX_CONFIG_BYTES} bytes")
+    config = parse_object(raw, CONFIG_FILE)
+    unsupported = _unsupported_features(config)
+    if unsupported:
+        raise AdapterInvalidError(f"{CONFIG_FILE} uses what is not supported: " + "; ".join(unsupported))
+    return LoraSettings(
+        rank=_rank(config.get("r"), "r"),
+        alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
+        use_rslora=_flag(config.get("use_rslora"), "use_rslora"),
+        rank_pattern=tuple(
+            (key, _rank(value, f"rank_pattern[{key[:80]!r}]"))
+            for key, value in _pattern(config, "rank_pattern")
+        ),
+        alpha_pattern=tuple(
+            (key, _alpha(value, f"alpha_pattern[{key[:80]!r}]"))
+            for key, value in _pattern(config, "alpha_pattern")
+        ),
+        target_modules=_target_modules(config),
+        exclude_modules=_module_names(config.get("exclude_modules"), "exclude_modules"),
+        layers_to_transform=_layers(config.get("layers_to_transform")),
+        layers_pattern=_layers_pattern(config.get("layers_pattern")),
+    )
+
+
+def _unsupported_features(config: dict[str, Any]) -> list[str]:
+    found = []
+    if config.get("peft_type") != "LORA":
+        found.append(f"peft_type {_shown(config.get('peft_type'))} (only LORA)")
+    if config.get("task_type") not in ("CAUSAL_LM", None):
+        found.append(f"task_type {_shown(config['task_type'])} (only CAUSAL_LM)")
+    if config.get("bias", "none") not in ("none", None):
+        found.append(f"bias {_shown(config['bias'])} (only none)")
+    init = config.get("init_lora_weights", True)
+    if not any(init is plain or (isinstance(init, str) and init == plain) for plain in _PLAIN_INITS):
+        found.append(f"init_lora_weights {_shown(init)} (may change the base weights)")
+    for name, value in config.items():
+        if not value or name in _HONOURED or name in _HARMLESS:
+            continue
+        found.append(f"{name} ({_REFUSED[name]})" if name in _REFUSED else f"{name[:80]} (unknown field)")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
+
+
+def _rank(value: Any, field: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CONFIG_RANK:
+        return value
+    raise AdapterInvalidError(f"{CONFIG_FILE}: {field} must be an integer in [1, {MAX_CONFIG_RANK}]")
+
+
+def _alpha(value: Any, field: str) -> float:
+    # Zero would be the bare base under the adapter's name.
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < abs(value) <= MAX_ABS_ALPHA:
+        return float(value)
+    raise AdapterInvalidError(f"{CONFIG_FILE}: {field} must be a number, not 0, of at most {MAX_ABS_ALPHA:g}")
+
+
+def _flag(value: Any, field: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise AdapterInvalidError(f"{CONFIG_FILE}: {field} must be true or false")
+
+
+def _pattern(config: dict[str, Any], field: str) -> list[tuple[str, Any]]:
+    value = config.get(field) or {}
+    if not isinstance(value, dict) or len(value) > _MAX_LIST:
+        raise AdapterInvalidError(f"{CONFIG_FILE}: {field} must be an object of at most {_MAX_LIST} entries")
+    _check_patterns(list(value), [_as_suffix(key) for key in value], field)
+    return list(value.items())
+
+
+def _target_modules(config: dict[str, Any]) -> tuple[str, ...] | str:
+    names = _module_names(config.get("target_modules"), "target_modules")
+    if not names:
+        raise AdapterInvalidError(f"{CONFIG_FILE}: target_modules must name at least one module")
+    return ALL_LINEAR if isinstance(names, str) and names.lower() == ALL_LINEAR else names
+
+
+def _module_names(value: Any, field: str) -> tuple[str, ...] | str:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        if value.lower() != ALL_LINEAR:
+            compile_pattern(value)
+        return value
+    if isinstance(value, list) and len(value) <= _MAX_LIST and all(isinstance(v, str) and v for v in value):
+        return tuple(sorted(set(value)))
+    raise AdapterInvalidError(
+        f"{CONFIG_FILE}: {field} must be a list of module names or one regular expression"
+    )
+
+
+def _layers(value: Any) -> tuple[int, ...] | None:
+    if value is None or value == []:
+        return None
+    layers = value if isinstance(value, list) else [value]
+    if len(layers) <= _MAX_LIST and all(
+        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in layers
+    ):
+        return tuple(sorted(set(layers)))
+    raise AdapterInvalidError(f"{CONFIG_FILE}: layers_to_transform must be a layer number or a list of them")
+
+
+def _layers_pattern(value: Any) -> tuple[str, ...]:
+    patterns = [value] if isinstance(value, str) else value or []
+    if (
+        not isinstance(patterns, list)
+        or len(patterns) > _MAX_LIST
+        or not all(isinstance(p, str) for p in patterns)
+    ):
+        raise AdapterInvalidError(f"{CONFIG_FILE}: layers_pattern must be a name or a list of names")
+    patterns = [pattern for pattern in patterns if pattern]
+    _check_patterns(patterns, [_as_layers_prefix(pattern) for pattern in patterns], "layers_pattern")
+    return tuple(patterns)
+
+
+def _check_patterns(keys: list[str], patterns: list[str], field: str) -> None:
+    if sum(is_complex(key) for key in keys) > MAX_COMPLEX_PATTERNS:
+        raise AdapterInvalidError(
+            f"{CONFIG_FILE}: {field} has more than {MAX_COMPLEX_PATTERNS} regular expressions"
+        )
+    for pattern in patterns:
+        compile_pattern(pattern)
+
+
+def _first_match(pattern: tuple[tuple[str, T], ...], module_path: str, default: T) -> T:
+    return next((value for key, value in pattern if _names_end_of(key, module_path)), default)
+
+
+def _names_end_of(key: str, module_path: str) -> bool:
+    suffix = _as_suffix(key)
+    if is_complex(key):
+        return compile_pattern(suffix).matches_start(module_path)
+    return re.match(suffix, module_path) is not None  # no backtracking; the common case, hundreds of keys
+
+
+def _as_suffix(key: str) -> str:
+    """How PEFT reads a key of rank_pattern or alpha_pattern: a regular expression for the end of the path."""
+    return rf"(.*\.)?({key})$"
+
+
+def _is_named(names: tuple[str, ...] | str, module_path: str) -> bool:
+    if isinstance(names, str):
+        return compile_pattern(names).matches_whole(module_path)
+    return any(module_path == name or module_path.endswith(f".{name}") for name in names)
+
+
+def _as_layers_prefix(pattern: str) -> str:
+    return rf"(?:^|.*\.){pattern}\."
+
+
+def _layer_of(module_path: str, layers_pattern: tuple[str, ...]) -> int | None:
+    """The number after the first part of the path that is followed by one, and matches a pattern if there
+    are any.
+    """
+    parts = module_path.split(".")
+    for i in range(1, len(parts) - 1):
+        head = ".".join(parts[:i]) + "."
+        if not parts[i].isdecimal():
+            continue
+        if not layers_pattern:
+            return int(parts[i]) if i >= 2 else None
+        if any(
+            compile_pattern(_as_layers_prefix(pattern) + "$").matches_start(head)
+            for pattern in layers_pattern
+        ):
+            return int(parts[i])
+    return None
