@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from loraplex_server.engine.adapter_residency import AdapterResidency
-from loraplex_server.engine.sampler import SampledToken, Sampler
+from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from loraplex_server.engine.scheduler import SampledToken
 from loraplex_server.kernels.lora import LoraSegment, SegmentedLora
 from loraplex_server.model.batch import DecodeRows, ForwardBatch, PrefillChunk
 from loraplex_server.model.decoder import Decoder

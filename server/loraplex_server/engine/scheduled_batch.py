@@ -1,0 +1,46 @@
+"""The rows of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from loraplex_server.engine.sequence import BASE_SLOT, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """The part of a sequence that a step computes: tokens [start, start + num_tokens)."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    is_last_chunk: bool  # its newest token is among them, so a next one is sampled
+
+
+@dataclass(slots=True)
+class ScheduledBatch:
+    """Decode rows first, then prefill chunks; within each, rows of one adapter stand together."""
+
+    decodes: list[ScheduledSequence] = field(default_factory=list)
+    prefills: list[ScheduledSequence] = field(default_factory=list)
+    num_preempted: int = 0
+    prefix_hit_tokens: int = 0
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.decodes) + len(self.prefills)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.decodes) + sum(row.num_tokens for row in self.prefills)
+
+    @property
+    def adapter_slots(self) -> set[int]:
+        """Distinct adapter slots in the batch; the base needs none."""
+        slots = {row.sequence.adapter_slot for row in (*self.decodes, *self.prefills)}
+        return slots - {BASE_SLOT}
+
+    def sort_by_adapter(self) -> None:
+        """Make the rows of one adapter adjacent, so that each adapter is one segment of each part."""
+        for rows in (self.decodes, self.prefills):
+            rows.sort(key=lambda row: row.sequence.adapter_slot)

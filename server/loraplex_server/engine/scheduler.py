@@ -1,0 +1,296 @@
+"""Continuous batching: waiting and running sequences -> the rows of the next step, and back.
+
+One token budget per step holds decode rows and prefill chunks of any adapters. Decodes come first, then prefills
+under way, then the queue in order of arrival. A sequence whose adapter is not resident waits alone; others pass it,
+but not for ever. When blocks run out, the sequence that came last gives its own back and is computed anew later.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from loraplex_adapters.errors import AdapterUnavailableError
+from loraplex_server.engine.block_manager import BlockManager
+from loraplex_server.engine.messages import AddSequence, FinishReason, TokenLogprob, TokenOutput
+from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from loraplex_server.engine.sequence import BASE_SLOT, Sequence
+
+MAX_BYPASSES = 64
+"""Admissions that may pass a sequence which waits for nothing but an adapter slot; then it goes first."""
+
+
+class AdapterResidency(Protocol):
+    """Where adapters are; see `loraplex_server.engine.adapter_residency`."""
+
+    def prefetch(self, digest: str) -> None: ...
+
+    def acquire(self, digest: str) -> int | None: ...
+
+    def release(self, digest: str) -> None: ...
+
+    def is_loading(self, digest: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Bounds of a step and of a sequence."""
+
+    max_running: int
+    max_batched_tokens: int
+    max_context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What the sampler chose for one row."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+class Scheduler:
+    """Owns all sequences. Not thread-safe; the engine's thread owns it."""
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        blocks: BlockManager,
+        residency: AdapterResidency,
+        eos_token_ids: Iterable[int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._blocks = blocks
+        self._residency = residency
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._clock = clock
+        self._waiting: list[Sequence] = []  # in order of admission
+        self._running: list[Sequence] = []  # in order of admission
+        self._sequences: dict[int, Sequence] = {}
+        self._failures: list[TokenOutput] = []
+        self._num_admitted = 0
+        self._blocked: Sequence | None = None  # oldest that waits for nothing but a slot
+        self._num_bypasses = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def has_work(self) -> bool:
+        """True while any sequence waits or runs, or a failure is to be reported."""
+        return bool(self._sequences or self._failures)
+
+    def add(self, command: AddSequence) -> None:
+        """Queue a sequence; one that can never fit ends with an ERROR output of the next step."""
+        sequence = Sequence.of(command, self._num_admitted)
+        self._num_admitted += 1
+        if self._blocks.blocks_for(len(sequence.prompt_token_ids) + 1) > self._blocks.num_blocks:
+            self._fail(sequence, "CONTEXT_OVERFLOW", "the prompt is longer than the whole key-value cache")
+            return
+        self._sequences[sequence.sequence_id] = sequence
+        self._waiting.append(sequence)
+        if sequence.adapter_digest is not None:
+            self._residency.prefetch(sequence.adapter_digest)
+
+    def abort(self, sequence_ids: Iterable[int]) -> list[TokenOutput]:
+        """End sequences now; their blocks and leases are free on return. Unknown ids are ignored."""
+        outputs = []
+        for sequence_id in sequence_ids:
+            sequence = self._sequences.get(sequence_id)
+            if sequence is not None:
+                self._remove(sequence)
+                outputs.append(TokenOutput(sequence_id, [], FinishReason.ABORT, timings=sequence.timings()))
+        return outputs
+
+    def take_failures(self) -> list[TokenOutput]:
+        """Sequences that ended in an error since the last call."""
+        failures, self._failures = self._failures, []
+        return failures
+
+    def schedule(self) -> ScheduledBatch | None:
+        """The next step's rows; None if no sequence can run now."""
+        batch = ScheduledBatch()
+        budget = self._limits.max_batched_tokens
+        budget = self._schedule_running(batch, budget)
+        if batch.num_preempted == 0:  # what was just pushed out must not be let in again by its own blocks
+            self._admit(batch, budget)
+        if batch.num_sequences == 0:
+            return None
+        batch.sort_by_adapter()
+        return batch
+
+    def commit(self, batch: ScheduledBatch, sampled: list[SampledToken]) -> list[TokenOutput]:
+        """Record what a step computed; `sampled` follows the decodes, then the prefills with a last chunk."""
+        now = self._clock()
+        outputs = []
+        tokens = iter(sampled)
+        for row in (*batch.decodes, *batch.prefills):
+            sequence = row.sequence
+            sequence.num_computed_tokens = row.start + row.num_tokens
+            self._blocks.mark_computed(sequence, row.start)
+            if row.is_last_chunk:
+                outputs.append(self._append(sequence, next(tokens), now))
+        return outputs
+
+    def _schedule_running(self, batch: ScheduledBatch, budget: int) -> int:
+        """Decodes first, then prefills under way; returns the budget left."""
+        for is_decoding in (True, False):
+            for sequence in [s for s in self._running if s.is_decoding is is_decoding]:
+                if budget == 0:
+                    return 0
+                num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+                if self._make_room(batch, sequence, num_tokens):
+                    self._schedule_row(batch, sequence, num_tokens)
+                    budget -= num_tokens
+        return budget
+
+    def _make_room(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for the row, preempting later arrivals if need be; False if the sequence itself had to go."""
+        if sequence not in self._running:  # preempted for a row before this one
+            return False
+        while not self._blocks.extend(sequence, sequence.num_computed_tokens + num_tokens):
+            victim = self._running[-1]
+            scheduled = [row for row in (*batch.decodes, *batch.prefills) if row.sequence is victim]
+            for row in scheduled:
+                (batch.decodes if row in batch.decodes else batch.prefills).remove(row)
+            self._preempt(victim)
+            batch.num_preempted += 1
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Push a running sequence back into the queue; its tokens are kept, their keys and values are not."""
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.num_preemptions += 1
+        insort(self._waiting, sequence, key=lambda s: s.order)
+        if self._blocks.blocks_for(sequence.num_tokens + 1) > self._blocks.num_blocks:
+            self._remove(sequence)
+            self._fail(sequence, "CONTEXT_OVERFLOW", "the completion outgrew the whole key-value cache")
+
+    def _admit(self, batch: ScheduledBatch, budget: int) -> None:
+        """Move waiting sequences into the batch, in order, past those whose adapters are not there yet."""
+        for sequence in list(self._waiting):
+            if budget == 0 or len(self._running) >= self._limits.max_running:
+                return
+            is_barred = self._blocked is not None and sequence.order > self._blocked.order
+            if is_barred and self._num_bypasses >= MAX_BYPASSES:
+                return
+            if not self._lease_adapter(sequence):
+                continue
+            num_cached = self._blocks.attach_prefix(sequence)
+            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            if not self._blocks.extend(sequence, sequence.num_computed_tokens + num_tokens):
+                self._release(sequence)
+                return  # later ones must not take the blocks that this one waits for
+            self._start(sequence, num_cached)
+            batch.prefix_hit_tokens += num_cached
+            self._schedule_row(batch, sequence, num_tokens)
+            budget -= num_tokens
+            if is_barred:
+                self._num_bypasses += 1
+
+    def _lease_adapter(self, sequence: Sequence) -> bool:
+        """A slot for the sequence; False while its adapter loads, no slot is free, or it just failed."""
+        digest = sequence.adapter_digest
+        if digest is None:
+            return True
+        try:
+            slot = self._residency.acquire(digest)
+        except AdapterUnavailableError as error:
+            self._remove(sequence)
+            self._fail(sequence, error.reason, str(error))
+            return False
+        if slot is None:
+            if sequence.adapter_wait_started_s is None:
+                sequence.adapter_wait_started_s = self._clock()
+            if self._blocked is None and not self._residency.is_loading(digest):
+                self._blocked, self._num_bypasses = sequence, 0
+            return False
+        sequence.adapter_slot = slot
+        return True
+
+    def _start(self, sequence: Sequence, num_cached: int) -> None:
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=lambda s: s.order)
+        if sequence is self._blocked:
+            self._blocked = None
+        now = self._clock()
+        if sequence.first_scheduled_s is None:
+            sequence.first_scheduled_s = now
+            sequence.num_cached_prompt_tokens = num_cached
+            if sequence.adapter_wait_started_s is not None:
+                sequence.adapter_wait_s = now - sequence.adapter_wait_started_s
+
+    def _schedule_row(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> None:
+        start = sequence.num_computed_tokens
+        is_last_chunk = start + num_tokens == sequence.num_tokens
+        row = ScheduledSequence(sequence, start, num_tokens, is_last_chunk)
+        (batch.decodes if num_tokens == 1 and is_last_chunk else batch.prefills).append(row)
+
+    def _append(self, sequence: Sequence, token: SampledToken, now: float) -> TokenOutput:
+        """Add a token to its sequence and end the sequence if that is its last."""
+        is_first = not sequence.output_token_ids
+        sequence.output_token_ids.append(token.token_id)
+        sequence.last_token_s = now
+        if is_first:
+            sequence.first_token_s = now
+        finish_reason = self._finish_reason(sequence, token.token_id)
+        if finish_reason is not None:
+            self._remove(sequence)
+        return TokenOutput(
+            sequence.sequence_id,
+            [token.token_id],
+            finish_reason,
+            [token.logprob] if token.logprob is not None else None,
+            sequence.num_cached_prompt_tokens if is_first else 0,
+            sequence.timings() if finish_reason is not None else None,
+        )
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        sampling = sequence.sampling
+        num_output = len(sequence.output_token_ids)
+        if num_output >= sampling.min_tokens:
+            if token_id in self._eos_token_ids and not sampling.ignore_eos:
+                return FinishReason.STOP
+            if token_id in sampling.stop_token_ids:
+                return FinishReason.STOP
+        if num_output >= sampling.max_tokens or sequence.num_tokens >= self._limits.max_context_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _release(self, sequence: Sequence) -> None:
+        """Give back blocks and the adapter lease."""
+        self._blocks.release(sequence)
+        if sequence.adapter_slot != BASE_SLOT and sequence.adapter_digest is not None:
+            self._residency.release(sequence.adapter_digest)
+            sequence.adapter_slot = BASE_SLOT
+
+    def _remove(self, sequence: Sequence) -> None:
+        """Forget a sequence wherever it is."""
+        self._release(sequence)
+        del self._sequences[sequence.sequence_id]
+        (self._running if sequence in self._running else self._waiting).remove(sequence)
+        if sequence is self._blocked:
+            self._blocked = None
+
+    def _fail(self, sequence: Sequence, reason: str, message: str) -> None:
+        self._failures.append(
+            TokenOutput(
+                sequence.sequence_id,
+                [],
+                FinishReason.ERROR,
+                timings=sequence.timings(),
+                error_reason=reason,
+                error_message=message,
+            )
+        )

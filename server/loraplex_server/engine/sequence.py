@@ -1,0 +1,75 @@
+"""The running state of one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from loraplex_server.engine.messages import AddSequence, SamplingParams, SequenceTimings
+
+BASE_SLOT = -1
+"""`adapter_slot` of a sequence that the base model answers itself."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Owned by the engine's thread. Tokens are those of the prompt followed by those generated."""
+
+    sequence_id: int
+    prompt_token_ids: list[int]
+    adapter_digest: str | None
+    cache_salt: bytes
+    sampling: SamplingParams
+    arrival_s: float
+    order: int  # of admission; a preempted sequence returns to its place in the queue
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0  # tokens whose keys and values are in the cache
+    block_table: list[int] = field(default_factory=list)
+    adapter_slot: int = BASE_SLOT
+    num_cached_prompt_tokens: int = 0
+    num_preemptions: int = 0
+    adapter_wait_started_s: float | None = None
+    adapter_wait_s: float = 0.0
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+    @classmethod
+    def of(cls, command: AddSequence, order: int) -> Sequence:
+        return cls(
+            sequence_id=command.sequence_id,
+            prompt_token_ids=command.prompt_token_ids,
+            adapter_digest=command.adapter_digest,
+            cache_salt=command.cache_salt,
+            sampling=command.sampling,
+            arrival_s=command.arrival_s,
+            order=order,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def is_decoding(self) -> bool:
+        """All tokens but the newest are computed."""
+        return self.num_computed_tokens == self.num_tokens - 1
+
+    def token_ids(self, start: int, stop: int) -> list[int]:
+        """Tokens [start, stop) without joining the whole."""
+        num_prompt = len(self.prompt_token_ids)
+        if start >= num_prompt:
+            return self.output_token_ids[start - num_prompt : stop - num_prompt]
+        if stop <= num_prompt:
+            return self.prompt_token_ids[start:stop]
+        return self.prompt_token_ids[start:] + self.output_token_ids[: stop - num_prompt]
+
+    def timings(self) -> SequenceTimings:
+        """Where the time went; parts that never began are 0."""
+        started = self.first_scheduled_s
+        first, last = self.first_token_s, self.last_token_s
+        return SequenceTimings(
+            queue_s=started - self.arrival_s if started is not None else 0.0,
+            adapter_load_s=self.adapter_wait_s,
+            prefill_s=first - started if first is not None and started is not None else 0.0,
+            decode_s=last - first if last is not None and first is not None else 0.0,
+        )
