@@ -92,27 +92,23 @@ class AdapterRegistry:
 
         Raises InvalidRequestError for the name, AdapterExistsError if it is taken by another digest.
         """
-        fields: dict[str, Any] = dict(
-            name=validate_adapter_name(name),
-            digest=digest,
-            state=AdapterState.READY,
-            size_bytes=size_bytes,
-            rank=rank,
-            target_modules=sorted(target_modules),
-            served_module_count=served_module_count,
-            base_fingerprint=base_fingerprint,
-            created_at_us=(self._clock() - _EPOCH) // timedelta(microseconds=1),
-        )
-        while True:
-            try:
-                with Session(self._engine) as session, session.begin():
-                    row = _AdapterRow(**fields)
-                    session.add(row)
-                    session.flush()
-                    return _adapter_of(row)
-            except IntegrityError:  # the name is taken; the database decides, so two callers cannot both win
-                with suppress(AdapterNotFoundError):  # deleted just now: the name is free again
-                    return self._register_again(name, digest, base_fingerprint)
+        fields = {
+            "name": validate_adapter_name(name),
+            "digest": digest,
+            "state": AdapterState.READY,
+            "size_bytes": size_bytes,
+            "rank": rank,
+            "target_modules": sorted(target_modules),
+            "served_module_count": served_module_count,
+            "base_fingerprint": base_fingerprint,
+            "created_at_us": (self._clock() - _EPOCH) // timedelta(microseconds=1),
+        }
+        try:
+            return self._insert(fields)
+        except IntegrityError:  # the name is taken; the database decides, so two callers cannot both win
+            with suppress(AdapterNotFoundError):  # deleted just now: the name is free again
+                return self._register_again(name, digest, base_fingerprint)
+        return self._insert(fields)
 
     def get(self, name: str) -> RegisteredAdapter:
         """Raises AdapterNotFoundError."""
@@ -159,6 +155,13 @@ class AdapterRegistry:
     def close(self) -> None:
         """Close all connections. The registry may not be used afterwards."""
         self._engine.dispose()
+
+    def _insert(self, fields: dict[str, Any]) -> RegisteredAdapter:
+        with Session(self._engine) as session, session.begin():
+            row = _AdapterRow(**fields)
+            session.add(row)
+            session.flush()
+            return _adapter_of(row)
 
     def _register_again(self, name: str, digest: str, base_fingerprint: str) -> RegisteredAdapter:
         with Session(self._engine) as session, session.begin():

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
-
 from loraplex_server.engine.kv_cache import allocate_kv_cache
 from loraplex_server.model.batch import DecodeRows, ForwardBatch, LoraBatch, PrefillChunk
 from loraplex_server.model.decoder import Decoder
+from torch import Tensor
 
 
 @dataclass

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.compatibility import load_lora_weights, match_to_base, module_path
 from loraplex_adapters.errors import AdapterIncompatibleError, AdapterInvalidError
 from loraplex_adapters.package import WEIGHTS_FILE, read_package
-from safetensors.torch import load_file, save_file
-from tiny_peft import SaveAdapter, SavedAdapter
+from safetensors.torch import load_file
+from tiny_peft import SaveAdapter, SavedAdapter, with_config, with_tensors
 
 VARIANTS: list[dict[str, Any]] = [
     {"lora_alpha": 16},
@@ -56,19 +55,6 @@ def test_modules_ranks_scaling_and_tensors_equal_those_of_peft(
         assert lora.rank == expected[path].r["default"]
         assert torch.equal(lora.a, expected[path].lora_A["default"].weight)
         assert torch.equal(lora.b, expected[path].lora_B["default"].weight)
-
-
-def with_tensors(saved: SavedAdapter, folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    shutil.copytree(saved.folder, folder, dirs_exist_ok=True)
-    save_file(tensors, folder / WEIGHTS_FILE)
-    return folder
-
-
-def with_config(saved: SavedAdapter, folder: Path, **fields: Any) -> Path:
-    shutil.copytree(saved.folder, folder, dirs_exist_ok=True)
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-    return folder
 
 
 def test_keys_with_the_adapter_name_default_are_read_too(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 NUM_LAYERS = 2
@@ -38,3 +42,16 @@ def tiny_llama() -> LlamaForCausalLM:
             max_position_embeddings=64,
         )
     )
+
+
+def with_tensors(saved: SavedAdapter, folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    shutil.copytree(saved.folder, folder, dirs_exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def with_config(saved: SavedAdapter, folder: Path, **fields: Any) -> Path:
+    shutil.copytree(saved.folder, folder, dirs_exist_ok=True)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return folder

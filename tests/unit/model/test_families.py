@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from loraplex_server.model.decoder import Decoder
+from loraplex_server.model.loader import load_decoder
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -19,8 +21,6 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from loraplex_server.model.decoder import Decoder
-from loraplex_server.model.loader import load_decoder
 from tests.support.forward import PagedRun
 
 TOLERANCE = 1e-4
