@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from peft import LoraConfig, get_peft_model
-from tiny_peft import FFN, HIDDEN, KV, NUM_LAYERS, SaveAdapter, SavedAdapter, tiny_llama
+
+from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
+from tests.support.tiny_peft import FFN, HIDDEN, KV, NUM_LAYERS, SaveAdapter, SavedAdapter, tiny_llama
 
 
 @pytest.fixture(scope="session")

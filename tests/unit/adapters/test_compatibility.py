@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.compatibility import load_lora_weights, match_to_base, module_path
 from loraplex_adapters.errors import AdapterIncompatibleError, AdapterInvalidError
 from loraplex_adapters.package import WEIGHTS_FILE, read_package
-from safetensors.torch import load_file
-from tiny_peft import SaveAdapter, SavedAdapter, with_config, with_tensors
+from tests.support.tiny_peft import SaveAdapter, SavedAdapter, with_config, with_tensors
 
 VARIANTS: list[dict[str, Any]] = [
     {"lora_alpha": 16},

@@ -55,9 +55,13 @@ def test_a_lease_ends_when_its_request_fails() -> None:
     unused: list[str] = []
     leases = AdapterLeases(unused.append)
 
-    with pytest.raises(RuntimeError, match="request"), leases.lease("shop", DIGEST):
-        leases.retire(DIGEST)
-        raise RuntimeError("request failed")
+    def fail_while_retired() -> None:
+        with leases.lease("shop", DIGEST):
+            leases.retire(DIGEST)
+            raise RuntimeError("request failed")
+
+    with pytest.raises(RuntimeError, match="request failed"):
+        fail_while_retired()
 
     assert unused == [DIGEST]
 

@@ -6,6 +6,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from loraplex_adapters.errors import AdapterInvalidError
 from loraplex_adapters.module_patterns import compile_pattern
 

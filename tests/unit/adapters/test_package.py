@@ -12,12 +12,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.compatibility import load_lora_weights
 from loraplex_adapters.errors import AdapterInvalidError, LoraplexError
 from loraplex_adapters.package import PackageLimits, read_package
-from safetensors.torch import load_file, save_file
-from tiny_peft import SaveAdapter, SavedAdapter, with_config, with_tensors
+from tests.support.tiny_peft import SaveAdapter, SavedAdapter, with_config, with_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -166,7 +167,7 @@ def test_another_dtype_is_refused(plain: SavedAdapter, tmp_path: Path, dtype: to
 
 
 def test_a_rank_other_than_the_configuration_says_is_refused(plain: SavedAdapter, tmp_path: Path) -> None:
-    with pytest.raises(AdapterInvalidError, match="has rank 4, but .* rank 5"):
+    with pytest.raises(AdapterInvalidError, match=r"has rank 4, but .* rank 5"):
         read_package(with_config(plain, tmp_path, r=5))
 
 

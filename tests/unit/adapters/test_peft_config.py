@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from loraplex_adapters.errors import AdapterInvalidError
 from loraplex_adapters.peft_config import parse_peft_config
 

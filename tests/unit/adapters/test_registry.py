@@ -27,7 +27,9 @@ def registry(url: str) -> Iterator[AdapterRegistry]:
     registry.close()
 
 
-def register(registry: AdapterRegistry, name: str, digest: str = "a" * 64, **fields: Any) -> RegisteredAdapter:
+def register(
+    registry: AdapterRegistry, name: str, digest: str = "a" * 64, **fields: Any
+) -> RegisteredAdapter:
     defaults: dict[str, Any] = {
         "size_bytes": 4096,
         "rank": 8,
