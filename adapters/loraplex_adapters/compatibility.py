@@ -14,7 +14,14 @@ from safetensors import SafetensorError, safe_open
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.errors import AdapterIncompatibleError, AdapterInvalidError
-from loraplex_adapters.package import LORA_KEY, WEIGHTS_FILE, AdapterPackage, read_package
+from loraplex_adapters.package import (
+    DEFAULT_LIMITS,
+    LORA_KEY,
+    WEIGHTS_FILE,
+    AdapterPackage,
+    PackageLimits,
+    read_package,
+)
 from loraplex_adapters.peft_config import ALL_LINEAR, LoraSettings
 
 if TYPE_CHECKING:
@@ -93,14 +100,16 @@ def match_to_base(package: AdapterPackage, spec: BaseSpec, max_rank: int) -> Lor
     return LoraPlan(modules, rank, tuple(sorted({plan.module for plan in modules})))
 
 
-def load_lora_weights(source: Path | AdapterPackage, spec: BaseSpec, max_rank: int) -> LoraWeights:
+def load_lora_weights(
+    source: Path | AdapterPackage, spec: BaseSpec, max_rank: int, limits: PackageLimits = DEFAULT_LIMITS
+) -> LoraWeights:
     """Load the weights of a package folder, mapped from its file, so pages are read when they are first used.
 
     A folder is checked first as `read_package` does. The file must not be truncated while the tensors
     live; a stored package never is (deleting it is safe). Raises AdapterInvalidError and
     AdapterIncompatibleError.
     """
-    package = source if isinstance(source, AdapterPackage) else read_package(source)
+    package = source if isinstance(source, AdapterPackage) else read_package(source, limits)
     plan = match_to_base(package, spec, max_rank)
     try:
         with safe_open(package.folder / WEIGHTS_FILE, framework="pt", device="cpu") as file:

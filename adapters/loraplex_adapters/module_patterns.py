@@ -19,16 +19,18 @@ from typing import Any
 from loraplex_adapters.errors import AdapterInvalidError
 
 MAX_PATTERN_LENGTH = 1024
-MAX_COMPLEX_PATTERNS = 16  # per field; plain module paths are not counted
+MAX_QUANTIFIERS = 32  # in one pattern
+MAX_COMPLEX_PATTERNS = 8  # per field; plain module paths are not counted
 _MAX_REPEAT_COUNT = 256  # {n} beyond the length of any module path cannot match, and would cost n rounds
 _MAX_DEPTH = 32
 
 # The parser has no public name since Python 3.11; its tree has been stable since 2.x.
 _parser: Any = import_module("re._parser")
 
-Positions = frozenset[int]
+Positions = int  # bit i: position i of the path, counted from 0 to its length
+_QUANTIFIER = re.compile(r"[*+?{]")
 _BACKTRACKS = re.compile(r"[*+?{(|]")  # without any of these, `re` itself is linear
-Node = Callable[[str, Positions], Positions]  # where a construct can end, given where it can begin
+Node = Callable[["_Path", Positions], Positions]  # where a construct can end, given where it can begin
 
 _CATEGORY = {
     "CATEGORY_DIGIT": re.compile(r"\d"),
@@ -41,21 +43,41 @@ _CATEGORY = {
 
 
 @dataclass(frozen=True, slots=True)
+class _Path:
+    """A module path, prepared for matching: where each of its characters stands."""
+
+    text: str
+    positions_of: dict[str, Positions]
+
+    @property
+    def end(self) -> Positions:
+        """The position behind the last character."""
+        return 1 << len(self.text)
+
+
+@lru_cache(maxsize=1024)
+def _prepare(text: str) -> _Path:
+    positions_of: dict[str, Positions] = {}
+    for i, character in enumerate(text):
+        positions_of[character] = positions_of.get(character, 0) | 1 << i
+    return _Path(text, positions_of)
+
+
+@dataclass(frozen=True, slots=True)
 class ModulePattern:
-    """A compiled pattern. Equal in meaning to `re.compile(pattern)` for the constructs that are let
-    through.
-    """
+    """A compiled pattern. Equal in meaning to `re.compile` for the constructs that are let through."""
 
     pattern: str
     _node: Node
 
     def matches_whole(self, path: str) -> bool:
         """As `re.fullmatch(pattern, path)` is not None. `path` is a module path, without line ends."""
-        return len(path) in self._node(path, frozenset({0}))
+        prepared = _prepare(path)
+        return bool(self._node(prepared, 1) & prepared.end)
 
     def matches_start(self, path: str) -> bool:
         """As `re.match(pattern, path)` is not None."""
-        return bool(self._node(path, frozenset({0})))
+        return bool(self._node(_prepare(path), 1))
 
 
 def is_complex(pattern: str) -> bool:
@@ -72,6 +94,10 @@ def compile_pattern(pattern: str) -> ModulePattern:
         raise AdapterInvalidError(
             f"a module pattern has {len(pattern)} characters; at most {MAX_PATTERN_LENGTH}"
         )
+    if len(_QUANTIFIER.findall(pattern)) > MAX_QUANTIFIERS:
+        raise AdapterInvalidError(
+            f"module pattern {pattern[:80]!r} has more than {MAX_QUANTIFIERS} quantifiers"
+        )
     try:
         tree = _parser.parse(pattern)
     except (re.error, OverflowError, RecursionError, ValueError) as error:
@@ -86,19 +112,22 @@ def _build_sequence(items: Any, pattern: str, depth: int) -> Node:
         raise AdapterInvalidError(f"module pattern {pattern[:80]!r} is nested more than {_MAX_DEPTH} deep")
     nodes = [_build(str(op), argument, pattern, depth) for op, argument in items]
 
-    def follow(text: str, starts: Positions) -> Positions:
+    def follow(path: _Path, starts: Positions) -> Positions:
         for node in nodes:
             if not starts:
                 break
-            starts = node(text, starts)
+            starts = node(path, starts)
         return starts
 
     return follow
 
 
 def _build(op: str, argument: Any, pattern: str, depth: int) -> Node:
-    if op in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):
-        return _single_character(_character_test(op, argument, pattern))
+    if op == "LITERAL":
+        character = chr(argument)
+        return lambda path, starts: (starts & path.positions_of.get(character, 0)) << 1
+    if op in ("NOT_LITERAL", "ANY", "IN"):
+        return _any_character(_character_test(op, argument, pattern))
     if op in ("MAX_REPEAT", "MIN_REPEAT"):
         low, high, body = argument
         return _repeat(low, high, _build_sequence(body, pattern, depth + 1), pattern)
@@ -110,19 +139,27 @@ def _build(op: str, argument: Any, pattern: str, depth: int) -> Node:
             return _build_sequence(body, pattern, depth + 1)
     if op == "AT" and str(argument) in ("AT_BOUNDARY", "AT_NON_BOUNDARY"):
         edge = re.compile(r"\b" if str(argument) == "AT_BOUNDARY" else r"\B")
-        return lambda text, starts: frozenset(i for i in starts if edge.match(text, i))
+        return lambda path, starts: starts & _positions_where(edge, path)
     if op == "AT" and str(argument) in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
-        return lambda text, starts: starts & {0}
+        return lambda path, starts: starts & 1
     if op == "AT" and str(argument) in ("AT_END", "AT_END_STRING"):
-        return lambda text, starts: starts & {len(text)}
+        return lambda path, starts: starts & path.end
     raise AdapterInvalidError(f"module pattern {pattern[:80]!r}: {op.lower()} is not supported")
 
 
-def _single_character(accepts: Callable[[str], bool]) -> Node:
-    def follow(text: str, starts: Positions) -> Positions:
-        return frozenset(i + 1 for i in starts if i < len(text) and accepts(text[i]))
+def _any_character(accepts: Callable[[str], bool]) -> Node:
+    def follow(path: _Path, starts: Positions) -> Positions:
+        accepted = 0
+        for character, positions in path.positions_of.items():
+            if starts & positions and accepts(character):
+                accepted |= positions
+        return (starts & accepted) << 1
 
     return follow
+
+
+def _positions_where(edge: re.Pattern[str], path: _Path) -> Positions:
+    return sum(1 << i for i in range(len(path.text) + 1) if edge.match(path.text, i))
 
 
 def _character_test(op: str, argument: Any, pattern: str) -> Callable[[str], bool]:
@@ -147,7 +184,13 @@ def _character_test(op: str, argument: Any, pattern: str) -> Callable[[str], boo
 
 
 def _either(branches: list[Node]) -> Node:
-    return lambda text, starts: frozenset().union(*(branch(text, starts) for branch in branches))
+    def follow(path: _Path, starts: Positions) -> Positions:
+        ends = 0
+        for branch in branches:
+            ends |= branch(path, starts)
+        return ends
+
+    return follow
 
 
 def _repeat(low: int, high: int, body: Node, pattern: str) -> Node:
@@ -156,16 +199,16 @@ def _repeat(low: int, high: int, body: Node, pattern: str) -> Node:
             f"module pattern {pattern[:80]!r} repeats more than {_MAX_REPEAT_COUNT} times"
         )
 
-    def follow(text: str, starts: Positions) -> Positions:
+    def follow(path: _Path, starts: Positions) -> Positions:
         for _ in range(low):
-            following = body(text, starts)
+            following = body(path, starts)
             if following == starts:
                 break
             starts = following
         reached = frontier = starts
-        # Each round adds a position or ends the loop, so there are at most len(text) + 1 of them.
-        for _ in range(min(high - low, len(text) + 1)):
-            frontier = body(text, frontier) - reached
+        # Each round adds a position or ends the loop, so there are at most as many as positions.
+        for _ in range(min(high - low, len(path.text) + 1)):
+            frontier = body(path, frontier) & ~reached
             if not frontier:
                 break
             reached |= frontier
