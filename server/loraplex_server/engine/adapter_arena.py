@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from loraplex_adapters.compatibility import LoraWeights
 from torch import Tensor
 
 from loraplex_adapters.base_spec import BaseSpec
+from loraplex_adapters.compatibility import LoraWeights
 from loraplex_server.kernels.lora import LoraLayers, LoraPart, LoraProjection
 from loraplex_server.model.projections import PROJECTIONS, module_slices
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import torch
-from loraplex_adapters.compatibility import load_lora_weights
 
+from loraplex_adapters.compatibility import load_lora_weights
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, PackedAdapter
 from loraplex_server.engine.adapter_residency import AdapterResidency

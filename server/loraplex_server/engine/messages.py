@@ -119,7 +119,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] | None = None  # one per new token, if asked for
     cached_prompt_tokens: int = 0  # set with the first token
-    timings: SequenceTimings | None = None  # set with finish_reason
+    timings: SequenceTimings | None = None  # set with the first token and with finish_reason
     error_reason: str | None = None  # reason code of a LoraplexError, with finish_reason ERROR
     error_message: str | None = None
 

@@ -253,7 +253,7 @@ class Scheduler:
             finish_reason,
             [token.logprob] if token.logprob is not None else None,
             sequence.num_cached_prompt_tokens if is_first else 0,
-            sequence.timings() if finish_reason is not None else None,
+            sequence.timings() if is_first or finish_reason is not None else None,
         )
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:

@@ -1,0 +1,198 @@
+"""The server's settings: flags, then environment, then a YAML file, then defaults. Checked once, then read-only."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from loraplex_adapters.errors import LoraplexError
+from loraplex_server.engine.config import Device, EngineConfig, Quantization
+
+ENVIRONMENT_PREFIX = "LORAPLEX_"
+_ENGINE_FIELDS = (
+    "quantization",
+    "device",
+    "max_context_tokens",
+    "max_batched_tokens",
+    "max_running",
+    "block_size",
+    "kv_cache_bytes",
+    "adapter_slots",
+    "adapter_arena_bytes",
+    "max_lora_rank",
+    "prefix_cache",
+    "num_threads",
+)
+
+
+class ConfigError(LoraplexError):
+    """A setting is unknown, malformed or out of range; the message names it and the fix."""
+
+    reason = "INVALID_CONFIG"
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/loraplex`, or `~/.local/share/loraplex`."""
+    root = os.environ.get("XDG_DATA_HOME")
+    return (Path(root) if root else Path.home() / ".local" / "share") / "loraplex"
+
+
+class ServerConfig(BaseModel):
+    """Every setting of `loraplex serve`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes any free one.")
+    metrics_port: int | None = Field(
+        9464,
+        ge=0,
+        le=65535,
+        description="HTTP port of Prometheus metrics; 0 takes any, null switches it off.",
+    )
+    base: str | None = Field(
+        None, description="Hugging Face folder or id of the base model; null takes SmolLM2-135M-Instruct."
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="Folder of the registry and the adapter packages."
+    )
+    registry_url: str | None = Field(
+        None, description="SQLAlchemy URL of the registry; null keeps SQLite in data_dir."
+    )
+    adapter_roots: tuple[Path, ...] = Field(
+        (), description="Folders that CreateAdapter may read from; empty refuses every path."
+    )
+    max_waiting: int = Field(
+        256, ge=1, le=100_000, description="Requests that may wait; one more is refused."
+    )
+    max_output_tokens: int = Field(1024, ge=1, description="Tokens of one completion.")
+    default_deadline_s: float = Field(
+        300.0, gt=0, description="Deadline of a request that brings none, seconds."
+    )
+    max_deadline_s: float = Field(3600.0, gt=0, description="Longest deadline, seconds; later ones are cut.")
+    drain_grace_s: float = Field(30.0, ge=0, description="Seconds running requests get to finish at a stop.")
+    write_stall_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds a client may leave a stream unread before it is ended."
+    )
+    reflection: bool = Field(True, description="Serve gRPC reflection.")
+    max_adapter_bytes: int = Field(512 * 2**20, ge=1, description="Largest adapter package, bytes.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines as text or JSON.")
+
+    quantization: Quantization = Field(
+        "auto", description="nf4, int8, bf16, fp32, or auto (GPU nf4, CPU int8)."
+    )
+    device: Device = Field("auto", description="cpu, cuda, or auto.")
+    max_context_tokens: int = Field(
+        2048,
+        ge=2,
+        description="Prompt and completion of a request together; lowered to what the base supports.",
+    )
+    max_batched_tokens: int = Field(
+        512, ge=1, description="Tokens of one forward pass, prefill and decode together."
+    )
+    max_running: int = Field(64, ge=1, description="Sequences that run at once.")
+    block_size: int = Field(32, ge=1, le=256, description="Tokens of a key-value block.")
+    kv_cache_bytes: int = Field(512 * 2**20, ge=1, description="Memory of the key-value cache, bytes.")
+    adapter_slots: int = Field(16, ge=1, description="Adapters resident at once.")
+    adapter_arena_bytes: int = Field(256 * 2**20, ge=1, description="Memory of resident adapters, bytes.")
+    max_lora_rank: int = Field(128, ge=1, description="Largest LoRA rank that may be registered.")
+    prefix_cache: bool = Field(True, description="Reuse keys and values of equal prompt beginnings.")
+    num_threads: int | None = Field(
+        None, ge=1, description="Threads of the engine on a CPU; null takes one per core."
+    )
+
+    @field_validator("adapter_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ServerConfig:
+        if self.max_batched_tokens < self.max_running:
+            raise ValueError(
+                f"max_batched_tokens={self.max_batched_tokens} cannot give each of max_running="
+                f"{self.max_running} sequences one token per step; raise it or lower max_running"
+            )
+        return self
+
+    @property
+    def store_path(self) -> Path:
+        """Folder of the packages, by digest."""
+        return self.data_dir / "adapters"
+
+    @property
+    def resolved_registry_url(self) -> str:
+        """The registry's SQLAlchemy URL."""
+        return self.registry_url or f"sqlite:///{self.data_dir / 'registry.sqlite3'}"
+
+    def engine_config(self, base_path: Path) -> EngineConfig:
+        """The part that the engine process gets."""
+        values = {name: getattr(self, name) for name in _ENGINE_FIELDS}
+        return EngineConfig(base_path=base_path, store_path=self.store_path, **values)
+
+
+def load_config(
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> ServerConfig:
+    """Merge the sources and check the result. Raises ConfigError naming the key, its source and the fix."""
+    values: dict[str, Any] = {}
+    source_of: dict[str, str] = {}
+    sources = [
+        (f"file {file}", _read_yaml(file) if file is not None else {}),
+        ("environment", _from_environment(os.environ if environment is None else environment)),
+        ("flag", {key: value for key, value in (flags or {}).items() if value is not None}),
+    ]
+    for source, settings in sources:
+        for key, value in settings.items():
+            _check_known(key, source)
+            values[key], source_of[key] = value, source
+    try:
+        return ServerConfig(**values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(issue, source_of) for issue in error.errors())) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{file} must hold settings as 'name: value' lines")
+    return content
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+
+
+def _check_known(key: str, source: str) -> None:
+    known = ServerConfig.model_fields
+    if key in known:
+        return
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else "; see `loraplex config schema`"
+    raise ConfigError(f"unknown setting '{key}' ({source}){hint}")
+
+
+def _explain(issue: Any, source_of: Mapping[str, str]) -> str:
+    if not issue["loc"]:
+        return str(issue["msg"]).removeprefix("Value error, ")
+    key = str(issue["loc"][0])
+    return f"{key}={issue['input']!r} ({source_of.get(key, 'default')}): {issue['msg']}"

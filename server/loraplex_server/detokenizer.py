@@ -1,0 +1,81 @@
+"""Token ids -> text, piece by piece, and stop strings that never leak a partial match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """Turns the tokens of one completion into text. The pieces, joined, are the decoding of the whole."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []  # since the last piece: an incomplete character
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; empty while a character is incomplete."""
+        self._pending.append(token_id)
+        piece: str | None = self._stream.step(self._backend, token_id)
+        if piece is None:
+            return ""
+        self._pending.clear()
+        return piece
+
+    def flush(self) -> str:
+        """What is left at the end: an incomplete character as replacement characters."""
+        if not self._pending:
+            return ""
+        text: str = self._backend.decode(self._pending, skip_special_tokens=True)
+        self._pending.clear()
+        return text
+
+
+class StopStrings:
+    """Cuts a text at the stop string that is complete first; of several complete at once, the longest counts.
+
+    What could be the beginning of a stop string is held back until it is clear that it is not.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.is_matched = False
+
+    def push(self, text: str) -> str:
+        """The text that can be shown now. After a match, `is_matched` is set and nothing more comes."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        self._held = ""
+        cut = self._first_match(text)
+        if cut is not None:
+            self.is_matched = True
+            return text[:cut]
+        keep = self._length_of_possible_start(text)
+        if keep:
+            self._held = text[-keep:]
+            return text[:-keep]
+        return text
+
+    def flush(self) -> str:
+        """What was held back, when the completion ends otherwise."""
+        held, self._held = self._held, ""
+        return held
+
+    def _first_match(self, text: str) -> int | None:
+        """Where the text is to be cut."""
+        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        return min(matches)[1] if matches else None
+
+    def _length_of_possible_start(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = min(max(map(len, self._stops)) - 1, len(text))
+        for length in range(longest, 0, -1):
+            end = text[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0

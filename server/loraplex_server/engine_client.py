@@ -1,0 +1,277 @@
+"""The front end's side of the engine process: spawn it, talk to it, bring it back when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import logging
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from loraplex_server.engine.config import EngineConfig
+from loraplex_server.engine.entry import run_engine_process
+from loraplex_server.engine.messages import (
+    AbortSequences,
+    AddSequence,
+    Command,
+    EngineFailed,
+    EngineMessage,
+    EngineReady,
+    EngineStats,
+    ForgetAdapter,
+    Shutdown,
+    StepOutputs,
+    TokenOutput,
+)
+from loraplex_server.errors import EngineRestartedError, EngineUnavailableError
+
+log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S = 0.2
+_MAX_BACKOFF_S = 30.0
+_STABLE_AFTER_S = 30.0  # an engine that lived this long starts the backoff anew
+_SHUTDOWN_TIMEOUT_S = 5.0
+
+
+class EngineState(enum.Enum):
+    """What the engine process is doing."""
+
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"  # could not start; tried again after a pause
+    STOPPED = "stopped"
+
+
+class SequenceStream:
+    """Outputs of one sequence, in order. Tokens that arrive faster than they are read come together."""
+
+    def __init__(self) -> None:
+        self._outputs: list[TokenOutput] = []
+        self._error: Exception | None = None
+        self._arrived = asyncio.Event()
+
+    def push(self, output: TokenOutput) -> None:
+        self._outputs.append(output)
+        self._arrived.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._arrived.set()
+
+    async def take(self) -> list[TokenOutput]:
+        """All outputs that have arrived, at least one. Raises what ended the stream early."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        outputs, self._outputs = self._outputs, []
+        if outputs:
+            if self._error is not None:
+                self._arrived.set()
+            return outputs
+        assert self._error is not None, "woken without an output"
+        raise self._error
+
+
+class EngineClient:
+    """Owns the engine process and the streams of its sequences. Lives in one event loop."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        on_state: Callable[[EngineState], None],
+        on_stats: Callable[[EngineStats], None],
+    ) -> None:
+        """`on_state` is told of every change, `on_stats` once per engine step; both must return at once."""
+        self._config = config
+        self._on_state = on_state
+        self._on_stats = on_stats
+        self._streams: dict[int, SequenceStream] = {}
+        self._ids = itertools.count(1)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[EngineMessage] = msgspec.msgpack.Decoder(EngineMessage)
+        self._commands: zmq.Socket[bytes] | None = None
+        self._process: BaseProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._first_outcome: asyncio.Future[EngineReady] | None = None
+        self.state = EngineState.STARTING
+        self.ready: EngineReady | None = None
+        self.stats = EngineStats()
+        self.failure: EngineFailed | None = None
+
+    @property
+    def num_streams(self) -> int:
+        """Sequences that wait or run."""
+        return len(self._streams)
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the living engine process, if any."""
+        return self._process.pid if self._process is not None and self._process.is_alive() else None
+
+    async def start(self) -> EngineReady:
+        """Spawn the engine and wait until it is ready. Raises EngineUnavailableError if its first start fails."""
+        self._first_outcome = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        return await self._first_outcome
+
+    async def stop(self) -> None:
+        """End the engine process and every stream that is left."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._set_state(EngineState.STOPPED)
+        self._fail_streams(EngineUnavailableError("the server is stopping"))
+
+    def submit(self, build: Callable[[int], AddSequence]) -> tuple[int, SequenceStream]:
+        """Send a sequence, built with the id it is given. Raises EngineUnavailableError while there is no engine."""
+        if self.state is not EngineState.READY:
+            raise EngineUnavailableError("the engine is starting or restarting; try again in a moment")
+        sequence_id = next(self._ids)
+        stream = self._streams[sequence_id] = SequenceStream()
+        self._send(build(sequence_id))
+        return sequence_id, stream
+
+    def finish(self, sequence_id: int, *, abort: bool) -> None:
+        """Forget a stream; `abort` also ends its sequence in the engine, at once."""
+        if self._streams.pop(sequence_id, None) is not None and abort and self.state is EngineState.READY:
+            self._send(AbortSequences([sequence_id]))
+
+    def forget_adapter(self, digest: str) -> None:
+        """Tell the engine that no new sequence will name this digest."""
+        if self.state is EngineState.READY:
+            self._send(ForgetAdapter(digest))
+
+    def _send(self, command: Command) -> None:
+        assert self._commands is not None
+        # The send buffer has no bound, so this neither blocks nor fails; what is in it is bounded by admission.
+        self._commands.send(self._encoder.encode(command), zmq.NOBLOCK)
+
+    async def _supervise(self) -> None:
+        """Run one engine after another until cancelled."""
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            started_s = time.monotonic()
+            self._set_state(EngineState.STARTING)
+            await self._run_once()
+            self._set_state(EngineState.FAILED)
+            self._fail_streams(
+                EngineRestartedError("the engine stopped while this request ran; send it again")
+            )
+            assert self._first_outcome is not None
+            if not self._first_outcome.done():
+                message = self.failure.message if self.failure else "the engine process died while starting"
+                self._first_outcome.set_exception(EngineUnavailableError(message))
+                return
+            if time.monotonic() - started_s > _STABLE_AFTER_S:
+                backoff_s = _FIRST_BACKOFF_S
+            log.error("engine stopped; restarting", extra={"backoff_seconds": backoff_s})
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    async def _run_once(self) -> None:
+        """One engine process from spawn to death; its messages are handled meanwhile."""
+        folder = Path(tempfile.mkdtemp(prefix="loraplex-engine-"))
+        context = zmq.Context()
+        try:
+            self._commands = context.socket(zmq.PUSH)
+            messages = zmq.asyncio.Context.shadow(context).socket(zmq.PULL)
+            self._commands.setsockopt(zmq.SNDHWM, 0)
+            messages.setsockopt(zmq.RCVHWM, 0)
+            command_address, message_address = f"ipc://{folder}/commands", f"ipc://{folder}/messages"
+            self._commands.bind(command_address)
+            messages.bind(message_address)
+            self._process = await asyncio.to_thread(_spawn, self._config, command_address, message_address)
+            reader = asyncio.create_task(self._read(messages), name="engine-reader")
+            try:
+                await _wait_for_exit(self._process)
+                await asyncio.sleep(0)  # let the reader take what was already delivered
+            finally:
+                reader.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reader
+        finally:
+            await self._end_process()
+            context.destroy(linger=0)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _end_process(self) -> None:
+        """Ask the process to leave, then make it."""
+        process = self._process
+        if process is None or not process.is_alive():
+            return
+        if self.state is EngineState.READY:
+            self._send(Shutdown())
+        else:
+            process.terminate()
+        await asyncio.to_thread(process.join, _SHUTDOWN_TIMEOUT_S)
+        if process.is_alive():
+            process.kill()
+            await asyncio.to_thread(process.join)
+
+    async def _read(self, messages: zmq.asyncio.Socket) -> None:
+        while True:
+            match self._decoder.decode(await messages.recv()):
+                case StepOutputs(outputs=outputs, stats=stats):
+                    for output in outputs:
+                        stream = self._streams.get(output.sequence_id)
+                        if stream is not None:  # else its caller has gone
+                            stream.push(output)
+                    self.stats = stats
+                    self._on_stats(stats)
+                case EngineReady() as ready:
+                    self.ready = ready
+                    self.failure = None
+                    self._set_state(EngineState.READY)
+                    if self._first_outcome is not None and not self._first_outcome.done():
+                        self._first_outcome.set_result(ready)
+                case EngineFailed() as failure:
+                    self.failure = failure
+                    log.error(
+                        "engine could not start", extra={"reason": failure.reason, "cause": failure.message}
+                    )
+
+    def _set_state(self, state: EngineState) -> None:
+        self.state = state
+        if state is not EngineState.READY:
+            self.stats = EngineStats()
+        self._on_state(state)
+
+    def _fail_streams(self, error: Exception) -> None:
+        for stream in self._streams.values():
+            stream.fail(error)
+
+
+def _spawn(config: EngineConfig, command_address: str, message_address: str) -> BaseProcess:
+    """Start the engine process. Spawned, never forked: gRPC's threads do not survive a fork."""
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_engine_process,
+        args=(config, command_address, message_address),
+        name="loraplex-engine",
+        daemon=True,
+    )
+    process.start()
+    return process
+
+
+async def _wait_for_exit(process: BaseProcess) -> None:
+    """Until the process is gone, without a thread that blocks."""
+    loop = asyncio.get_running_loop()
+    exited = asyncio.Event()
+    loop.add_reader(process.sentinel, exited.set)
+    try:
+        await exited.wait()
+    finally:
+        loop.remove_reader(process.sentinel)

@@ -1,0 +1,347 @@
+"""From a request to its events: admission, adapter lease, tokens, text. Knows nothing of gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from loraplex_adapters.errors import (
+    AdapterUnavailableError,
+    FieldViolation,
+    InvalidRequestError,
+    LoraplexError,
+)
+from loraplex_server.adapter_directory import AdapterDirectory
+from loraplex_server.detokenizer import Detokenizer, StopStrings
+from loraplex_server.engine.messages import (
+    AddSequence,
+    FinishReason,
+    SamplingParams,
+    SequenceTimings,
+    TokenLogprob,
+    TokenOutput,
+)
+from loraplex_server.engine_client import EngineClient, SequenceStream
+from loraplex_server.errors import (
+    ContextOverflowError,
+    DeadlineExceededError,
+    DrainingError,
+    QueueFullError,
+    SequenceFailedError,
+)
+from loraplex_server.tokenizer import BaseTokenizer, ChatMessage, Prompt
+
+_DEFAULT_MAX_TOKENS = 256
+_INLINE_ENCODE_CHARACTERS = 2048  # longer prompts are tokenized in a thread
+_MIN_RETRY_S, _MAX_RETRY_S = 0.1, 30.0
+_SERVICE_TIME_WEIGHT = 0.1  # of the newest request in the running mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A validated request."""
+
+    adapter: str  # name; empty: the base model
+    prompt: Prompt
+    sampling: SamplingParams  # max_tokens and seed are filled in from the fields below
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    request_id: str = ""
+    deadline_s: float | None = None  # moment on the monotonic clock
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first step of the request has run."""
+
+    adapter_digest: str
+    num_prompt_tokens: int
+    num_cached_prompt_tokens: int
+
+
+@dataclass(slots=True)
+class TextDelta:
+    """A piece of the completion."""
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The completion is over."""
+
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_cached_prompt_tokens: int
+    num_completion_tokens: int
+    timings: SequenceTimings
+
+
+GenerationEvent = Started | TextDelta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLimits:
+    """Bounds of the front end."""
+
+    max_waiting: int
+    max_context_tokens: int
+    max_output_tokens: int
+    max_running: int
+    default_deadline_s: float
+    max_deadline_s: float
+
+
+class GenerationService:
+    """Serves requests. Owned by the front end's event loop."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        tokenizer: BaseTokenizer,
+        directory: AdapterDirectory,
+        limits: GenerationLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._directory = directory
+        self._limits = limits
+        self._clock = clock
+        self._num_in_flight = 0
+        self._num_unstarted = 0
+        self._mean_service_s = 1.0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
+        # Prefixes are shared by all requests of one adapter for now; with tenants, the salt becomes theirs.
+        self._cache_salt = secrets.token_bytes(16)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests admitted and not ended."""
+        return self._num_in_flight
+
+    def start_draining(self) -> None:
+        """Refuse new requests from now on."""
+        self._is_draining = True
+
+    async def wait_until_idle(self) -> None:
+        """Until no request is in flight."""
+        await self._idle.wait()
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens of the rendered prompt."""
+        return len(await self._encode(prompt))
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        """One Started, TextDeltas, one Finished. Closing the iterator ends the sequence in the engine at once.
+
+        Raises QueueFullError, DrainingError, DeadlineExceededError, ContextOverflowError, InvalidRequestError,
+        AdapterError and EngineError.
+        """
+        arrival_s = self._clock()
+        self._check_admission()
+        self._num_in_flight += 1
+        self._num_unstarted += 1
+        self._idle.clear()
+        is_unstarted = True
+        try:
+            async for event in self._run(request, arrival_s):
+                if is_unstarted:
+                    is_unstarted = False
+                    self._num_unstarted -= 1
+                yield event
+        finally:
+            self._num_unstarted -= is_unstarted
+            self._num_in_flight -= 1
+            service_s = self._clock() - arrival_s
+            self._mean_service_s += _SERVICE_TIME_WEIGHT * (service_s - self._mean_service_s)
+            if self._num_in_flight == 0:
+                self._idle.set()
+
+    def _check_admission(self) -> None:
+        if self._is_draining:
+            raise DrainingError("the server is stopping; send the request to another one or again later")
+        if self._num_unstarted >= self._limits.max_waiting:
+            rate = self._limits.max_running / max(self._mean_service_s, 1e-3)
+            retry_s = min(max(self._num_unstarted / rate, _MIN_RETRY_S), _MAX_RETRY_S)
+            raise QueueFullError(f"{self._num_unstarted} requests wait already; try again later", retry_s)
+
+    async def _run(self, request: GenerationRequest, arrival_s: float) -> AsyncIterator[GenerationEvent]:
+        if not request.adapter:
+            async for event in self._run_leased(request, arrival_s, None):
+                yield event
+            return
+        with self._directory.lease(request.adapter) as adapter:
+            try:
+                async for event in self._run_leased(request, arrival_s, adapter.digest):
+                    yield event
+            except AdapterUnavailableError:
+                await self._directory.mark_failed(request.adapter)
+                raise
+
+    async def _run_leased(
+        self, request: GenerationRequest, arrival_s: float, digest: str | None
+    ) -> AsyncIterator[GenerationEvent]:
+        """With the adapter held: tokenize, submit, and turn outputs into events."""
+        deadline_s = self._deadline(request, arrival_s)
+        token_ids = await self._encode(request.prompt)
+        sampling = self._complete_sampling(request, token_ids)
+
+        def build(sequence_id: int) -> AddSequence:
+            return AddSequence(sequence_id, token_ids, digest, self._cache_salt, sampling, arrival_s)
+
+        sequence_id, stream = self._engine.submit(build)
+        completion = _Completion(
+            Detokenizer(self._tokenizer.backend), StopStrings(request.stop_strings), sampling, len(token_ids)
+        )
+        try:
+            outputs = await self._take(stream, deadline_s)
+            cached = outputs[0].cached_prompt_tokens
+            _raise_failure(outputs[0])
+            yield Started(digest or "", len(token_ids), cached)
+            while True:
+                delta = completion.add(outputs)
+                if delta is not None:
+                    yield delta
+                if completion.finish_reason is not None:
+                    break
+                outputs = await self._take(stream, deadline_s)
+            yield completion.finished()
+        finally:
+            self._engine.finish(sequence_id, abort=not completion.is_ended_by_engine)
+
+    def _deadline(self, request: GenerationRequest, arrival_s: float) -> float:
+        if request.deadline_s is None:
+            return arrival_s + self._limits.default_deadline_s
+        return min(request.deadline_s, arrival_s + self._limits.max_deadline_s)
+
+    async def _take(self, stream: SequenceStream, deadline_s: float) -> list[TokenOutput]:
+        try:
+            async with asyncio.timeout(deadline_s - self._clock()):
+                return await stream.take()
+        except TimeoutError:
+            raise DeadlineExceededError("the deadline passed before the completion was finished") from None
+
+    async def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            is_long = len(prompt) > _INLINE_ENCODE_CHARACTERS
+        else:
+            characters = (len(part.content) for part in prompt if isinstance(part, ChatMessage))
+            is_long = sum(characters) > _INLINE_ENCODE_CHARACTERS
+        if is_long:
+            return await asyncio.to_thread(self._tokenizer.encode, prompt)
+        return self._tokenizer.encode(prompt)
+
+    def _complete_sampling(self, request: GenerationRequest, token_ids: list[int]) -> SamplingParams:
+        """Fill in what depends on the prompt. Raises ContextOverflowError when nothing can be generated."""
+        vocab_size = self._tokenizer.vocab_size
+        if not token_ids:
+            raise InvalidRequestError([FieldViolation("input", "the prompt has no tokens")])
+        if not isinstance(request.prompt, str) and max(token_ids) >= vocab_size:
+            raise InvalidRequestError(
+                [FieldViolation("token_ids.ids", f"every id must be below {vocab_size}, the vocabulary size")]
+            )
+        room = self._limits.max_context_tokens - len(token_ids)
+        wanted = request.max_tokens
+        if room < max(wanted or 1, 1):
+            raise ContextOverflowError(
+                f"the prompt has {len(token_ids)} tokens and {wanted or 1} more are asked for, but the context holds "
+                f"{self._limits.max_context_tokens}; shorten the prompt or lower max_tokens"
+            )
+        max_tokens = min(wanted or _DEFAULT_MAX_TOKENS, room, self._limits.max_output_tokens)
+        seed = request.seed if request.seed is not None else secrets.randbits(64)
+        return msgspec.structs.replace(request.sampling, max_tokens=max_tokens, seed=seed)
+
+
+class _Completion:
+    """The growing completion of one request."""
+
+    def __init__(
+        self, detokenizer: Detokenizer, stops: StopStrings, sampling: SamplingParams, num_prompt_tokens: int
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._sampling = sampling
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_tokens = 0
+        self._num_cached = 0
+        self._timings = SequenceTimings(0.0, 0.0, 0.0, 0.0)
+        self._first_token_s = 0.0
+        self.finish_reason: FinishReason | None = None
+        self.is_ended_by_engine = False
+
+    def add(self, outputs: list[TokenOutput]) -> TextDelta | None:
+        """Take in engine outputs; None if they bring nothing to show."""
+        delta = TextDelta("")
+        for output in outputs:
+            self.is_ended_by_engine = output.finish_reason is not None
+            _raise_failure(output)
+            self._num_cached += output.cached_prompt_tokens
+            if output.timings is not None:
+                self._timings = output.timings
+            for token_id in output.token_ids:
+                self._add_token(token_id, output.finish_reason, delta)
+            if output.logprobs is not None:
+                delta.logprobs += output.logprobs
+            if self._stops.is_matched:
+                self.finish_reason = FinishReason.STOP
+                break
+            if output.finish_reason is not None:
+                self.finish_reason = output.finish_reason
+                delta.text += self._stops.push(self._detokenizer.flush())
+                if self._stops.is_matched:
+                    self.finish_reason = FinishReason.STOP
+                else:
+                    delta.text += self._stops.flush()
+        return delta if delta.token_ids else None
+
+    def finished(self) -> Finished:
+        """The last event."""
+        assert self.finish_reason is not None
+        timings = self._timings
+        if not self.is_ended_by_engine:  # a stop string: the engine did not know the end
+            timings = SequenceTimings(
+                timings.queue_s,
+                timings.adapter_load_s,
+                timings.prefill_s,
+                time.monotonic() - self._first_token_s,
+            )
+        return Finished(
+            self.finish_reason, self._num_prompt_tokens, self._num_cached, self._num_tokens, timings
+        )
+
+    def _add_token(self, token_id: int, finish_reason: FinishReason | None, delta: TextDelta) -> None:
+        if self._num_tokens == 0:
+            self._first_token_s = time.monotonic()
+        self._num_tokens += 1
+        delta.token_ids.append(token_id)
+        is_unseen_end = finish_reason is FinishReason.STOP  # the token that ended it is not part of the text
+        if is_unseen_end:
+            return
+        text = self._detokenizer.push(token_id)
+        if self._num_tokens < self._sampling.min_tokens:
+            delta.text += text  # no stop string counts yet
+        elif text:
+            delta.text += self._stops.push(text)
+
+
+def _raise_failure(output: TokenOutput) -> None:
+    """Turn the engine's ERROR into the exception it stands for."""
+    if output.finish_reason is not FinishReason.ERROR:
+        return
+    message = output.error_message or "the engine gave up on this request"
+    by_reason: dict[str, type[LoraplexError]] = {
+        AdapterUnavailableError.reason: AdapterUnavailableError,
+        ContextOverflowError.reason: ContextOverflowError,
+    }
+    raise by_reason.get(output.error_reason or "", SequenceFailedError)(message)
