@@ -1,6 +1,4 @@
-"""Whether a package fits a base: every tensor lands on a module, every named module has its tensors, or it
-is refused.
-"""
+"""Whether a package fits a base: every tensor lands on a module and every named module has its tensors."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.errors import AdapterIncompatibleError, AdapterInvalidError
+from loraplex_adapters.lora_settings import ALL_LINEAR, LoraSettings
 from loraplex_adapters.package import (
     DEFAULT_LIMITS,
     LORA_KEY,
@@ -22,7 +21,6 @@ from loraplex_adapters.package import (
     PackageLimits,
     read_package,
 )
-from loraplex_adapters.peft_config import ALL_LINEAR, LoraSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -100,7 +100,7 @@ def compile_pattern(pattern: str) -> ModulePattern:
         )
     try:
         tree = _parser.parse(pattern)
-    except (re.error, OverflowError, RecursionError, ValueError) as error:
+    except (re.error, OverflowError, RecursionError, ValueError, FutureWarning) as error:
         raise AdapterInvalidError(f"module pattern {pattern[:80]!r} is not a regular expression") from error
     if tree.state.flags & ~re.UNICODE:
         raise AdapterInvalidError(f"module pattern {pattern[:80]!r}: inline flags are not supported")

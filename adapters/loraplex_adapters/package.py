@@ -1,6 +1,4 @@
-"""Reads a PEFT folder as a stranger's: two files, bounded, no pickle, finite weights, and a digest of what
-it means.
-"""
+"""Reads a PEFT folder as a stranger's: two files, bounded, no pickle, finite weights; and its digest."""
 
 from __future__ import annotations
 
@@ -18,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from loraplex_adapters.errors import AdapterInvalidError
-from loraplex_adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, LoraSettings, parse_peft_config
+from loraplex_adapters.lora_settings import LoraSettings
+from loraplex_adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_peft_config
 from loraplex_adapters.safetensors_header import SafetensorsHeader, TensorInfo, read_header
 
 WEIGHTS_FILE = "adapter_model.safetensors"
