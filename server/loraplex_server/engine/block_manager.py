@@ -1,11 +1,13 @@
 """Blocks of the paged key-value cache, and the prefix cache over them.
 
-A full block whose tokens are computed can be found again by the hash of everything that determines its contents: the
-salt, the adapter, and all tokens up to its end. Blocks that no sequence holds stay findable until they are needed.
+A full block whose tokens are computed can be found again by the hash of everything that determines its
+contents: the salt, the adapter, and all tokens up to its end. Blocks that no sequence holds stay findable until
+they are needed.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from hashlib import blake2b
 
@@ -22,13 +24,11 @@ class BlockManager:
         self.block_size = block_size
         self._prefix_cache = prefix_cache
         self._free = list(range(num_blocks - 1, -1, -1))  # hold nothing worth keeping
-        self._idle: OrderedDict[int, None] = (
-            OrderedDict()
-        )  # findable, held by nobody; least recently used first
+        # Findable, held by nobody; least recently used first.
+        self._idle: OrderedDict[int, None] = OrderedDict()
         self._num_holders = [0] * num_blocks
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
-        self._chain: dict[int, list[bytes]] = {}  # sequence id -> hashes of its full blocks so far
 
     @property
     def num_available(self) -> int:
@@ -52,7 +52,8 @@ class BlockManager:
     def attach_prefix(self, sequence: Sequence) -> int:
         """Give a sequence without blocks those that hold the longest computed prefix of its tokens.
 
-        Returns the number of tokens covered, less than all of them: the newest is always computed, for its logits.
+        Returns the number of tokens covered, less than all of them: the newest is always computed, for its
+        logits.
         """
         if not self._prefix_cache:
             return 0
@@ -104,14 +105,13 @@ class BlockManager:
                     self._free.append(block)
         sequence.block_table = []
         sequence.num_computed_tokens = 0
-        self._chain.pop(sequence.sequence_id, None)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if a block is in two states or lost. For tests."""
         free, idle = set(self._free), set(self._idle)
         held = {block for block, count in enumerate(self._num_holders) if count > 0}
         assert len(free) == len(self._free), "a block is free twice"
-        assert not (free & idle or free & held or idle & held), "a block is in two states"
+        assert not (free & idle) | (free & held) | (idle & held), "a block is in two states"
         assert len(free) + len(idle) + len(held) == self.num_blocks, "a block is lost"
         assert all(block in self._hash_of for block in idle), "an idle block cannot be found"
         assert {h: b for b, h in self._hash_of.items()} == self._block_of, "hashes and blocks disagree"
@@ -130,14 +130,13 @@ class BlockManager:
         self._num_holders[block] += 1
 
     def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
-        """Hashes of the sequence's first full blocks; each is computed once."""
-        chain = self._chain.setdefault(sequence.sequence_id, [])
+        """Hashes of the sequence's first full blocks; each is computed once, as tokens never change."""
+        chain = sequence.block_hashes
         for index in range(len(chain), num_blocks):
             parent = chain[-1] if chain else _root_hash(sequence)
             tokens = sequence.token_ids(index * self.block_size, (index + 1) * self.block_size)
-            payload = b"".join(token.to_bytes(4, "little") for token in tokens)
-            chain.append(blake2b(parent + payload, digest_size=_HASH_BYTES).digest())
-        return chain
+            chain.append(blake2b(parent + array("I", tokens).tobytes(), digest_size=_HASH_BYTES).digest())
+        return chain[:num_blocks]
 
 
 def _root_hash(sequence: Sequence) -> bytes:

@@ -1,8 +1,9 @@
 """Continuous batching: waiting and running sequences -> the rows of the next step, and back.
 
-One token budget per step holds decode rows and prefill chunks of any adapters. Decodes come first, then prefills
-under way, then the queue in order of arrival. A sequence whose adapter is not resident waits alone; others pass it,
-but not for ever. When blocks run out, the sequence that came last gives its own back and is computed anew later.
+One token budget per step holds decode rows and prefill chunks of any adapters. Decodes come first, then
+prefills under way, then the queue in order of arrival. A sequence whose adapter is not resident waits alone;
+others pass it, but not for ever. When blocks run out, the sequence that came last gives its own back and is
+computed anew later.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Scheduler:
         """Queue a sequence; one that can never fit ends with an ERROR output of the next step."""
         sequence = Sequence.of(command, self._num_admitted)
         self._num_admitted += 1
-        if self._blocks.blocks_for(len(sequence.prompt_token_ids) + 1) > self._blocks.num_blocks:
+        if not self._can_ever_fit(sequence):
             self._fail(sequence, "CONTEXT_OVERFLOW", "the prompt is longer than the whole key-value cache")
             return
         self._sequences[sequence.sequence_id] = sequence
@@ -153,8 +154,8 @@ class Scheduler:
         return budget
 
     def _make_room(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for the row, preempting later arrivals if need be; False if the sequence itself had to go."""
-        if sequence not in self._running:  # preempted for a row before this one
+        """Blocks for the row, preempting later arrivals if need be; False if the sequence itself went."""
+        if batch.num_preempted and sequence not in self._running:  # it went for a row before this one
             return False
         while not self._blocks.extend(sequence, sequence.num_computed_tokens + num_tokens):
             victim = self._running[-1]
@@ -173,9 +174,13 @@ class Scheduler:
         self._release(sequence)
         sequence.num_preemptions += 1
         insort(self._waiting, sequence, key=lambda s: s.order)
-        if self._blocks.blocks_for(sequence.num_tokens + 1) > self._blocks.num_blocks:
+        if not self._can_ever_fit(sequence):
             self._remove(sequence)
             self._fail(sequence, "CONTEXT_OVERFLOW", "the completion outgrew the whole key-value cache")
+
+    def _can_ever_fit(self, sequence: Sequence) -> bool:
+        """Whether all blocks together hold its tokens; the one sampled from them needs no place yet."""
+        return self._blocks.blocks_for(sequence.num_tokens) <= self._blocks.num_blocks
 
     def _admit(self, batch: ScheduledBatch, budget: int) -> None:
         """Move waiting sequences into the batch, in order, past those whose adapters are not there yet."""
@@ -217,6 +222,8 @@ class Scheduler:
                 self._blocked, self._num_bypasses = sequence, 0
             return False
         sequence.adapter_slot = slot
+        if sequence.first_scheduled_s is None and sequence.adapter_ready_s is None:
+            sequence.adapter_ready_s = self._clock()
         return True
 
     def _start(self, sequence: Sequence, num_cached: int) -> None:
@@ -224,12 +231,9 @@ class Scheduler:
         insort(self._running, sequence, key=lambda s: s.order)
         if sequence is self._blocked:
             self._blocked = None
-        now = self._clock()
         if sequence.first_scheduled_s is None:
-            sequence.first_scheduled_s = now
+            sequence.first_scheduled_s = self._clock()
             sequence.num_cached_prompt_tokens = num_cached
-            if sequence.adapter_wait_started_s is not None:
-                sequence.adapter_wait_s = now - sequence.adapter_wait_started_s
 
     def _schedule_row(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> None:
         start = sequence.num_computed_tokens

@@ -24,11 +24,12 @@ class Sequence:
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0  # tokens whose keys and values are in the cache
     block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # of its first full blocks, as far as known
     adapter_slot: int = BASE_SLOT
     num_cached_prompt_tokens: int = 0
     num_preemptions: int = 0
     adapter_wait_started_s: float | None = None
-    adapter_wait_s: float = 0.0
+    adapter_ready_s: float | None = None  # the end of that wait, even if blocks were short then
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
@@ -66,10 +67,11 @@ class Sequence:
     def timings(self) -> SequenceTimings:
         """Where the time went; parts that never began are 0."""
         started = self.first_scheduled_s
+        waiting, ready = self.adapter_wait_started_s, self.adapter_ready_s
         first, last = self.first_token_s, self.last_token_s
         return SequenceTimings(
             queue_s=started - self.arrival_s if started is not None else 0.0,
-            adapter_load_s=self.adapter_wait_s,
+            adapter_load_s=ready - waiting if ready is not None and waiting is not None else 0.0,
             prefill_s=first - started if first is not None and started is not None else 0.0,
             decode_s=last - first if last is not None and first is not None else 0.0,
         )
