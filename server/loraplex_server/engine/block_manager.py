@@ -1,8 +1,8 @@
 """Blocks of the paged key-value cache, and the prefix cache over them.
 
 A full block whose tokens are computed can be found again by the hash of everything that determines its
-contents: the salt, the adapter, and all tokens up to its end. Blocks that no sequence holds stay findable until
-they are needed.
+contents: the salt, the adapter, and all tokens up to its end. Blocks that no sequence holds stay findable
+until they are needed.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ class Sequence:
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
+    _token_counts: dict[int, int] | None = field(default=None, init=False, repr=False)
+    _num_counted: int = field(default=0, init=False, repr=False)
 
     @classmethod
     def of(cls, command: AddSequence, order: int) -> Sequence:
@@ -63,6 +65,15 @@ class Sequence:
         if stop <= num_prompt:
             return self.prompt_token_ids[start:stop]
         return self.prompt_token_ids[start:] + self.output_token_ids[: stop - num_prompt]
+
+    def token_counts(self) -> dict[int, int]:
+        """Distinct tokens so far -> occurrences in the completion. Counts on from the last call."""
+        if self._token_counts is None:
+            self._token_counts = dict.fromkeys(self.prompt_token_ids, 0)
+        for token_id in self.output_token_ids[self._num_counted :]:
+            self._token_counts[token_id] = self._token_counts.get(token_id, 0) + 1
+        self._num_counted = len(self.output_token_ids)
+        return self._token_counts
 
     def timings(self) -> SequenceTimings:
         """Where the time went; parts that never began are 0."""
