@@ -1,0 +1,62 @@
+# `make demo` and `make test` set everything up first; a second run finds the stamp and goes straight to work.
+# The virtual environment is .venv; nothing outside this folder changes, apart from pip's and Loraplex's own caches.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := constraints/constraints.txt
+SOURCES := server adapters trainer client benchmarks tests proto/generate.py
+STAMP := $(VENV)/.setup-$(shell cat pyproject.toml constraints/*.txt | cksum | cut -d ' ' -f 1)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install $(if $(CI),--quiet) -c $(PINS)
+PYTEST := $(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+.PHONY: help setup demo serve test test-slow check format proto clean
+
+help:  ## Show these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Create .venv and install the pinned dependencies
+
+demo: setup  ## Serve three domains from one resident base model and check their answers
+	@$(BIN)/loraplex demo
+
+serve: setup  ## Start the server on port 50051; SERVE_ARGS="--port 0 ..." passes options
+	@$(BIN)/loraplex serve $(SERVE_ARGS)
+
+test: setup  ## Run the tests: the fast ones on two processes, then the slow ones
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow and not gpu"
+	@$(PYTEST) -m "slow and not gpu"
+
+check: setup  ## Format, lint, types, import contracts, stub drift, proto lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/buf lint
+
+format: setup  ## Format the sources and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: setup  ## Generate proto/gen from proto/loraplex
+	$(BIN)/python proto/generate.py
+
+clean:  ## Remove the virtual environment and the tools' caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# torch goes first and alone: where a build of it is already there, nothing later replaces it.
+$(STAMP):
+	@python=$$(constraints/find-python.sh); \
+	echo "Setting up $(VENV) with $$($$python --version); the first time takes a few minutes."; \
+	"$$python" -m venv $(VENV)
+	@rm -f $(VENV)/.setup-*
+	@$(PIP) -r constraints/pip.txt
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e '.[server,trainer]' --group dev
+	@touch $@
