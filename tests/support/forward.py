@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from loraplex_server.engine.kv_cache import allocate_kv_cache
 from loraplex_server.model.batch import DecodeRows, ForwardBatch, LoraBatch, PrefillChunk
 from loraplex_server.model.decoder import Decoder
-from torch import Tensor
 
 
 @dataclass
@@ -41,7 +42,10 @@ class PagedRun:
         decodes = [s for s, tokens in portions.items() if len(tokens) == 1 and self.lengths[s] > 0]
         prefills = [s for s in portions if s not in decodes]
         order = decodes + prefills
-        token_ids, positions, slots, chunks = [], [], [], []
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        chunks: list[PrefillChunk] = []
         row = 0
         for sequence in order:
             start, count = self.lengths[sequence], len(portions[sequence])
@@ -67,7 +71,7 @@ class PagedRun:
             lora=self.lora,
         )
         logits = self.decoder.forward(batch, self.cache)
-        split = logits.split([len(portions[s]) for s in order])
+        split = torch.split(logits, [len(portions[s]) for s in order])
         return dict(zip(order, split, strict=True))
 
     def _slot(self, sequence: int, position: int) -> int:

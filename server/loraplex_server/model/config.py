@@ -155,7 +155,8 @@ def _rope(config: dict[str, Any]) -> RopeConfig:
 
 def _sliding_windows(architecture: str, config: dict[str, Any]) -> tuple[int | None, ...]:
     """Window of each layer, None for full attention."""
-    num_layers, window = config["num_hidden_layers"], config.get("sliding_window")
+    num_layers: int = config["num_hidden_layers"]
+    window: int | None = config.get("sliding_window")
     if architecture == "MistralForCausalLM":
         return (window,) * num_layers
     if not architecture.startswith("Qwen") or not config.get("use_sliding_window") or window is None:

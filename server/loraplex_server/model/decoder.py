@@ -138,7 +138,7 @@ class Decoder:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotary embedding in place: x [n, heads, head_dim], cos and sin [n, 1, head_dim], sin with the first half negated."""
+    """Rotary embedding in place: x [n, heads, head_dim]; cos, sin [n, 1, head_dim], first half of sin negated."""
     half = x.shape[-1] // 2
     turned = torch.cat((x[..., half:], x[..., :half]), dim=-1).mul_(sin)
     x.mul_(cos).add_(turned)

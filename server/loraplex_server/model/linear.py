@@ -92,7 +92,7 @@ class Int8Linear:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 per row: x [n, k] -> (int8 [n, k], scale [n, 1] fp32) with x ≈ int8 * scale. Zero rows stay zero."""
+    """Symmetric int8 per row: x [n, k] -> (int8 [n, k], scale [n, 1] fp32), x ≈ int8 * scale; zero rows stay zero."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp_(min=1e-12).div_(_INT8_MAX)
     quantized = (x / scale).round_()  # |x / scale| <= 127 up to rounding, so no clamp is needed
     return quantized.to(torch.int8), scale

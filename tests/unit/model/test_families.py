@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from loraplex_server.model.decoder import Decoder
-from loraplex_server.model.loader import load_decoder
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -21,6 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from loraplex_server.model.decoder import Decoder
+from loraplex_server.model.loader import load_decoder
 from tests.support.forward import PagedRun
 
 TOLERANCE = 1e-4
