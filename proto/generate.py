@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ def generate(destination: Path) -> None:
     sources = sorted(str(path) for path in (PROTO_ROOT / "loraplex").rglob("*.proto"))
     outputs = [f"--{plugin}_out={destination}" for plugin in ("python", "grpc_python", "mypy", "mypy_grpc")]
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO_ROOT}", *outputs, *sources]
-    subprocess.run(command, check=True)
+    # protoc looks for the mypy plugins on PATH; they lie beside the interpreter, whether or not it is activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    subprocess.run(command, check=True, env={**os.environ, "PATH": path})
     for package in {Path(source).parent.relative_to(PROTO_ROOT) for source in sources}:
         for folder in (package, *package.parents):
             if folder != Path("."):
