@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
+from loraplex_server.base.chat_template import read_chat_template
 from loraplex_server.errors import BaseModelInvalidError
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -47,7 +48,7 @@ class BaseTokenizer:
         self.backend: Tokenizer = Tokenizer.from_file(str(path))
         settings = _read_json(folder / "tokenizer_config.json")
         self._special_tokens = {name: _token_text(settings.get(name)) for name in _SPECIAL_TOKENS}
-        source = _chat_template(folder, settings)
+        source = read_chat_template(folder)
         self._template = _environment().from_string(source) if source is not None else None
 
     @property
@@ -97,16 +98,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return environment
-
-
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several by name
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_server.base.cache import default_cache_dir
-from loraplex_server.errors import BaseModelInvalidError
+from loraplex_server.model.checkpoint import weight_files
 from loraplex_server.model.config import DecoderConfig
+from loraplex_server.model.tensor_names import module_shapes
 
 _READ_BYTES = 1 << 20
 # Keys of config.json that say who made the file, not what the model computes.
@@ -27,7 +29,7 @@ def fingerprint(folder: Path, cache_dir: Path | None = None) -> str:
         return memo.read_text(encoding="ascii").strip()
     value = _compute(folder)
     memo.parent.mkdir(parents=True, exist_ok=True)
-    partial = memo.with_suffix(".tmp")
+    partial = memo.with_suffix(f".{os.getpid()}")  # another process may compute the same
     partial.write_text(value, encoding="ascii")
     partial.replace(memo)
     return value
@@ -36,30 +38,12 @@ def fingerprint(folder: Path, cache_dir: Path | None = None) -> str:
 def base_spec(folder: Path, cache_dir: Path | None = None) -> BaseSpec:
     """Module shapes and identity, for checking adapters."""
     config = DecoderConfig.from_folder(folder)
-    hidden, inner = config.hidden_size, config.intermediate_size
-    query, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return BaseSpec(
         architecture=config.architecture,
         fingerprint=fingerprint(folder, cache_dir),
         num_layers=config.num_layers,
-        module_shapes={
-            "q_proj": (hidden, query),
-            "k_proj": (hidden, key_value),
-            "v_proj": (hidden, key_value),
-            "o_proj": (query, hidden),
-            "gate_proj": (hidden, inner),
-            "up_proj": (hidden, inner),
-            "down_proj": (inner, hidden),
-        },
+        module_shapes=module_shapes(config),
     )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files in order of name. Raises BaseModelInvalidError when there are none."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BaseModelInvalidError("the base's folder has no safetensors weights")
-    return files
 
 
 def _compute(folder: Path) -> str:

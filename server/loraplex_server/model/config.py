@@ -15,6 +15,15 @@ SUPPORTED_ARCHITECTURES: dict[str, str] = {
     "Qwen2ForCausalLM": "Qwen2, Qwen2.5",
     "Qwen3ForCausalLM": "Qwen3 (dense)",
 }
+_REQUIRED_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_QWEN_FULL_LAYERS = 28  # Qwen2's and Qwen3's default of max_window_layers
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -68,6 +77,7 @@ class DecoderConfig:
         Raises UnsupportedArchitectureError for what the decoder does not cover, in one line.
         """
         architecture = _architecture(config)
+        _require_sizes(config)
         _refuse_unsupported_features(config)
         num_heads = config["num_attention_heads"]
         qwen2, qwen3 = architecture.startswith("Qwen2"), architecture.startswith("Qwen3")
@@ -122,6 +132,13 @@ def _architecture(config: dict[str, Any]) -> str:
     return str(name)
 
 
+def _require_sizes(config: dict[str, Any]) -> None:
+    """Raises BaseModelInvalidError unless every size that has no default is a positive integer."""
+    wrong = [name for name in _REQUIRED_SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    if wrong:
+        raise BaseModelInvalidError(f"config.json of the base has no valid {', '.join(wrong)}")
+
+
 def _refuse_unsupported_features(config: dict[str, Any]) -> None:
     """What would silently give wrong logits is refused by name."""
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -164,5 +181,5 @@ def _sliding_windows(architecture: str, config: dict[str, Any]) -> tuple[int | N
     layer_types = config.get("layer_types")
     if layer_types is not None:
         return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
-    first_windowed = config.get("max_window_layers", num_layers)
+    first_windowed = config.get("max_window_layers", _QWEN_FULL_LAYERS)
     return tuple(window if layer >= first_windowed else None for layer in range(num_layers))

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loraplex_server.errors import BaseModelInvalidError
 from loraplex_server.model.checkpoint import Checkpoint
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.decoder import Decoder, DecoderLayer, DecoderWeights, Embedding
 from loraplex_server.model.linear import DenseLinear, Int8Linear, Linear
 from loraplex_server.model.nf4 import Nf4Linear
+from loraplex_server.model.numerics import Numerics, ResolvedQuantization, resolve_numerics
 from loraplex_server.model.rope import rope_table
-
-ResolvedQuantization = Literal["nf4", "int8", "bf16", "fp32"]
+from loraplex_server.model.tensor_names import expected_tensors, parameter_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +32,6 @@ class LoadedDecoder:
     weight_bytes: int
     parameter_count: int
     max_context_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Numerics:
-    quantization: ResolvedQuantization
-    device: torch.device
-    compute_dtype: torch.dtype
-    kv_dtype: torch.dtype
 
 
 def load_decoder(
@@ -59,9 +49,10 @@ def load_decoder(
     Raises BaseModelError when the folder is incomplete or its architecture is not covered.
     """
     config = DecoderConfig.from_folder(folder)
-    numerics = _numerics(quantization, device)
+    numerics = resolve_numerics(quantization, device)
     context = min(max_context_tokens or config.max_position_embeddings, config.max_position_embeddings)
     checkpoint = Checkpoint(folder)
+    checkpoint.check(expected_tensors(config))
     builder = _Builder(checkpoint, config, numerics)
     layers = []
     for index in range(config.num_layers):
@@ -80,42 +71,18 @@ def load_decoder(
         compute_dtype=numerics.compute_dtype,
         kv_dtype=numerics.kv_dtype,
         weight_bytes=linear_bytes + table_bytes + builder.norm_bytes,
-        parameter_count=builder.parameter_count,
+        parameter_count=parameter_count(config),
         max_context_tokens=context,
     )
-
-
-def _numerics(quantization: str, device: str) -> _Numerics:
-    """Resolve `auto`: CUDA if there is a GPU; NF4 there, and int8 on a CPU, where it is by far the fastest."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_cpu = device == "cpu"
-    if quantization == "auto":
-        quantization = "int8" if on_cpu else "nf4"
-    resolved: dict[str, _Numerics] = {
-        "fp32": _Numerics("fp32", torch.device(device), torch.float32, torch.float32),
-        "bf16": _Numerics("bf16", torch.device(device), torch.bfloat16, torch.bfloat16),
-        "nf4": _Numerics("nf4", torch.device(device), torch.bfloat16, torch.bfloat16),
-        # The int8 product needs its input in no float format at all; fp32 around it costs a CPU nothing.
-        "int8": _Numerics(
-            "int8", torch.device(device), torch.float32 if on_cpu else torch.bfloat16, torch.bfloat16
-        ),
-    }
-    if quantization not in resolved:
-        raise BaseModelInvalidError(
-            f"quantization '{quantization}' is not one of auto, {', '.join(resolved)}"
-        )
-    return resolved[quantization]
 
 
 class _Builder:
     """Reads tensors of one checkpoint and turns them into layers."""
 
-    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, numerics: _Numerics) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, numerics: Numerics) -> None:
         self._checkpoint = checkpoint
         self._config = config
         self._numerics = numerics
-        self.parameter_count = 0
         self.norm_bytes = 0
 
     def layer(self, index: int) -> DecoderLayer:
@@ -135,7 +102,6 @@ class _Builder:
     def tables(self) -> tuple[Embedding, Linear, int]:
         """Embedding, output head and their bytes; a tied table is held once."""
         table = self._checkpoint.tensor("model.embed_tokens.weight")
-        self.parameter_count += table.numel()
         numerics = self._numerics
         if self._config.tie_embeddings:
             if numerics.quantization == "int8":
@@ -148,7 +114,6 @@ class _Builder:
             numerics.device, torch.bfloat16 if numerics.quantization == "int8" else numerics.compute_dtype
         )
         weight = self._checkpoint.tensor("lm_head.weight")
-        self.parameter_count += weight.numel()
         output: Linear
         if numerics.quantization == "int8":
             output = Int8Linear(weight.to(numerics.device))
@@ -158,23 +123,22 @@ class _Builder:
 
     def norm(self, name: str) -> Tensor:
         weight = self._checkpoint.tensor(name).to(self._numerics.device, self._numerics.compute_dtype)
-        self.parameter_count += weight.numel()
         self.norm_bytes += weight.nbytes
         return weight
 
     def _linear(self, modules: list[str], has_bias: bool) -> Linear:
         numerics = self._numerics
-        weight = self._checkpoint.packed([f"{module}.weight" for module in modules]).to(numerics.device)
-        self.parameter_count += weight.numel()
         bias = None
         if has_bias:
             bias = self._checkpoint.packed([f"{module}.bias" for module in modules])
             bias = bias.to(numerics.device, numerics.compute_dtype)
-            self.parameter_count += bias.numel()
+        names = [f"{module}.weight" for module in modules]
+        if numerics.quantization == "nf4":
+            weights = [self._checkpoint.tensor(name).to(numerics.device) for name in names]
+            return Nf4Linear(weights, bias, numerics.compute_dtype)
+        weight = self._checkpoint.packed(names).to(numerics.device)
         if numerics.quantization == "int8":
             return Int8Linear(weight, bias)
-        if numerics.quantization == "nf4":
-            return Nf4Linear(weight, bias, numerics.compute_dtype)
         return DenseLinear(weight.to(numerics.compute_dtype), bias)
 
 

@@ -1,0 +1,47 @@
+"""Bytes of a decoder's resident weights, known before it is loaded."""
+
+from __future__ import annotations
+
+from loraplex_server.model.config import DecoderConfig
+from loraplex_server.model.nf4 import nf4_bytes
+from loraplex_server.model.numerics import Numerics
+from loraplex_server.model.projections import PROJECTIONS
+from loraplex_server.model.tensor_names import has_bias, module_shapes
+
+_BF16_BYTES = 2
+_SCALE_BYTES = 4  # int8 weights have one fp32 scale per output
+
+
+def decoder_bytes(config: DecoderConfig, numerics: Numerics) -> int:
+    """Bytes that the loader allocates for weights, scales, biases and norms."""
+    compute = numerics.compute_dtype.itemsize
+    layer = (2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)) * compute
+    shapes = module_shapes(config)
+    for modules in PROJECTIONS.values():
+        in_features = shapes[modules[0]][0]
+        out_features = [shapes[module][1] for module in modules]
+        layer += _weight_bytes(out_features, in_features, numerics)
+        if has_bias(config, modules[0]):
+            layer += sum(out_features) * compute
+    return config.num_layers * layer + config.hidden_size * compute + _table_bytes(config, numerics)
+
+
+def _weight_bytes(out_features: list[int], in_features: int, numerics: Numerics) -> int:
+    """One packed projection, without its bias."""
+    rows = sum(out_features)
+    match numerics.quantization:
+        case "int8":
+            return rows * (in_features + _SCALE_BYTES)
+        case "nf4":
+            return nf4_bytes(out_features, in_features, numerics.device.type)
+        case _:
+            return rows * in_features * numerics.compute_dtype.itemsize
+
+
+def _table_bytes(config: DecoderConfig, numerics: Numerics) -> int:
+    """Embedding and output head. NF4 leaves both in the compute dtype."""
+    elements = config.vocab_size * config.hidden_size
+    if numerics.quantization != "int8":
+        return elements * numerics.compute_dtype.itemsize * (1 if config.tie_embeddings else 2)
+    head = elements + config.vocab_size * _SCALE_BYTES
+    return head if config.tie_embeddings else head + elements * _BF16_BYTES
