@@ -115,9 +115,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = set(weight_map.values())
+        outside = sorted(name for name in files if Path(name).name != name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BaseModelInvalidError(f"{index.name} of the base cannot be read: {error}") from None
-    outside = sorted(name for name in files if Path(name).name != name)
     if outside:
         raise BaseModelInvalidError(f"{index.name} of the base names {_listed(outside)}, outside its folder")
     absent = sorted(name for name in files if not (index.parent / name).is_file())
