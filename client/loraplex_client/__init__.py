@@ -1,0 +1,73 @@
+"""The Python client of a Loraplex server; grpcio and protobuf are all it needs."""
+
+from __future__ import annotations
+
+from loraplex_client.async_client import AsyncCompletionStream, AsyncLoraplexClient
+from loraplex_client.client import CompletionStream, LoraplexClient
+from loraplex_client.errors import (
+    AlreadyExistsError,
+    CancelledCallError,
+    DeadlineError,
+    FieldViolation,
+    InvalidRequestError,
+    LoraplexApiError,
+    NotFoundError,
+    OverloadedError,
+    PreconditionError,
+    ServerFaultError,
+    ServerUnreachableError,
+    UnavailableError,
+)
+from loraplex_client.results import (
+    Adapter,
+    AdapterState,
+    BaseModel,
+    Completion,
+    Delta,
+    Finished,
+    FinishReason,
+    Limits,
+    Load,
+    PositionLogprobs,
+    ServerInfo,
+    Started,
+    StreamEvent,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+
+__all__ = [
+    "Adapter",
+    "AdapterState",
+    "AlreadyExistsError",
+    "AsyncCompletionStream",
+    "AsyncLoraplexClient",
+    "BaseModel",
+    "CancelledCallError",
+    "Completion",
+    "CompletionStream",
+    "DeadlineError",
+    "Delta",
+    "FieldViolation",
+    "FinishReason",
+    "Finished",
+    "InvalidRequestError",
+    "Limits",
+    "Load",
+    "LoraplexApiError",
+    "LoraplexClient",
+    "NotFoundError",
+    "OverloadedError",
+    "PositionLogprobs",
+    "PreconditionError",
+    "ServerFaultError",
+    "ServerInfo",
+    "ServerUnreachableError",
+    "Started",
+    "StreamEvent",
+    "Timings",
+    "TokenLogprob",
+    "UnavailableError",
+    "Usage",
+]
