@@ -87,7 +87,9 @@ class _PlainStorage:
         return sum(codes.nbytes + _state_bytes(state) for codes, state in self._parts)
 
     def product(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.dequantized().to(x.dtype))
+        # Module by module: joining their outputs moves less than joining their weights.
+        outputs = [F.linear(x, _dequantize(codes, state).to(x.dtype)) for codes, state in self._parts]
+        return _concatenate(outputs, dim=1)
 
     def dequantized(self) -> Tensor:
         return _concatenate([_dequantize(codes, state) for codes, state in self._parts])
@@ -147,8 +149,8 @@ def _state_bytes(state: Any) -> int:
     return int(state.absmax.nbytes + state.state2.absmax.nbytes + state.offset.nbytes)
 
 
-def _concatenate(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+def _concatenate(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def _is_packed(out_features: list[int], in_features: int, device_type: str) -> bool:
