@@ -1,0 +1,78 @@
+"""Asks held-out questions greedily and grades the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraplex_trainer.base_model import Precision, default_device, load_for_evaluation, load_tokenizer
+from loraplex_trainer.data import prompt_token_ids, question_messages
+from loraplex_trainer.graders import EvalRow, grade, share_right
+
+MAX_NEW_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class GradedAnswer:
+    """What the model said to one question."""
+
+    row: EvalRow
+    completion: str
+    is_right: bool
+
+
+def evaluate(
+    base_folder: Path,
+    question_sets: Mapping[str, list[EvalRow]],
+    package: Path | None = None,
+    precision: Precision = "bf16",
+    batch_size: int = 64,
+) -> dict[str, list[GradedAnswer]]:
+    """Graded answers to each set, from the base alone or with the adapter in `package`."""
+    tokenizer = load_tokenizer(base_folder)
+    model = load_for_evaluation(base_folder, precision, default_device())
+    if package is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(package)).eval()
+    return {
+        name: answer_questions(model, tokenizer, rows, batch_size) for name, rows in question_sets.items()
+    }
+
+
+def accuracy(answers: list[GradedAnswer]) -> float:
+    """Share of right answers, in [0, 1]."""
+    return share_right(answer.is_right for answer in answers)
+
+
+def answer_questions(model: Any, tokenizer: Any, rows: list[EvalRow], batch_size: int) -> list[GradedAnswer]:
+    """Greedy answers of up to MAX_NEW_TOKENS tokens, in the order of `rows`."""
+    graded = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        for row, completion in zip(batch, _complete(model, tokenizer, batch), strict=True):
+            graded.append(GradedAnswer(row, completion, grade(row, completion)))
+    return graded
+
+
+def _complete(model: Any, tokenizer: Any, rows: list[EvalRow]) -> list[str]:
+    prompts = [prompt_token_ids(tokenizer, question_messages(row)) for row in rows]
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # Padding stands on the left, so that every row's next token is in the last column.
+    input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    return [text.strip() for text in tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]
