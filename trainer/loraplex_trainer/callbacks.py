@@ -18,7 +18,9 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         self.last_loss = 0.0
         self._progress = progress
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """Called by the trainer with each logged dictionary."""
         if not logs or "loss" not in logs:
             # The summary at the end has the mean of all steps: all there is of a very short training.

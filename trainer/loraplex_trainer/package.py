@@ -20,7 +20,11 @@ MANIFEST_FILE = "manifest.json"
 
 
 def write_package(
-    folder: Path, recipe: Recipe, lora_tensors: dict[str, Tensor], base: dict[str, Any], training: dict[str, Any]
+    folder: Path,
+    recipe: Recipe,
+    lora_tensors: dict[str, Tensor],
+    base: dict[str, Any],
+    training: dict[str, Any],
 ) -> None:
     """Write `folder`, made when missing, from PEFT's adapter state.
 

@@ -87,7 +87,9 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
         raise RecipeError(f"{path.name}: " + "; ".join(problems)) from error
-    missing = [str(file) for file in (recipe.data.train, recipe.data.eval) if not (path.parent / file).is_file()]
+    missing = [
+        str(file) for file in (recipe.data.train, recipe.data.eval) if not (path.parent / file).is_file()
+    ]
     if missing:
         raise RecipeError(f"{path.name}: no such data file: {', '.join(missing)}")
     return recipe

@@ -106,7 +106,9 @@ def _optimize(
     with tempfile.TemporaryDirectory(prefix="loraplex-train-") as scratch:
         trainer = SFTTrainer(
             model=model,
-            args=_arguments(recipe, Path(scratch), math.ceil(len(rows) / recipe.train.batch_size), device.type),
+            args=_arguments(
+                recipe, Path(scratch), math.ceil(len(rows) / recipe.train.batch_size), device.type
+            ),
             train_dataset=Dataset.from_list([asdict(row) for row in rows]),
             processing_class=tokenizer,
             peft_config=LoraConfig(
