@@ -15,6 +15,7 @@ from loraplex_adapters.errors import LoraplexError
 from loraplex_server.engine.config import Device, EngineConfig, Quantization
 
 ENVIRONMENT_PREFIX = "LORAPLEX_"
+_CLIENT_VARIABLES = frozenset({"LORAPLEX_SERVER"})  # the command line's: which server to talk to
 _ENGINE_FIELDS = (
     "quantization",
     "device",
@@ -107,6 +108,12 @@ class ServerConfig(BaseModel):
         None, ge=1, description="Threads of the engine on a CPU; null takes one per core."
     )
 
+    @field_validator("metrics_port", "base", "registry_url", "num_threads", mode="before")
+    @classmethod
+    def _read_null(cls, value: Any) -> Any:
+        """Flags and environment carry text; `null` there means what it means in YAML."""
+        return None if isinstance(value, str) and value.lower() == "null" else value
+
     @field_validator("adapter_roots", mode="before")
     @classmethod
     def _split_roots(cls, value: Any) -> Any:
@@ -178,7 +185,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return {
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for name, value in environment.items()
-        if name.startswith(ENVIRONMENT_PREFIX)
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in _CLIENT_VARIABLES
     }
 
 

@@ -1,0 +1,92 @@
+"""`loraplex generate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from loraplex_cli.options import DEFAULT_SERVER, JsonOption, ServerOption, TimeoutOption
+from loraplex_cli.output import Output, command
+
+if TYPE_CHECKING:
+    from loraplex_client.client import CompletionStream
+    from loraplex_client.requests import GenerateOptions
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask; '-' reads standard input.")],
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", "-a", help="Adapter; left out: the base.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Send the text as it is, without chat template.")
+    ] = False,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Largest number of tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Keep the k most likely tokens; 0: all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep tokens up to this probability, (0, 1].")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the best one.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the completion; repeatable.")] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(min=0, max=20, help="Alternatives per token; needs --json.")
+    ] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    timeout: TimeoutOption = 300.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask once; the answer streams to the terminal. With --json it comes whole, with usage and timings."""
+    with command(as_json) as output:
+        from loraplex_client import LoraplexClient
+
+        text = sys.stdin.read() if prompt == "-" else prompt
+        options = _given(
+            adapter=adapter,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop or None,
+            logprobs=logprobs,
+        )
+        source: dict[str, Any] = {"prompt": text} if raw else {"messages": _messages(text, system)}
+        with LoraplexClient(server, timeout_s=timeout) as client:
+            if as_json:
+                completion = client.generate(**source, **options)
+                output.result(asdict(completion), completion.text)
+            else:
+                with client.stream(**source, **options) as stream:
+                    _print_stream(stream, output)
+
+
+def _print_stream(stream: CompletionStream, output: Output) -> None:
+    from loraplex_client import Delta, Finished
+
+    for event in stream:
+        if isinstance(event, Delta):
+            typer.echo(event.text, nl=False)
+            sys.stdout.flush()
+        elif isinstance(event, Finished):
+            typer.echo()
+            seconds = event.timings.prefill_seconds + event.timings.decode_seconds
+            output.note(
+                f"{event.usage.completion_tokens} tokens in {seconds:.2f} s, "
+                f"ended by {event.finish_reason.value}"
+            )
+
+
+def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+    turns = [{"role": "system", "content": system}] if system is not None else []
+    return [*turns, {"role": "user", "content": text}]
+
+
+def _given(**options: Any) -> GenerateOptions:
+    """What was left out stays out, so that the server's defaults hold."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return cast("GenerateOptions", given)

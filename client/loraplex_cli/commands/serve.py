@@ -1,0 +1,156 @@
+"""`loraplex serve`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loraplex_cli.options import JsonOption
+from loraplex_cli.output import Output, command
+
+
+class Quantization(StrEnum):
+    """As loraplex_server.engine.config.Quantization."""
+
+    AUTO = "auto"
+    NF4 = "nf4"
+    INT8 = "int8"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class Device(StrEnum):
+    """As loraplex_server.engine.config.Device."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class LogFormat(StrEnum):
+    """As ServerConfig.log_format."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def _flag(help_text: str, default: str, *names: str) -> Any:
+    return typer.Option(*names, help=help_text, show_default=default)
+
+
+# One option per field of ServerConfig, spelt out because importing pydantic would slow every --help down. A test holds
+# names, defaults and help texts to the fields. None means: not given here, so environment, file or default decide.
+def serve(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    host: Annotated[str | None, _flag("Address to listen on.", "127.0.0.1")] = None,
+    port: Annotated[int | None, _flag("gRPC port; 0 takes any free one.", "50051")] = None,
+    metrics_port: Annotated[
+        str | None, _flag("HTTP port of Prometheus metrics; 0 takes any, null switches it off.", "9464")
+    ] = None,
+    base: Annotated[
+        str | None,
+        _flag(
+            "Hugging Face folder or id of the base model; null takes SmolLM2-135M-Instruct.",
+            "SmolLM2-135M-Instruct",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, _flag("Folder of the registry and the adapter packages.", "user data folder")
+    ] = None,
+    registry_url: Annotated[
+        str | None, _flag("SQLAlchemy URL of the registry; null keeps SQLite in data_dir.", "null")
+    ] = None,
+    adapter_roots: Annotated[
+        list[Path] | None,
+        _flag(
+            "Folders that CreateAdapter may read from; empty refuses every path.", "empty", "--adapter-root"
+        ),
+    ] = None,
+    max_waiting: Annotated[int | None, _flag("Requests that may wait; one more is refused.", "256")] = None,
+    max_output_tokens: Annotated[int | None, _flag("Tokens of one completion.", "1024")] = None,
+    default_deadline_s: Annotated[
+        float | None, _flag("Deadline of a request that brings none, seconds.", "300")
+    ] = None,
+    max_deadline_s: Annotated[
+        float | None, _flag("Longest deadline, seconds; later ones are cut.", "3600")
+    ] = None,
+    drain_grace_s: Annotated[
+        float | None, _flag("Seconds running requests get to finish at a stop.", "30")
+    ] = None,
+    write_stall_timeout_s: Annotated[
+        float | None, _flag("Seconds a client may leave a stream unread before it is ended.", "30")
+    ] = None,
+    reflection: Annotated[bool | None, _flag("Serve gRPC reflection.", "true")] = None,
+    max_adapter_bytes: Annotated[int | None, _flag("Largest adapter package, bytes.", "536870912")] = None,
+    log_format: Annotated[LogFormat | None, _flag("Log lines as text or JSON.", "text")] = None,
+    quantization: Annotated[
+        Quantization | None, _flag("nf4, int8, bf16, fp32, or auto (GPU nf4, CPU int8).", "auto")
+    ] = None,
+    device: Annotated[Device | None, _flag("cpu, cuda, or auto.", "auto")] = None,
+    max_context_tokens: Annotated[
+        int | None,
+        _flag("Prompt and completion of a request together; lowered to what the base supports.", "2048"),
+    ] = None,
+    max_batched_tokens: Annotated[
+        int | None, _flag("Tokens of one forward pass, prefill and decode together.", "512")
+    ] = None,
+    max_running: Annotated[int | None, _flag("Sequences that run at once.", "64")] = None,
+    block_size: Annotated[int | None, _flag("Tokens of a key-value block.", "32")] = None,
+    kv_cache_bytes: Annotated[int | None, _flag("Memory of the key-value cache, bytes.", "536870912")] = None,
+    adapter_slots: Annotated[int | None, _flag("Adapters resident at once.", "16")] = None,
+    adapter_arena_bytes: Annotated[
+        int | None, _flag("Memory of resident adapters, bytes.", "268435456")
+    ] = None,
+    max_lora_rank: Annotated[int | None, _flag("Largest LoRA rank that may be registered.", "128")] = None,
+    prefix_cache: Annotated[
+        bool | None, _flag("Reuse keys and values of equal prompt beginnings.", "true")
+    ] = None,
+    num_threads: Annotated[
+        int | None, _flag("Threads of the engine on a CPU; null takes one per core.", "null")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve until SIGTERM, SIGINT or Drain. Settings: flags, then LORAPLEX_… environment, then the file.
+
+    With --json, one document with the ports is printed when the server is ready; logs go to standard error.
+    """
+    with command(as_json) as output:
+        raise typer.Exit(_run(config, setting_flags(context.params), output))
+
+
+def setting_flags(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The settings among the command's parameters that were given."""
+    return {
+        name: str(value) if isinstance(value, StrEnum) else value
+        for name, value in parameters.items()
+        if name not in ("config", "as_json") and value is not None and value != []
+    }
+
+
+def _run(file: Path | None, flags: dict[str, Any], output: Output) -> int:
+    from loraplex_server.config import load_config
+
+    settings = load_config(file, flags)
+
+    from loraplex_server.app import ServerAddress, run_server
+
+    from loraplex_cli.logs import start_logging
+    from loraplex_cli.progress import stage_bars
+    from loraplex_server.base.resolve import resolve_base
+
+    start_logging(settings.log_format)
+    with stage_bars() as progress:  # the server's own call then finds the base in place
+        resolve_base(settings.base, progress)
+
+    def announce(address: ServerAddress) -> None:
+        output.result(
+            {"host": settings.host, "grpc_port": address.grpc_port, "metrics_port": address.metrics_port},
+            f"serving on {settings.host}:{address.grpc_port}"
+            + ("" if address.metrics_port is None else f", metrics on port {address.metrics_port}"),
+        )
+
+    return run_server(settings, announce)

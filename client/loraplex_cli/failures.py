@@ -1,0 +1,105 @@
+"""From an exception to what the user sees: an exit code, a stable reason, a message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loraplex_cli.exit_codes import ExitCode
+
+
+class CommandError(Exception):
+    """A failure that a command itself found."""
+
+    def __init__(self, message: str, exit_code: ExitCode, reason: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What to print and how to end."""
+
+    exit_code: ExitCode
+    reason: str  # UPPER_SNAKE
+    message: str
+    details: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "exit_code": int(self.exit_code),
+                "reason": self.reason,
+                "message": self.message,
+                **self.details,
+            }
+        }
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """None for an exception that is a bug of ours: it deserves its traceback."""
+    # Imported here: a command that succeeds should not pay for the ways to fail.
+    from loraplex_adapters.errors import LoraplexError
+    from loraplex_client.errors import LoraplexApiError
+
+    if isinstance(error, CommandError):
+        return Failure(error.exit_code, error.reason, str(error), {})
+    if isinstance(error, LoraplexApiError):
+        return _api_failure(error)
+    if isinstance(error, LoraplexError):
+        code = ExitCode.BAD_INPUT if error.reason in _INPUT_REASONS else ExitCode.FAILURE
+        return Failure(code, error.reason, str(error), {})
+    if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | IsADirectoryError):
+        return Failure(ExitCode.BAD_INPUT, "FILE_ERROR", str(error), {})
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA_OF:
+        extra = _EXTRA_OF[error.name]
+        message = f"this command needs the extra '{extra}': pip install 'loraplex[{extra}]'"
+        return Failure(ExitCode.BAD_INPUT, "EXTRA_MISSING", message, {})
+    return None
+
+
+# Reasons whose cause is what the user gave, not what happened.
+_INPUT_REASONS = frozenset(
+    {
+        "INVALID_CONFIG",
+        "INVALID_REQUEST",
+        "ADAPTER_INVALID",
+        "ADAPTER_INCOMPATIBLE",
+        "BASE_MODEL_INVALID",
+        "UNSUPPORTED_ARCHITECTURE",
+        "RECIPE_INVALID",
+        "TRAINING_DATA_INVALID",
+    }
+)
+_EXTRA_OF = {
+    "torch": "server",
+    "transformers": "server",
+    "safetensors": "server",
+    "msgspec": "server",
+    "zmq": "server",
+    "sqlalchemy": "server",
+    "grpc_health": "server",
+    "peft": "trainer",
+    "trl": "trainer",
+}
+
+
+def _api_failure(error: Any) -> Failure:
+    from loraplex_client.errors import ServerFaultError, ServerUnreachableError
+
+    details: dict[str, Any] = {"status": error.code.name}
+    if error.request_id:
+        details["request_id"] = error.request_id
+    if error.retry_after_s is not None:
+        details["retry_after_s"] = error.retry_after_s
+    if error.violations:
+        details["violations"] = [
+            {"field": entry.field, "description": entry.description} for entry in error.violations
+        ]
+    code = ExitCode.REFUSED
+    if isinstance(error, ServerUnreachableError):
+        code = ExitCode.UNREACHABLE
+    elif isinstance(error, ServerFaultError):
+        code = ExitCode.FAILURE
+    return Failure(code, error.reason or error.code.name, error.message, details)

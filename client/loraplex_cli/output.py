@@ -1,0 +1,68 @@
+"""Results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.failures import failure_of
+
+
+class Output:
+    """What one command prints. With `as_json`, exactly one JSON document, on one line."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def result(self, document: Mapping[str, Any], text: str) -> None:
+        """Print the command's result: the document, or the text that says the same."""
+        typer.echo(json.dumps(document, ensure_ascii=False, default=str) if self.as_json else text)
+
+    def note(self, text: str) -> None:
+        """Something on the way to the result."""
+        typer.echo(text, err=True)
+
+
+@contextmanager
+def command(as_json: bool) -> Iterator[Output]:
+    """Around the body of a command: turns exceptions into a message and an exit code."""
+    output = Output(as_json)
+    try:
+        yield output
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        if as_json:
+            typer.echo(json.dumps(failure.document(), ensure_ascii=False))
+        output.note(f"error: {failure.message} ({failure.reason})")
+        raise typer.Exit(failure.exit_code) from None
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Plain text in aligned columns; fit for a terminal and for `awk`."""
+    table = [tuple(header), *(tuple(str(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )
+
+
+def facts(pairs: Mapping[str, object]) -> str:
+    """`name  value` lines."""
+    width = max(map(len, pairs))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs.items())
+
+
+def mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB"

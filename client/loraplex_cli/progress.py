@@ -1,0 +1,68 @@
+"""Progress bars on standard error.
+
+rich leaves out movement where there is no terminal, and colour there and where NO_COLOR is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+@contextmanager
+def stage_bars() -> Iterator[StageProgress]:
+    """One bar per stage, shown from its first report on; nothing at all without a report."""
+    bars = _StageBars()
+    try:
+        yield bars.report
+    finally:
+        bars.close()
+
+
+class _StageBars:
+    """rich's display, begun by the first report."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        if self._progress is None:
+            self._progress = _new_progress()
+            self._progress.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done, total=total)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _new_progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """For a wait of unknown length."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
