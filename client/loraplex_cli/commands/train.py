@@ -31,9 +31,8 @@ def run(
 ) -> None:
     """Train the adapter that a recipe describes."""
     with command(as_json) as output:
-        from loraplex_trainer.run import TrainProgress, train_recipe
-
         from loraplex_cli.progress import stage_bars
+        from loraplex_trainer.run import TrainProgress, train_recipe
 
         with stage_bars() as progress:
 

@@ -6,7 +6,10 @@ import re
 import urllib.request
 from dataclasses import dataclass
 
-_SAMPLE = re.compile(r"^loraplex_batch_(adapters|sequences)_(sum|count) (\S+)$", re.MULTILINE)
+_SAMPLE = re.compile(
+    r'^loraplex_batch_(adapters_sum|adapters_count|adapters_bucket{le="0.0"}|sequences_sum) (\S+)$',
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +17,17 @@ class BatchTotals:
     """Sums over all steps of the server's life."""
 
     num_steps: float
+    num_base_only_steps: float  # no sequence of the step had an adapter
     num_adapters: float  # distinct adapters, the base not counted
     num_sequences: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMeans:
+    """Of the steps between two readings; 0 where there was none."""
+
+    sequences: float
+    adapters: float  # distinct adapters in a step that had any
 
 
 def read_batch_totals(metrics_url: str) -> BatchTotals:
@@ -26,20 +38,20 @@ def read_batch_totals(metrics_url: str) -> BatchTotals:
 
 def parse_batch_totals(text: str) -> BatchTotals:
     """From the Prometheus text format; what is absent counts 0."""
-    samples = {(name, kind): float(value) for name, kind, value in _SAMPLE.findall(text)}
+    samples = {name: float(value) for name, value in _SAMPLE.findall(text)}
     return BatchTotals(
-        num_steps=samples.get(("adapters", "count"), 0.0),
-        num_adapters=samples.get(("adapters", "sum"), 0.0),
-        num_sequences=samples.get(("sequences", "sum"), 0.0),
+        num_steps=samples.get("adapters_count", 0.0),
+        num_base_only_steps=samples.get('adapters_bucket{le="0.0"}', 0.0),
+        num_adapters=samples.get("adapters_sum", 0.0),
+        num_sequences=samples.get("sequences_sum", 0.0),
     )
 
 
-def mean_since(before: BatchTotals, after: BatchTotals) -> tuple[float, float]:
-    """(adapters, sequences) of the mean step between the two readings; 0 if there was none."""
+def means_between(before: BatchTotals, after: BatchTotals) -> BatchMeans:
+    """What happened after the first reading and up to the second."""
     num_steps = after.num_steps - before.num_steps
-    if num_steps <= 0:
-        return 0.0, 0.0
-    return (
-        (after.num_adapters - before.num_adapters) / num_steps,
-        (after.num_sequences - before.num_sequences) / num_steps,
+    num_adapter_steps = num_steps - (after.num_base_only_steps - before.num_base_only_steps)
+    return BatchMeans(
+        sequences=(after.num_sequences - before.num_sequences) / num_steps if num_steps else 0.0,
+        adapters=(after.num_adapters - before.num_adapters) / num_adapter_steps if num_adapter_steps else 0.0,
     )

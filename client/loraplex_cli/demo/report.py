@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+from loraplex_cli.demo.batch_metrics import BatchMeans
 from loraplex_cli.demo.burst import Burst, percentile
 from loraplex_cli.output import facts
 from loraplex_client import ServerInfo
@@ -33,8 +34,7 @@ class DemoReport:
     server: ServerInfo  # after the burst
     answers: tuple[Answer, ...]
     burst: Burst
-    mean_adapters: float  # distinct adapters in the mean step of the burst, the base not counted
-    mean_sequences: float
+    batch: BatchMeans  # of the burst's steps
 
     @property
     def share_right(self) -> float:
@@ -88,8 +88,8 @@ class DemoReport:
                 "itl_p95_s": percentile(burst.token_gaps_s, 95),
                 "tokens_per_second": burst.tokens_per_second,
                 "resident_bytes": self.server.load.resident_bytes,
-                "mean_adapters_per_batch": self.mean_adapters,
-                "mean_sequences_per_batch": self.mean_sequences,
+                "mean_adapters_per_batch": self.batch.adapters,
+                "mean_sequences_per_batch": self.batch.sequences,
             },
         }
 
@@ -113,7 +113,8 @@ def _burst_facts(report: DemoReport) -> dict[str, object]:
         ),
         "throughput": f"{burst.tokens_per_second:.1f} tokens/s",
         "resident memory": f"{report.server.load.resident_bytes / 2**20:.0f} MiB",
-        "mean batch": f"{report.mean_sequences:.1f} sequences of {report.mean_adapters:.2f} adapters",
+        "mean batch": f"{report.batch.sequences:.1f} sequences",
+        "adapters in a batch": f"{report.batch.adapters:.2f} on average, where any took part",
     }
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from loraplex_cli.demo.batch_metrics import mean_since, read_batch_totals
+from loraplex_cli.demo.batch_metrics import means_between, read_batch_totals
 from loraplex_cli.demo.burst import MAX_TOKENS, mixed_questions, run_burst
 from loraplex_cli.demo.questions import Domain, messages
 from loraplex_cli.demo.report import Answer, DemoReport
@@ -55,8 +55,7 @@ async def _demonstrate(
         # Read before the load is gone: what is resident then is what serving takes.
         info = await client.server_info()
         after = await asyncio.to_thread(read_batch_totals, address.metrics_url)
-    mean_adapters, mean_sequences = mean_since(before, after)
-    return DemoReport(info, tuple(answers), burst, mean_adapters, mean_sequences)
+    return DemoReport(info, tuple(answers), burst, means_between(before, after))
 
 
 async def _answer(client: AsyncLoraplexClient, domain: Domain) -> Answer:
