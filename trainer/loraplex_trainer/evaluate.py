@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from loraplex_adapters.package import read_package
+from loraplex_server.base.resolve import resolve_base
 from loraplex_trainer.base_model import Precision, default_device, load_for_evaluation, load_tokenizer
-from loraplex_trainer.data import prompt_token_ids, question_messages
+from loraplex_trainer.data import prompt_token_ids, question_messages, read_eval_rows
 from loraplex_trainer.graders import EvalRow, grade, share_right
+from loraplex_trainer.libraries import prepare_libraries
+from loraplex_trainer.recipe import read_recipe
 
 MAX_NEW_TOKENS = 48
 
@@ -25,6 +29,50 @@ class GradedAnswer:
     is_right: bool
 
 
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Accuracies in [0, 1] on held-out questions, all asked of the same base."""
+
+    name: str
+    precision: Precision
+    questions: int
+    adapter: float
+    base: float
+    on_other_domains: dict[str, float]  # the adapter's, by the other recipe's name
+
+
+def evaluate_recipe(
+    recipe_path: Path,
+    package: Path,
+    other_recipes: Sequence[Path] = (),
+    precision: Precision = "bf16",
+    base_folder: Path | None = None,
+) -> EvalReport:
+    """Ask base and adapter the recipe's own questions, and the adapter those of `other_recipes`.
+
+    Raises RecipeError, TrainingDataError, BaseModelError, AdapterInvalidError.
+    """
+    recipe = read_recipe(recipe_path)
+    read_package(package)  # PEFT would load what the server refuses
+    sets = {read_recipe(path).name: _questions(path) for path in other_recipes}
+    sets[recipe.name] = _questions(recipe_path)
+    base = base_folder or resolve_base(recipe.base)
+    with_adapter = {name: accuracy(a) for name, a in evaluate(base, sets, package, precision).items()}
+    bare = evaluate(base, {recipe.name: sets[recipe.name]}, None, precision)
+    return EvalReport(
+        name=recipe.name,
+        precision=precision,
+        questions=len(sets[recipe.name]),
+        adapter=with_adapter.pop(recipe.name),
+        base=accuracy(bare[recipe.name]),
+        on_other_domains=with_adapter,
+    )
+
+
+def _questions(recipe_path: Path) -> list[EvalRow]:
+    return read_eval_rows(recipe_path.parent / read_recipe(recipe_path).data.eval)
+
+
 def evaluate(
     base_folder: Path,
     question_sets: Mapping[str, list[EvalRow]],
@@ -33,6 +81,7 @@ def evaluate(
     batch_size: int = 64,
 ) -> dict[str, list[GradedAnswer]]:
     """Graded answers to each set, from the base alone or with the adapter in `package`."""
+    prepare_libraries()
     tokenizer = load_tokenizer(base_folder)
     model = load_for_evaluation(base_folder, precision, default_device())
     if package is not None:

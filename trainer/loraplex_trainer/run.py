@@ -14,7 +14,7 @@ from typing import Any
 
 from loraplex_trainer.data import TokenRow, read_training_rows
 from loraplex_trainer.errors import TrainingDivergedError
-from loraplex_trainer.offline import work_offline
+from loraplex_trainer.libraries import prepare_libraries
 from loraplex_trainer.recipe import Recipe, read_recipe
 
 _VERSIONED = ("torch", "transformers", "peft", "trl")
@@ -55,7 +55,7 @@ def train_recipe(
     TrainingDivergedError, BaseModelError.
     """
     recipe = read_recipe(recipe_path)
-    work_offline()
+    prepare_libraries()
     from loraplex_trainer.base_model import load_tokenizer
 
     base = base_folder or _resolve_base(recipe)
@@ -93,7 +93,7 @@ def _optimize(
     """Adapter tensors, number of optimizer steps, and the last logged loss."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model_state_dict
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
 
     from loraplex_trainer.base_model import default_device, load_for_training
@@ -121,6 +121,7 @@ def _optimize(
             ),
             callbacks=[watcher],
         )
+        trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
         trainer.train()
         return get_peft_model_state_dict(trainer.model), trainer.state.global_step, watcher.last_loss
 

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraplex_adapters.package import read_package
+from loraplex_trainer.domains.files import DOMAINS
+from loraplex_trainer.recipe import read_recipe
+
+SHIPPED = Path(__file__).parents[3] / "adapters"
+_MIB = 2**20
+
+each_domain = pytest.mark.parametrize("name", sorted(DOMAINS))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@each_domain
+def test_each_package_is_sound_and_small(name: str) -> None:
+    package = read_package(SHIPPED / name / "package")
+
+    assert package.config.rank <= 8
+    assert sum(path.stat().st_size for path in package.folder.iterdir()) <= 5 * _MIB
+    assert sorted(path.name for path in package.folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+
+
+def test_the_packages_are_three_different_adapters_on_one_base() -> None:
+    digests = {read_package(SHIPPED / name / "package").digest for name in DOMAINS}
+    bases = {read_json(SHIPPED / name / "package/manifest.json")["base"]["fingerprint"] for name in DOMAINS}
+
+    assert len(digests) == 3
+    assert len(bases) == 1
+
+
+@each_domain
+def test_each_package_was_made_by_the_recipe_and_data_beside_it(name: str) -> None:
+    folder = SHIPPED / name
+    manifest = read_json(folder / "package/manifest.json")
+    recipe = read_recipe(folder / "recipe.yaml")
+
+    assert recipe.system == DOMAINS[name].system
+    assert manifest["recipe_sha256"] == recipe.sha256()
+    assert manifest["training"]["seed"] == recipe.train.seed
+    assert (
+        manifest["training"]["data_sha256"]
+        == hashlib.sha256((folder / "train.jsonl").read_bytes()).hexdigest()
+    )
+    for file, digest in manifest["files"].items():
+        assert hashlib.sha256((folder / "package" / file).read_bytes()).hexdigest() == digest
+
+
+@each_domain
+def test_the_measured_accuracy_meets_the_goals(name: str) -> None:
+    results = read_json(SHIPPED / name / "results.json")
+
+    for measured in results["accuracy"].values():
+        assert measured["adapter"] >= 0.80
+        assert measured["base"] <= 0.15
+        assert max(measured["on_other_domains"].values()) <= 0.15
+        assert len(measured["on_other_domains"]) == 2
