@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,16 @@ from loraplex_cli.exit_codes import EXIT_CODES_HELP
 from loraplex_cli.options import JsonOption
 from loraplex_cli.output import command, facts
 
-app = typer.Typer(name="train", help="Train adapters.", no_args_is_help=True)
+app = typer.Typer(name="train", help="Train and measure adapters.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `run` a command of its own while it is the only one."""
+class PrecisionOption(StrEnum):
+    """Precisions of the base that an adapter can be measured on."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    INT8 = "int8"
+    NF4 = "nf4"
 
 
 @app.command(epilog=EXIT_CODES_HELP)
@@ -42,3 +47,43 @@ def run(
             report = train_recipe(recipe, output_folder or recipe.parent / "package", report_step)
         document = {**asdict(report), "package": str(report.package)}
         output.result(document, facts(document))
+
+
+@app.command("eval", epilog=EXIT_CODES_HELP)
+def evaluate(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml whose held-out questions are asked")],
+    package: Annotated[
+        Path | None, typer.Option("--package", help="PEFT folder; left out: 'package' beside the recipe.")
+    ] = None,
+    other: Annotated[
+        list[Path] | None, typer.Option("--other", help="Another domain's recipe; may be repeated.")
+    ] = None,
+    precision: Annotated[
+        PrecisionOption, typer.Option(help="How the base is rounded.")
+    ] = PrecisionOption.INT8,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask held-out questions of the base, and of the base with the adapter; print the share of right answers."""
+    with command(as_json) as output:
+        from loraplex_cli.progress import spinner
+        from loraplex_trainer.evaluate import evaluate_recipe
+
+        with spinner("asking"):
+            report = evaluate_recipe(
+                recipe, package or recipe.parent / "package", other or [], precision.value
+            )
+        document = asdict(report)
+        others = {f"on {name}": f"{share:.3f}" for name, share in report.on_other_domains.items()}
+        output.result(
+            document,
+            facts(
+                {
+                    "recipe": report.name,
+                    "precision": report.precision,
+                    "questions": report.questions,
+                    "adapter": f"{report.adapter:.3f}",
+                    "base": f"{report.base:.3f}",
+                    **others,
+                }
+            ),
+        )
