@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.main import app
+
+NOWHERE = "127.0.0.1:1"
+
+
+def run(*arguments: str, env: dict[str, str] | None = None, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, env=env, input=stdin)
+
+
+def document(result: Result) -> Any:
+    """Standard output must be one JSON document on one line."""
+    (line,) = result.stdout.splitlines()
+    return json.loads(line)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "hi"),
+        ("adapters", "list"),
+        ("adapters", "show", "a"),
+        ("adapters", "delete", "a"),
+    ],
+    ids=" ".join,
+)
+def test_without_a_server_a_command_ends_as_unreachable(command: tuple[str, ...]) -> None:
+    result = run(*command, "--server", NOWHERE, "--timeout", "5", "--json")
+
+    assert result.exit_code == ExitCode.UNREACHABLE
+    assert document(result)["error"]["status"] == "UNAVAILABLE"
+    assert result.stderr.startswith("error: ")
+
+
+def test_a_folder_without_an_adapter_is_bad_input(tmp_path: Path) -> None:
+    result = run("adapters", "register", "a", str(tmp_path), "--server", NOWHERE, "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "adapter_config.json" in document(result)["error"]["message"]
+
+
+def test_version_is_one_document() -> None:
+    assert set(document(run("version", "--json"))) == {"loraplex", "python"}
+
+
+def test_config_check_shows_what_would_hold(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("port: 1234\nmax_running: 8\n")
+
+    result = run("config", "check", str(file), "--json", env={"LORAPLEX_PORT": "4321"})
+
+    settings = document(result)["settings"]
+    assert (settings["port"], settings["max_running"]) == (4321, 8)
+
+
+def test_config_check_suggests_the_setting_that_was_meant(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("max_runing: 8\n")
+
+    result = run("config", "check", str(file), "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "did you mean 'max_running'" in document(result)["error"]["message"]
+
+
+def test_null_in_the_environment_switches_a_nullable_setting_off() -> None:
+    result = run("config", "check", "--json", env={"LORAPLEX_METRICS_PORT": "null"})
+
+    assert document(result)["settings"]["metrics_port"] is None
+
+
+def test_the_servers_address_in_the_environment_is_no_unknown_setting() -> None:
+    assert run("config", "check", env={"LORAPLEX_SERVER": NOWHERE}).exit_code == ExitCode.OK
+
+
+def test_config_schema_describes_every_setting() -> None:
+    properties = document(run("config", "schema", "--json"))["properties"]
+
+    assert "max_running" in properties
+    assert all(entry["description"] for entry in properties.values())
+
+
+def test_an_unsupported_base_is_bad_input_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+
+    result = run("base", "inspect", str(tmp_path), "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    error = document(result)["error"]
+    assert error["reason"] == "UNSUPPORTED_ARCHITECTURE"
+    assert "LlamaForCausalLM" in error["message"]
+
+
+def test_bases_are_listed_from_the_cache(tmp_path: Path) -> None:
+    base = tmp_path / "loraplex" / "bases" / "tiny-1"
+    base.mkdir(parents=True)
+    (base / "model.safetensors").write_bytes(b"12345")
+    (base.parent / ".fetch-abc").mkdir()
+
+    listed = document(run("base", "list", "--json", env={"XDG_CACHE_HOME": str(tmp_path)}))
+
+    assert listed == {"bases": [{"id": "tiny-1", "folder": str(base), "size_bytes": 5}]}
+
+
+def test_training_without_a_recipe_is_bad_input(tmp_path: Path) -> None:
+    assert run("train", "run", str(tmp_path / "none.yaml"), "--json").exit_code == ExitCode.BAD_INPUT
+
+
+def test_the_demo_says_which_adapter_is_missing(tmp_path: Path) -> None:
+    result = run("demo", "--adapters", str(tmp_path), "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "loraplex train run" in document(result)["error"]["message"]

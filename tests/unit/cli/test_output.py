@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+import typer
+
+from loraplex_adapters.errors import AdapterInvalidError, LoraplexError
+from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.failures import CommandError, failure_of
+from loraplex_cli.logs import JsonFormatter, TextFormatter
+from loraplex_cli.output import columns, command
+from loraplex_cli.progress import stage_bars
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CommandError("x", ExitCode.WRONG_RESULT, "R"), ExitCode.WRONG_RESULT),
+        (AdapterInvalidError("x"), ExitCode.BAD_INPUT),
+        (LoraplexError("x"), ExitCode.FAILURE),
+        (FileNotFoundError("x"), ExitCode.BAD_INPUT),
+        (ModuleNotFoundError("x", name="torch"), ExitCode.BAD_INPUT),
+    ],
+)
+def test_a_known_error_has_its_exit_code(error: Exception, code: ExitCode) -> None:
+    failure = failure_of(error)
+
+    assert failure is not None
+    assert failure.exit_code == code
+
+
+def test_a_missing_extra_is_named() -> None:
+    failure = failure_of(ModuleNotFoundError("x", name="trl"))
+
+    assert failure is not None
+    assert "loraplex[trainer]" in failure.message
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    assert failure_of(KeyError("x")) is None
+    with pytest.raises(KeyError), command(as_json=True):
+        raise KeyError("x")
+
+
+def test_ctrl_c_has_its_own_exit_code() -> None:
+    with pytest.raises(typer.Exit) as caught, command(as_json=False):
+        raise KeyboardInterrupt
+
+    assert caught.value.exit_code == ExitCode.INTERRUPTED
+
+
+def test_columns_are_aligned_without_trailing_spaces() -> None:
+    assert columns(("a", "bb"), [("long", 1)]) == "a     bb\nlong  1"
+
+
+def test_progress_without_a_report_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with stage_bars():
+        pass
+
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_goes_to_standard_error_without_escape_codes_off_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with stage_bars() as report:
+        report("convert", 1, 2)
+        report("convert", 2, 2)
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "convert" in err
+    assert "\x1b" not in err
+
+
+def _record() -> logging.LogRecord:
+    record = logging.LogRecord("l", logging.INFO, "f", 1, "adapter %s", ("x",), None)
+    record.slot = 3
+    return record
+
+
+def test_a_json_log_line_carries_its_fields() -> None:
+    line = json.loads(JsonFormatter().format(_record()))
+
+    assert (line["message"], line["slot"], line["level"]) == ("adapter x", 3, "INFO")
+
+
+def test_a_text_log_line_carries_its_fields_and_the_traceback() -> None:
+    record = _record()
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+
+    line = TextFormatter().format(record)
+
+    assert "INFO l: adapter x slot=3" in line
+    assert "ValueError: boom" in line
