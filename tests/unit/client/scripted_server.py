@@ -92,10 +92,10 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
         fault = self._script.next_fault()
         if fault is not None and not fault.after_events:
             _abort(context, fault)
+        context.add_callback(self._script.stream_cancelled.set)  # also when it ends by itself
         yield inference_pb2.StreamGenerateResponse(started=inference_pb2.Started(request_id="r"))
         if fault is not None:
             _abort(context, fault)
-        context.add_callback(self._script.stream_cancelled.set)
         for text in ("hel", "lo"):
             yield inference_pb2.StreamGenerateResponse(delta=inference_pb2.Delta(text=text, token_count=1))
         while self._script.endless and context.is_active():
