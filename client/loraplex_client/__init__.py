@@ -1,4 +1,4 @@
-"""The Python client of a Loraplex server; grpcio and protobuf are all it needs."""
+"""The Python client of a Loraplex server; it needs grpcio, grpcio-status and protobuf."""
 
 from __future__ import annotations
 

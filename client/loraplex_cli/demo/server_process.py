@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError
@@ -34,7 +35,7 @@ class ServerAddress:
 def running_server(arguments: Sequence[str] = ()) -> Iterator[ServerAddress]:
     """`loraplex serve` with `arguments`, ready; stopped by SIGTERM at the end.
 
-    Raises CommandError with the end of its log if it does not become ready.
+    Raises CommandError with the cause if it does not become ready.
     """
     with tempfile.TemporaryDirectory(prefix="loraplex-demo-") as scratch:
         log_file = Path(scratch) / "server.log"
@@ -74,19 +75,24 @@ def _await_ready(process: subprocess.Popen[str], log_file: Path) -> ServerAddres
         line = process.stdout.readline()
     finally:
         too_late.cancel()
-    if not line:
-        tail = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
-        raise CommandError(
-            "the server did not become ready; the end of its log:\n" + "\n".join(tail),
-            ExitCode.FAILURE,
-            "SERVER_NOT_READY",
-        )
-    ports = json.loads(line)
+    document = json.loads(line) if line else {}
+    if "grpc_port" not in document:
+        raise _not_ready(document, log_file)
     return ServerAddress(
-        target=f"127.0.0.1:{ports['grpc_port']}",
-        metrics_url=f"http://127.0.0.1:{ports['metrics_port']}/metrics",
+        target=f"127.0.0.1:{document['grpc_port']}",
+        metrics_url=f"http://127.0.0.1:{document['metrics_port']}/metrics",
         process_id=process.pid,
     )
+
+
+def _not_ready(document: dict[str, Any], log_file: Path) -> CommandError:
+    """What the child itself reported; else the end of its log."""
+    if "error" in document:
+        cause = document["error"]["message"]
+    else:
+        lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        cause = "\n".join(["the end of its log:", *lines[-_LOG_LINES_SHOWN:]])
+    return CommandError(f"the server did not start: {cause}", ExitCode.FAILURE, "SERVER_NOT_READY")
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
