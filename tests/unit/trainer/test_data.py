@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from loraplex_server.tokenizer import BaseTokenizer, ChatMessage
 from loraplex_trainer.base_model import load_tokenizer
 from loraplex_trainer.data import (
     IGNORED,
@@ -69,3 +70,9 @@ def test_a_held_out_question_without_its_grader_is_refused(tmp_path: Path) -> No
     (tmp_path / "eval.jsonl").write_text('{"id": "1", "question": "?"}\n')
     with pytest.raises(TrainingDataError, match="line 1: lacks answer, expected, grader, system"):
         read_eval_rows(tmp_path / "eval.jsonl")
+
+
+def test_the_server_renders_a_prompt_to_the_same_tokens(tiny_base: Path) -> None:
+    messages = tuple(ChatMessage(m["role"], m["content"]) for m in PROMPT)
+
+    assert BaseTokenizer(tiny_base).encode(messages) == prompt_token_ids(load_tokenizer(tiny_base), PROMPT)
