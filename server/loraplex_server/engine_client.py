@@ -184,13 +184,13 @@ class EngineClient:
         """One engine process from spawn to death; its messages are handled meanwhile."""
         folder = Path(tempfile.mkdtemp(prefix="loraplex-engine-"))
         context = zmq.Context()
+        self._commands = commands = context.socket(zmq.PUSH)
+        messages = zmq.asyncio.Context.shadow(context).socket(zmq.PULL)
         try:
-            self._commands = context.socket(zmq.PUSH)
-            messages = zmq.asyncio.Context.shadow(context).socket(zmq.PULL)
-            self._commands.setsockopt(zmq.SNDHWM, 0)
+            commands.setsockopt(zmq.SNDHWM, 0)
             messages.setsockopt(zmq.RCVHWM, 0)
             command_address, message_address = f"ipc://{folder}/commands", f"ipc://{folder}/messages"
-            self._commands.bind(command_address)
+            commands.bind(command_address)
             messages.bind(message_address)
             self._process = await asyncio.to_thread(_spawn, self._config, command_address, message_address)
             reader = asyncio.create_task(self._read(messages), name="engine-reader")
@@ -203,7 +203,10 @@ class EngineClient:
                     await reader
         finally:
             await self._end_process()
-            context.destroy(linger=0)
+            # Each by itself: a context waits for ever for sockets that its shadow made.
+            commands.close(linger=0)
+            messages.close(linger=0)
+            context.term()
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _end_process(self) -> None:

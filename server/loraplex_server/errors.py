@@ -5,11 +5,14 @@ LoraplexError
 │   ├── ContextOverflowError   prompt and completion do not fit the context
 │   ├── QueueFullError         too many sequences wait
 │   ├── DrainingError          the server is stopping
+│   ├── UploadTooLargeError    an upload passed its byte budget
+│   ├── WriteStallError        the client left its stream unread for too long
 │   └── DeadlineExceededError  the deadline passed while the request waited or ran
 ├── EngineError
 │   ├── EngineUnavailableError the engine is starting or restarting
 │   ├── EngineRestartedError   the engine died while the request ran
 │   └── SequenceFailedError    the engine gave up on this one sequence
+├── PortInUseError             the address is taken
 └── BaseModelError
     ├── UnsupportedArchitectureError
     └── BaseModelInvalidError
@@ -54,6 +57,18 @@ class DeadlineExceededError(RequestError):
     reason = "DEADLINE_EXCEEDED"
 
 
+class UploadTooLargeError(RequestError):
+    """An adapter upload passed the largest package size."""
+
+    reason = "UPLOAD_TOO_LARGE"
+
+
+class WriteStallError(RequestError):
+    """The client did not read its stream for longer than the server waits."""
+
+    reason = "WRITE_STALLED"
+
+
 class EngineError(LoraplexError):
     """The engine process cannot serve."""
 
@@ -76,6 +91,12 @@ class SequenceFailedError(EngineError):
     """The engine ended this sequence with an internal error; others are unaffected."""
 
     reason = "SEQUENCE_FAILED"
+
+
+class PortInUseError(LoraplexError):
+    """The server cannot listen where it was told to."""
+
+    reason = "PORT_IN_USE"
 
 
 class BaseModelError(LoraplexError):

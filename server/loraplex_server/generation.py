@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -62,7 +62,7 @@ class Started:
 
     adapter_digest: str
     num_prompt_tokens: int
-    num_cached_prompt_tokens: int
+    queue_s: float  # from admission until that step
 
 
 @dataclass(slots=True)
@@ -142,7 +142,7 @@ class GenerationService:
         """Tokens of the rendered prompt."""
         return len(await self._encode(prompt))
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent]:
         """One Started, TextDeltas, one Finished. Closing the iterator ends the sequence in the engine at once.
 
         Raises QueueFullError, DrainingError, DeadlineExceededError, ContextOverflowError, InvalidRequestError,
@@ -176,7 +176,7 @@ class GenerationService:
             retry_s = min(max(self._num_unstarted / rate, _MIN_RETRY_S), _MAX_RETRY_S)
             raise QueueFullError(f"{self._num_unstarted} requests wait already; try again later", retry_s)
 
-    async def _run(self, request: GenerationRequest, arrival_s: float) -> AsyncIterator[GenerationEvent]:
+    async def _run(self, request: GenerationRequest, arrival_s: float) -> AsyncGenerator[GenerationEvent]:
         if not request.adapter:
             async for event in self._run_leased(request, arrival_s, None):
                 yield event
@@ -191,7 +191,7 @@ class GenerationService:
 
     async def _run_leased(
         self, request: GenerationRequest, arrival_s: float, digest: str | None
-    ) -> AsyncIterator[GenerationEvent]:
+    ) -> AsyncGenerator[GenerationEvent]:
         """With the adapter held: tokenize, submit, and turn outputs into events."""
         deadline_s = self._deadline(request, arrival_s)
         token_ids = await self._encode(request.prompt)
@@ -206,9 +206,9 @@ class GenerationService:
         )
         try:
             outputs = await self._take(stream, deadline_s)
-            cached = outputs[0].cached_prompt_tokens
             _raise_failure(outputs[0])
-            yield Started(digest or "", len(token_ids), cached)
+            timings = outputs[0].timings
+            yield Started(digest or "", len(token_ids), timings.queue_s if timings is not None else 0.0)
             while True:
                 delta = completion.add(outputs)
                 if delta is not None:

@@ -7,6 +7,7 @@ import time
 import torch
 
 from loraplex_adapters.compatibility import load_lora_weights
+from loraplex_adapters.errors import AdapterUnavailableError
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, PackedAdapter
 from loraplex_server.engine.adapter_residency import AdapterResidency
@@ -41,6 +42,8 @@ class Engine:
 
         def read_adapter(digest: str) -> PackedAdapter:
             weights = load_lora_weights(config.store_path / digest, spec, config.max_lora_rank)
+            if weights.digest != digest:
+                raise AdapterUnavailableError("the stored package was changed; register it again")
             return layout.pack(weights, loaded.compute_dtype)
 
         arena_elements = config.adapter_arena_bytes // loaded.compute_dtype.itemsize

@@ -1,0 +1,251 @@
+"""The composition root: builds the server's parts, starts them, drains and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from loraplex.v1 import (
+    adapter_pb2,
+    adapter_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    ops_pb2,
+    ops_pb2_grpc,
+)
+from loraplex_adapters.base_spec import BaseSpec
+from loraplex_adapters.errors import LoraplexError
+from loraplex_adapters.package import PackageLimits
+from loraplex_adapters.registry import AdapterRegistry
+from loraplex_adapters.store import PackageStore
+from loraplex_server.adapter_directory import AdapterDirectory
+from loraplex_server.base.fetch import DEFAULT_BASE_ID
+from loraplex_server.base.fingerprint import base_spec
+from loraplex_server.base.resolve import resolve_base
+from loraplex_server.config import ServerConfig
+from loraplex_server.engine.messages import EngineReady
+from loraplex_server.engine_client import EngineClient, EngineState
+from loraplex_server.errors import PortInUseError
+from loraplex_server.generation import GenerationLimits, GenerationService
+from loraplex_server.metrics import Metrics
+from loraplex_server.rpc.adapters import AdapterServicer
+from loraplex_server.rpc.inference import InferenceServicer
+from loraplex_server.rpc.interceptors import ErrorInterceptor
+from loraplex_server.rpc.ops import OpsServicer
+from loraplex_server.rpc.serving import Serving, ServingParts
+from loraplex_server.tokenizer import BaseTokenizer
+
+log = logging.getLogger(__name__)
+
+_MAX_MESSAGE_BYTES = 8 * 2**20
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 8 * 2**10),
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),  # two servers on one port would share its requests
+]
+_SERVICES = tuple(
+    file.services_by_name[name].full_name
+    for file, name in (
+        (inference_pb2.DESCRIPTOR, "InferenceService"),
+        (adapter_pb2.DESCRIPTOR, "AdapterService"),
+        (ops_pb2.DESCRIPTOR, "OpsService"),
+    )
+)
+_WITHDRAWAL_S = 0.2  # between NOT_SERVING and refusing, so that load balancers turn away first
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where a running server listens."""
+
+    grpc_port: int
+    metrics_port: int | None
+
+
+OnReady = Callable[[ServerAddress], None]
+
+
+def run_server(config: ServerConfig, on_ready: OnReady | None = None) -> int:
+    """Serve until SIGTERM, SIGINT or Drain. Returns the exit code: 0 after a drain, 1 if it could not start."""
+    try:
+        asyncio.run(Server(config).serve(on_ready))
+    except LoraplexError as error:
+        log.error("the server could not start: %s", error, extra={"reason": error.reason})
+        return 1
+    return 0
+
+
+class Server:
+    """One server: gRPC front end, engine process, metrics port."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._version = importlib.metadata.version("loraplex")
+        self._metrics = Metrics()
+        self._serving = Serving()
+        self._health = HealthServicer()
+        self._stop_requested = asyncio.Event()
+        self._grace_s = config.drain_grace_s
+        self._is_draining = False
+        self._engine: EngineClient | None = None
+
+    async def serve(self, on_ready: OnReady | None = None) -> None:
+        """Start, tell `on_ready`, run until told to stop, drain, stop. Raises LoraplexError if it cannot start."""
+        self._install_signal_handlers()
+        config = self._config
+        metrics_port = None
+        if config.metrics_port is not None:
+            metrics_port = self._metrics.serve(config.metrics_port, config.host)
+        base_path = await asyncio.to_thread(resolve_base, config.base)
+        engine = self._engine = EngineClient(
+            config.engine_config(base_path), self._engine_changed, self._metrics.engine_step
+        )
+        server, port = self._build_grpc_server(engine)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.start()
+        log.info("listening", extra={"host": config.host, "port": port, "metrics_port": metrics_port})
+        try:
+            spec = await asyncio.to_thread(base_spec, base_path)
+            directory = await asyncio.to_thread(self._open_directory, spec)
+            tokenizer = await asyncio.to_thread(BaseTokenizer, base_path)
+            ready = await self._until_stopped(engine.start())
+            if ready is not None:
+                directory.on_retired = engine.forget_adapter
+                directory.on_name_deleted = self._metrics.adapter_deleted
+                generation = GenerationService(engine, tokenizer, directory, self._limits(ready))
+                base_id = config.base or DEFAULT_BASE_ID
+                self._serving.begin(ServingParts(generation, tokenizer, directory, ready, base_id))
+                await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+                log.info(
+                    "serving", extra={"load_seconds": ready.load_seconds, "quantization": ready.quantization}
+                )
+                if on_ready is not None:
+                    on_ready(ServerAddress(port, metrics_port))
+                await self._stop_requested.wait()
+                await self._drain(generation)
+            await directory.close()
+        finally:
+            await server.stop(grace=0.5)
+            await engine.stop()
+        log.info("stopped")
+
+    def request_stop(self, grace_s: float | None = None) -> None:
+        """Begin draining; running requests get `grace_s` seconds, or the configured number."""
+        if grace_s is not None:
+            self._grace_s = grace_s
+        self._stop_requested.set()
+
+    def _install_signal_handlers(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Only the main thread may; a server embedded in another one is stopped through request_stop.
+            with contextlib.suppress(ValueError, RuntimeError):
+                loop.add_signal_handler(number, self.request_stop)
+
+    async def _until_stopped(self, start: Coroutine[None, None, EngineReady]) -> EngineReady | None:
+        """The engine's readiness; None if a stop is asked for meanwhile."""
+        starting = asyncio.ensure_future(start)
+        stopping = asyncio.ensure_future(self._stop_requested.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if starting.done():
+            return starting.result()
+        starting.cancel()
+        return None
+
+    def _open_directory(self, spec: BaseSpec) -> AdapterDirectory:
+        config = self._config
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        limits = PackageLimits(max_bytes=config.max_adapter_bytes, max_rank=config.max_lora_rank)
+        return AdapterDirectory(
+            AdapterRegistry(config.resolved_registry_url),
+            PackageStore(config.store_path, limits),
+            spec,
+            limits,
+            config.adapter_roots,
+            config.data_dir / "uploads",
+        )
+
+    def _build_grpc_server(self, engine: EngineClient) -> tuple[grpc.aio.Server, int]:
+        config = self._config
+        server = grpc.aio.server(interceptors=[ErrorInterceptor(self._metrics)], options=_CHANNEL_OPTIONS)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(
+                self._serving, self._metrics, config.max_output_tokens, config.write_stall_timeout_s
+            ),
+            server,
+        )
+        adapter_pb2_grpc.add_AdapterServiceServicer_to_server(
+            AdapterServicer(self._serving, engine, config.max_adapter_bytes), server
+        )
+        ops_pb2_grpc.add_OpsServiceServicer_to_server(
+            OpsServicer(self._serving, engine, config, self._version, self.request_stop), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if config.reflection:
+            names = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        address = f"{config.host}:{config.port}"
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError:
+            raise PortInUseError(
+                f"cannot listen on {address}; choose another port (0 takes any free one)"
+            ) from None
+        return server, port
+
+    def _limits(self, ready: EngineReady) -> GenerationLimits:
+        config = self._config
+        return GenerationLimits(
+            max_waiting=config.max_waiting,
+            max_context_tokens=ready.max_context_tokens,
+            max_output_tokens=config.max_output_tokens,
+            max_running=ready.max_running,
+            default_deadline_s=config.default_deadline_s,
+            max_deadline_s=config.max_deadline_s,
+        )
+
+    def _engine_changed(self, state: EngineState) -> None:
+        """Health follows the engine, except that a draining server stays NOT_SERVING."""
+        if state is EngineState.READY and self._engine is not None and self._engine.ready is not None:
+            self._metrics.engine_ready(self._engine.ready, self._version)
+        if self._is_draining or not self._serving.has_begun:
+            return
+        serving = state is EngineState.READY
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        task = asyncio.get_running_loop().create_task(self._set_health(status))
+        task.add_done_callback(lambda done: done.exception())
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for service in ("", *_SERVICES):
+            await self._health.set(service, status)
+
+    async def _drain(self, generation: GenerationService) -> None:
+        """Turn new requests away, let running ones finish within the grace."""
+        self._is_draining = True
+        log.info("draining", extra={"in_flight": generation.num_in_flight, "grace_seconds": self._grace_s})
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await asyncio.sleep(_WITHDRAWAL_S)
+        generation.start_draining()
+        try:
+            async with asyncio.timeout(self._grace_s):
+                await generation.wait_until_idle()
+        except TimeoutError:
+            log.warning(
+                "requests cut off by the end of the grace", extra={"in_flight": generation.num_in_flight}
+            )

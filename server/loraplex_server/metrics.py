@@ -1,0 +1,218 @@
+"""Every Prometheus metric of the server, in one place and one process."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+
+from loraplex_server.engine.messages import EngineReady, EngineStats
+
+MAX_ADAPTER_LABELS = 200
+"""Adapters that get a label of their own; the rest share "other", so that the series stay bounded."""
+
+_OTHER = "other"
+_BASE = "base"
+_LATENCY_S = (
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.15,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+)
+_TOKEN_LATENCY_S = (
+    0.002,
+    0.005,
+    0.01,
+    0.015,
+    0.02,
+    0.025,
+    0.03,
+    0.04,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    1,
+    2.5,
+)
+_LOAD_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+
+
+class Metrics:
+    """Owned by the front end's event loop."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._labels: set[str] = set()
+        self._time_to_first_token = _histogram(
+            registry, "time_to_first_token_seconds", "Admission until the first token.", _LATENCY_S
+        )
+        self._inter_token = _histogram(
+            registry, "inter_token_latency_seconds", "Between tokens of one stream.", _TOKEN_LATENCY_S
+        )
+        self._end_to_end = _histogram(
+            registry, "request_duration_seconds", "Admission until the last token.", _LATENCY_S
+        )
+        self._queue = _histogram(registry, "queue_seconds", "Admission until the first step.", _LATENCY_S)
+        self._step = _histogram(registry, "step_seconds", "One engine step.", _TOKEN_LATENCY_S)
+        self._batch_sequences = _histogram(registry, "batch_sequences", "Sequences in a step.", _COUNTS)
+        self._batch_adapters = _histogram(
+            registry, "batch_adapters", "Distinct adapters in a step, the base not counted.", _COUNTS
+        )
+        self._adapter_load = _histogram(
+            registry, "adapter_load_seconds", "Reading and packing an adapter.", _LOAD_S
+        )
+        self._rpc = Histogram(
+            "loraplex_rpc_duration_seconds",
+            "RPCs by method and status.",
+            ["method", "code"],
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self._requests = Counter(
+            "loraplex_requests",
+            "Requests ended, by adapter and finish.",
+            ["adapter", "finish"],
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "loraplex_prompt_tokens", "Prompt tokens of ended requests.", ["adapter"], registry=registry
+        )
+        self._completion_tokens = Counter(
+            "loraplex_completion_tokens", "Tokens generated.", ["adapter"], registry=registry
+        )
+        self._rejects = Counter(
+            "loraplex_rejects", "Requests refused or failed.", ["reason"], registry=registry
+        )
+        self._adapter_loads = Counter(
+            "loraplex_adapter_loads", "Adapters moved into a slot.", registry=registry
+        )
+        self._adapter_evictions = Counter(
+            "loraplex_adapter_evictions", "Adapters moved out of a slot.", registry=registry
+        )
+        self._preemptions = Counter("loraplex_preemptions", "Sequences pushed back.", registry=registry)
+        self._prefix_hits = Counter(
+            "loraplex_prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache.", registry=registry
+        )
+        self._engine_starts = Counter(
+            "loraplex_engine_starts", "Engine processes that became ready.", registry=registry
+        )
+        self._running = _gauge(registry, "running_sequences", "Sequences in the batch.")
+        self._waiting = _gauge(registry, "waiting_sequences", "Sequences waiting in the engine.")
+        self._kv_blocks = _gauge(registry, "kv_blocks", "Key-value blocks.")
+        self._kv_blocks_used = _gauge(registry, "kv_blocks_used", "Key-value blocks held by sequences.")
+        self._slots = _gauge(registry, "adapter_slots", "Adapter slots.")
+        self._slots_used = _gauge(registry, "adapter_slots_used", "Adapter slots that hold an adapter.")
+        self._adapters = _gauge(registry, "adapters_registered", "Registered adapters.")
+        self._build = Info("loraplex_build", "Version and base model.", registry=registry)
+
+    def serve(self, port: int, host: str) -> int:
+        """Expose the metrics over HTTP from a thread; returns the port."""
+        server, _ = start_http_server(port, addr=host, registry=self.registry)
+        bound: int = server.server_port
+        return bound
+
+    def engine_ready(self, ready: EngineReady, version: str) -> None:
+        self._engine_starts.inc()
+        self._kv_blocks.set(ready.num_blocks)
+        self._slots.set(ready.adapter_slots)
+        self._build.info(
+            {
+                "version": version,
+                "architecture": ready.architecture,
+                "quantization": ready.quantization,
+                "device": ready.device,
+                "base_fingerprint": ready.base_fingerprint,
+            }
+        )
+
+    def engine_step(self, stats: EngineStats) -> None:
+        """Record one step; called once per message of the engine."""
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        self._kv_blocks_used.set(stats.kv_blocks_used)
+        self._slots_used.set(stats.adapter_slots_used)
+        if stats.batch_sequences:
+            self._step.observe(stats.step_seconds)
+            self._batch_sequences.observe(stats.batch_sequences)
+            self._batch_adapters.observe(stats.batch_adapters)
+        if stats.preemptions:
+            self._preemptions.inc(stats.preemptions)
+        if stats.prefix_hit_tokens:
+            self._prefix_hits.inc(stats.prefix_hit_tokens)
+        for seconds in stats.adapter_load_seconds:
+            self._adapter_loads.inc()
+            self._adapter_load.observe(seconds)
+        if stats.adapter_evictions:
+            self._adapter_evictions.inc(stats.adapter_evictions)
+
+    def first_token(self, seconds: float, queue_seconds: float) -> None:
+        self._time_to_first_token.observe(seconds)
+        self._queue.observe(queue_seconds)
+
+    def inter_token(self, seconds: float) -> None:
+        self._inter_token.observe(seconds)
+
+    def request_ended(
+        self, adapter: str, finish: str, seconds: float, prompt_tokens: int, completion_tokens: int
+    ) -> None:
+        """`finish` is a finish reason, or "error" or "cancelled"."""
+        label = self._adapter_label(adapter)
+        self._requests.labels(label, finish).inc()
+        self._prompt_tokens.labels(label).inc(prompt_tokens)
+        self._completion_tokens.labels(label).inc(completion_tokens)
+        self._end_to_end.observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        self._rejects.labels(reason).inc()
+
+    def rpc_ended(self, method: str, code: str, seconds: float) -> None:
+        self._rpc.labels(method, code).observe(seconds)
+
+    def adapters_registered(self, count: int) -> None:
+        self._adapters.set(count)
+
+    def adapter_deleted(self, adapter: str) -> None:
+        """Drop the adapter's series."""
+        if adapter in self._labels:
+            self._labels.discard(adapter)
+            self._prompt_tokens.remove(adapter)
+            self._completion_tokens.remove(adapter)
+            self._requests.remove_by_labels({"adapter": adapter})
+
+    def _adapter_label(self, adapter: str) -> str:
+        """Only registered names come here, so a caller cannot invent labels."""
+        if not adapter:
+            return _BASE
+        if adapter not in self._labels:
+            if len(self._labels) >= MAX_ADAPTER_LABELS:
+                return _OTHER
+            self._labels.add(adapter)
+        return adapter
+
+
+def _histogram(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(f"loraplex_{name}", text, buckets=buckets, registry=registry)
+
+
+def _gauge(registry: CollectorRegistry, name: str, text: str) -> Gauge:
+    return Gauge(f"loraplex_{name}", text, registry=registry)

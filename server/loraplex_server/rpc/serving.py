@@ -1,0 +1,43 @@
+"""What the servicers work with once the base model is resident."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraplex_server.adapter_directory import AdapterDirectory
+from loraplex_server.engine.messages import EngineReady
+from loraplex_server.errors import EngineUnavailableError
+from loraplex_server.generation import GenerationService
+from loraplex_server.tokenizer import BaseTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServingParts:
+    """Built when the first engine is ready."""
+
+    generation: GenerationService
+    tokenizer: BaseTokenizer
+    directory: AdapterDirectory
+    ready: EngineReady
+    base_id: str
+
+
+class Serving:
+    """Empty while the base model loads, so that the port can listen from the start."""
+
+    def __init__(self) -> None:
+        self._parts: ServingParts | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._parts is not None
+
+    def begin(self, parts: ServingParts) -> None:
+        """The server can answer from now on."""
+        self._parts = parts
+
+    def parts(self) -> ServingParts:
+        """Raises EngineUnavailableError while the base model loads."""
+        if self._parts is None:
+            raise EngineUnavailableError("the base model is still loading; try again in a moment")
+        return self._parts
