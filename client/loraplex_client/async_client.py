@@ -36,7 +36,7 @@ from loraplex_client.retry import RetryBudget
 from loraplex_client.service_config import channel_options
 
 _Response = TypeVar("_Response")
-_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs lack it
+_END_OF_STREAM: Any = grpc.aio.EOF
 
 
 class AsyncLoraplexClient:

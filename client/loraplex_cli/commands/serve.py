@@ -136,10 +136,9 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> int:
 
     settings = load_config(file, flags)
 
-    from loraplex_server.app import ServerAddress, run_server
-
     from loraplex_cli.logs import start_logging
     from loraplex_cli.progress import stage_bars
+    from loraplex_server.app import ServerAddress, run_server
     from loraplex_server.base.resolve import resolve_base
 
     start_logging(settings.log_format)

@@ -18,7 +18,7 @@ import grpc
 
 from loraplex_adapters.errors import LoraplexError
 from loraplex_server.metrics import Metrics
-from loraplex_server.rpc.grpc_types import Context, Handler, ServerInterceptor
+from loraplex_server.rpc.grpc_types import Context, Handler
 from loraplex_server.rpc.status import internal_status, malformed_status, rich_status, status_code
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class _Malformed:
 _MALFORMED = _Malformed()
 
 
-class ErrorInterceptor(ServerInterceptor):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Outermost: nothing but documented statuses gets past it."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -43,9 +43,9 @@ class ErrorInterceptor(ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
+    ) -> Handler | None:
         handler = await continuation(handler_call_details)
         if handler is None:  # unknown method: grpc answers UNIMPLEMENTED
             return handler
@@ -133,7 +133,7 @@ class _Call:
     async def abort(self, context: Context, status: Any, reason: str) -> None:
         self._code = status.code.name
         self._metrics.rejected(reason)
-        await context.abort_with_status(status)  # type: ignore[attr-defined]
+        await context.abort_with_status(status)
 
     async def abort_for(self, context: Context, error: Exception) -> None:
         """End the RPC with the status of `error`; grpc's own abort passes through."""
