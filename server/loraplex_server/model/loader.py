@@ -13,7 +13,8 @@ from torch import Tensor
 from loraplex_server.model.checkpoint import Checkpoint
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.decoder import Decoder, DecoderLayer, DecoderWeights, Embedding
-from loraplex_server.model.linear import DenseLinear, Int8Linear, Linear
+from loraplex_server.model.int8 import Int8Linear
+from loraplex_server.model.linear import DenseLinear, Linear
 from loraplex_server.model.nf4 import Nf4Linear
 from loraplex_server.model.numerics import Numerics, ResolvedQuantization, resolve_numerics
 from loraplex_server.model.rope import rope_table
@@ -105,7 +106,7 @@ class _Builder:
         numerics = self._numerics
         if self._config.tie_embeddings:
             if numerics.quantization == "int8":
-                head = Int8Linear(table.to(numerics.device))
+                head = Int8Linear(table.to(numerics.device), is_table=True)
                 return Int8Embedding(head, numerics.compute_dtype), head, head.weight_bytes
             dense = table.to(numerics.device, numerics.compute_dtype)
             tied = DenseLinear(dense)

@@ -1,0 +1,174 @@
+"""W8A8 linear layer: int8 weights with one scale per output, activations quantized per row on the fly.
+
+No outlier branch and no synchronisation with the host. Symmetric on both sides, so that the product needs no
+zero-point correction, and int32 accumulation makes it exact.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_INT8_MAX = 127.0
+# Rows below which the CUDA int8 product refuses to run; padded up to it.
+_CUDA_INT8_MIN_ROWS = 17
+
+
+class Int8Linear:
+    """Implements `loraplex_server.model.linear.Linear`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, is_table: bool = False) -> None:
+        """Quantize `weight` [out, in] of any float dtype; `bias` [out] stays as it is.
+
+        is_table  `rows` will be asked for, so the weight is kept row by row.
+        """
+        self.out_features, self.in_features = weight.shape
+        quantized, scale = quantize_rows(weight)
+        self._scale = scale.view(-1)
+        self._product = _product_for(quantized, self._scale, is_table=is_table)
+        self._bias = bias
+
+    @property
+    def weight_bytes(self) -> int:
+        bias_bytes = 0 if self._bias is None else self._bias.nbytes
+        return self.out_features * self.in_features + self._scale.nbytes + bias_bytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        quantized, row_scale = quantize_rows(x)
+        y = self._product(quantized).mul_(row_scale)
+        if self._bias is not None:
+            y.add_(self._bias)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Dequantized rows of the weight, [len(index), in] fp32: an embedding lookup for a tied table."""
+        return self._product.weight()[index].float().mul_(self._scale[index].unsqueeze(1))
+
+    def dequantized(self) -> Tensor:
+        return self._product.weight().float() * self._scale.unsqueeze(1)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 per row: x [n, k] -> (int8 [n, k], scale [n, 1] fp32), x ≈ int8 * scale; zero rows stay zero."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_(min=1e-12).div_(_INT8_MAX)
+    quantized = (x / scale).round_()  # |x / scale| <= 127 up to rounding, so no clamp is needed
+    return quantized.to(torch.int8), scale
+
+
+class _Product(Protocol):
+    """An int8 weight and its product, in one of several layouts."""
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """a [n, in] int8 -> scale · (W a), [n, out] fp32, freshly allocated."""
+        ...
+
+    def weight(self) -> Tensor:
+        """[out, in] int8."""
+        ...
+
+
+class _RowMajorProduct:
+    """The weight as it is, through torch._int_mm."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self._weight = weight
+        self._weight_t = weight.t()
+        self._scale = scale
+
+    def __call__(self, a: Tensor) -> Tensor:
+        if a.is_cuda and a.shape[0] < _CUDA_INT8_MIN_ROWS:
+            padded = F.pad(a, (0, 0, 0, _CUDA_INT8_MIN_ROWS - a.shape[0]))
+            return torch._int_mm(padded, self._weight_t)[: a.shape[0]] * self._scale
+        return torch._int_mm(a, self._weight_t) * self._scale
+
+    def weight(self) -> Tensor:
+        return self._weight
+
+
+class _PackedProduct:
+    """oneDNN's blocked layout, packed once; a CPU would otherwise rearrange the weight in every product.
+
+    Measured on two Sapphire Rapids cores over the projections of SmolLM2-135M, against torch._int_mm: 1.6 times as
+    fast at 8 rows, 2 times at 256; the output's scale and the conversion from int32 come free.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        self._scale = scale
+        self._zero_points = torch.zeros(weight.shape[0], dtype=torch.int32)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
+            a,
+            1.0,
+            0,
+            self._packed,
+            self._scale,
+            self._zero_points,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        return y
+
+    def weight(self) -> Tensor:
+        dense: Tensor = self._packed.to_dense()  # [in, out]
+        return dense.t()
+
+
+class _FloatProduct:
+    """For CPUs whose int8 product is not exact: the same numbers through fp32, slowly."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self._weight = weight
+        self._scale = scale
+
+    def __call__(self, a: Tensor) -> Tensor:
+        return F.linear(a.float(), self._weight.float()).mul_(self._scale)
+
+    def weight(self) -> Tensor:
+        return self._weight
+
+
+def _product_for(weight: Tensor, scale: Tensor, *, is_table: bool) -> _Product:
+    if weight.is_cuda:
+        return _RowMajorProduct(weight, scale)
+    if not is_table and _is_exact(_PackedProduct):
+        return _PackedProduct(weight, scale)
+    return _RowMajorProduct(weight, scale) if _is_exact(_RowMajorProduct) else _FloatProduct(weight, scale)
+
+
+def has_exact_int8_product() -> bool:
+    """Whether this CPU multiplies int8 without saturating; those without VNNI do not."""
+    return _is_exact(_PackedProduct) or _is_exact(_RowMajorProduct)
+
+
+@functools.cache
+def _is_exact(product: type[_PackedProduct] | type[_RowMajorProduct]) -> bool:
+    """Whether the product exists here and is right where it is hardest: pairs of products that pass 16 bits.
+
+    Before VNNI, x86 added two 8-bit products in 16 bits that saturate, and libraries that use those instructions give
+    wrong numbers without a word. Packing must also be reversible: its layout is the library's own affair.
+    """
+    weight = torch.tensor([127, -128, 127, 1], dtype=torch.int8).repeat(64, 16)
+    weight[1::2].neg_()
+    a = torch.tensor([127, 127, -127, 127], dtype=torch.int8).repeat(3, 16)
+    try:
+        packed = product(weight, torch.ones(weight.shape[0]))
+        is_right = torch.equal(packed(a), (a.int() @ weight.int().t()).float())
+        is_reversible = torch.equal(packed.weight(), weight)
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        log.info("%s is not available: %s", product.__name__, error)
+        return False
+    return is_right and is_reversible
