@@ -38,6 +38,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     top_logprobs: int | None = None  # None: no log-probabilities; 0: the chosen token's alone
 
+    @property
+    def depends_on_history(self) -> bool:
+        """Whether a token cannot be chosen before the one ahead of it is known."""
+        return bool(self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty)
+
 
 class AddSequence(msgspec.Struct, frozen=True, tag=True):
     """Admit a sequence. `sequence_id` is drawn by the front end and never reused."""

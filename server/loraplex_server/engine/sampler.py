@@ -49,7 +49,7 @@ class Sampler:
         if sampling.logit_bias:
             ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
             logits[ids] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device)
-        if sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty:
+        if sampling.depends_on_history:
             _penalize(logits, sequence)
         if len(sequence.output_token_ids) < sampling.min_tokens:
             ends = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)]
