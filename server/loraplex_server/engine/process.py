@@ -18,6 +18,7 @@ from loraplex_server.engine.messages import (
     Command,
     EngineFailed,
     EngineMessage,
+    EngineProgress,
     ForgetAdapter,
     Shutdown,
     StepOutputs,
@@ -47,8 +48,11 @@ def run_engine(config: EngineConfig, command_address: str, message_address: str)
     def send(message: EngineMessage) -> None:
         messages.send(encoder.encode(message))
 
+    def report(stage: str, done: int, total: int) -> None:
+        send(EngineProgress(stage, done, total))
+
     try:
-        engine = Engine(config)
+        engine = Engine(config, report)
     except (LoraplexError, ValueError, OSError, RuntimeError) as error:
         log.exception("engine could not start")
         reason = error.reason if isinstance(error, LoraplexError) else "ENGINE_START_FAILED"
@@ -81,7 +85,7 @@ class EngineLoop:
             result = self._engine.step() if self._engine.has_work() else None
             if result is not None:
                 self._send(result)
-            elif self._running:
+            elif self._running and not self._engine.has_step_in_flight:
                 self._sleep()
 
     def _sleep(self) -> None:

@@ -31,7 +31,7 @@ class Sampler:
         Of equal logits the lowest id wins.
         """
         for row, sequence in enumerate(sequences):
-            self._adjust(logits[row], sequence)
+            self.adjust(logits[row], sequence, len(sequence.output_token_ids))
         token_ids: list[int] = logits.argmax(dim=-1).tolist()
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
         if drawn:
@@ -43,15 +43,18 @@ class Sampler:
             for row, (token_id, sequence) in enumerate(zip(token_ids, sequences, strict=True))
         ]
 
-    def _adjust(self, logits: Tensor, sequence: Sequence) -> None:
-        """Bias, penalties and the ban on ending early, on one row [vocab], in place."""
+    def adjust(self, logits: Tensor, sequence: Sequence, num_output: int) -> None:
+        """Bias, penalties and the ban on ending early, on one row [vocab], in place.
+
+        num_output  tokens of the completion before the one that is chosen, pending ones included
+        """
         sampling = sequence.sampling
         if sampling.logit_bias:
             ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
             logits[ids] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device)
         if sampling.depends_on_history:
             _penalize(logits, sequence)
-        if len(sequence.output_token_ids) < sampling.min_tokens:
+        if num_output < sampling.min_tokens:
             ends = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)]
             if ends:
                 logits[torch.tensor(ends, device=logits.device)] = -torch.inf
