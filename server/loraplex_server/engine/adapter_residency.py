@@ -57,7 +57,7 @@ class AdapterResidency:
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._resident: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
         self._loading: dict[str, Future[tuple[PackedAdapter, float]]] = {}
-        self._forgotten: set[str] = set()
+        self._forgotten: set[str] = set()  # resident, in use, and to be evicted after that
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-loader")
         self._events = ResidencyEvents()
 
@@ -66,6 +66,12 @@ class AdapterResidency:
         self._forgotten.discard(digest)
         if digest not in self._resident and digest not in self._loading:
             self._loading[digest] = self._loader.submit(self._read_timed, digest)
+
+    def cancel_prefetch(self, digest: str) -> None:
+        """Nobody waits for the adapter any more: drop what was read of it, or will have been."""
+        loading = self._loading.pop(digest, None)
+        if loading is not None:
+            loading.cancel()  # a read under way goes on, and its result goes nowhere
 
     def acquire(self, digest: str) -> int | None:
         """Lease the adapter for one running sequence and return its slot.
@@ -91,13 +97,13 @@ class AdapterResidency:
 
     def forget(self, digest: str) -> None:
         """No new sequence will name this digest: evict it as soon as it is idle."""
-        self._forgotten.add(digest)
         resident = self._resident.get(digest)
-        if resident is not None and resident.leases == 0:
+        if resident is None:
+            self.cancel_prefetch(digest)
+        elif resident.leases == 0:
             self._evict(digest)
-        loading = self._loading.get(digest)
-        if loading is not None and loading.cancel():
-            del self._loading[digest]
+        else:
+            self._forgotten.add(digest)
 
     def is_loading(self, digest: str) -> bool:
         """True while the package is being read; False once it waits for nothing but a slot."""
