@@ -221,6 +221,6 @@ def _launch_tiles(gate_up: Tensor, out: Tensor, features: int, lora: LoraEpilogu
         BLOCK_N=_BLOCK_N,
         BLOCK_R=16,
         PDL=pdl,
-        num_warps=4,
+        num_warps=4 if block_m == 16 else 8,
         launch_pdl=pdl,
     )

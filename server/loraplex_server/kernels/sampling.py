@@ -1,0 +1,516 @@
+"""The next token of each row, chosen on the device without a word from the host.
+
+Greedy rows take the largest logit. Others invert their cumulative distribution at one uniform number that depends on
+(seed, index) alone: over token ids in order where nothing but min-p truncates, else over tokens from the most likely
+on, as `loraplex_server.engine.sampler` does. No row is sorted: what sorting would decide (the k-th logit, the end of
+the nucleus, the token under a cumulative mass) is found by bisection over the bits of the logits. Of equal logits the
+lowest id comes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loraplex_server.kernels.device_code import wait_for_previous
+from loraplex_server.kernels.triton_runtime import (
+    Block,
+    Pointer,
+    Scalar,
+    constexpr,
+    jit,
+    overlaps_launches,
+    require,
+    tl,
+)
+
+_TILE = 4096  # logits of one program of the first launch
+_BLOCK = 8192  # logits of one step of the second
+_CAPACITY = 16384  # tokens of a row that truncation is looked for among, if that many suffice
+_CANDIDATE_BLOCK = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class RowSampling:
+    """Parameters of every row, on the device."""
+
+    temperature: Tensor  # [rows] fp32; 0 is greedy
+    top_k: Tensor  # [rows] int32; 0 keeps all
+    top_p: Tensor  # [rows] fp32; 1 keeps all
+    min_p: Tensor  # [rows] fp32; 0 keeps all
+    seed: Tensor  # [rows] int64, the bits of the unsigned seed
+    index: Tensor  # [rows] int64, tokens drawn before
+
+    def check(self, rows: int) -> None:
+        """Raises ValueError unless there are `rows` of each parameter in its dtype."""
+        kinds = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int64)
+        tensors = (self.temperature, self.top_k, self.top_p, self.min_p, self.seed, self.index)
+        for tensor, dtype in zip(tensors, kinds, strict=True):
+            require(tensor.dtype == dtype and tensor.shape[0] >= rows, f"a parameter is not {dtype} [{rows}]")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleScratch:
+    """What the launches of `sample` hand to one another."""
+
+    tile_tops: Tensor  # [rows, tiles] fp32
+    tile_ids: Tensor  # [rows, tiles] int32
+    candidates: Tensor  # [rows, _CAPACITY] fp32
+    candidate_ids: Tensor  # [rows, _CAPACITY] int32
+
+    @classmethod
+    def allocate(cls, max_rows: int, vocab_size: int, device: torch.device) -> SampleScratch:
+        """Scratch for up to `max_rows` rows."""
+        tiles = -(-vocab_size // _TILE)
+        return cls(
+            torch.empty(max_rows, tiles, dtype=torch.float32, device=device),
+            torch.empty(max_rows, tiles, dtype=torch.int32, device=device),
+            torch.empty(max_rows, _CAPACITY, dtype=torch.float32, device=device),
+            torch.empty(max_rows, _CAPACITY, dtype=torch.int32, device=device),
+        )
+
+    def check(self, rows: int, vocab_size: int) -> None:
+        """Raises ValueError unless this was allocated for as many rows and this vocabulary."""
+        max_rows, tiles = self.tile_tops.shape
+        require(
+            max_rows >= rows and tiles == -(-vocab_size // _TILE),
+            f"scratch for {max_rows} rows and {tiles} tiles does not fit {rows} rows of {vocab_size}",
+        )
+
+
+@jit
+def _tile_top_kernel(
+    logits_ptr: Pointer,
+    tops_ptr: Pointer,
+    ids_ptr: Pointer,
+    row_stride: Scalar,
+    VOCAB: constexpr,
+    TILES: constexpr,
+    TILE: constexpr,
+    PDL: constexpr,
+) -> None:
+    """Program (tile, row): its largest logit and the lowest id that has it."""
+    tile = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    ids = tile * TILE + tl.arange(0, TILE)
+    wait_for_previous(PDL)
+    x = tl.load(logits_ptr + row * row_stride + ids, mask=ids < VOCAB, other=-float("inf"))
+    top = tl.max(x, axis=0)
+    tl.store(tops_ptr + row * TILES + tile, top)
+    tl.store(ids_ptr + row * TILES + tile, tl.min(tl.where(x == top, ids, VOCAB), axis=0))
+
+
+@jit
+def _order_key(x: Block) -> Block:
+    """int32 in the order of the fp32; both zeros are one value."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@jit
+def _uniform(seed: Scalar, index: Scalar) -> Scalar:
+    """In [0, 1): SplitMix64, as `loraplex_server.engine.sampler.uniform`."""
+    z = seed.to(tl.uint64) * 0xD1342543DE82EF95 + (index + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+    for _ in tl.static_range(2):
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+        z = z ^ (z >> 31)
+    return (z >> 11).to(tl.int64).to(tl.float64) * 1.1102230246251565e-16  # 2**-53
+
+
+@jit
+def _masses(
+    values_ptr: Pointer, num_values: Scalar, first: Scalar, top: Scalar, temperature: Scalar, BLOCK: constexpr
+) -> tuple[Block, Block, Block]:
+    """(places, order keys, masses relative to the largest) of one step; no key and no mass past the end."""
+    places = first + tl.arange(0, BLOCK)
+    mask = places < num_values
+    x = tl.load(values_ptr + places, mask=mask, other=-float("inf"))
+    mass = tl.exp((x - top) / temperature)
+    return places, tl.where(mask, _order_key(x), -0x80000000), tl.where(mask, mass, 0.0)
+
+
+@jit
+def _mass_from(
+    values_ptr: Pointer,
+    num_values: Scalar,
+    key: Scalar,
+    top: Scalar,
+    temperature: Scalar,
+    min_p: Scalar,
+    BLOCK: constexpr,
+) -> tuple[Scalar, Scalar]:
+    """(tokens, their mass) with an order key of at least `key` and a relative mass of at least `min_p`."""
+    count = tl.zeros((), dtype=tl.int32)
+    total = tl.zeros((), dtype=tl.float64)
+    for first in range(0, num_values, BLOCK):
+        _places, keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
+        counted = (keys >= key) & (mass >= min_p)
+        count += tl.sum(counted.to(tl.int32), axis=0)
+        total += tl.sum(tl.where(counted, mass, 0.0).to(tl.float64), axis=0)
+    return count, total
+
+
+@jit
+def _largest_key(
+    values_ptr: Pointer,
+    num_values: Scalar,
+    low: Scalar,  # a key that is known to reach the target
+    top: Scalar,
+    temperature: Scalar,
+    min_p: Scalar,
+    count_target: Scalar,
+    mass_target: Scalar,
+    BLOCK: constexpr,
+) -> Scalar:
+    """The largest key from which on there are at least `count_target` tokens with more mass than `mass_target`."""
+    low = low.to(tl.int64)
+    high = _order_key(top).to(tl.int64)
+    while low < high:
+        middle = (low + high + 1) >> 1
+        count, mass = _mass_from(
+            values_ptr, num_values, middle.to(tl.int32), top, temperature, min_p, BLOCK
+        )
+        reached = (count >= count_target) & (mass > mass_target)
+        low = tl.where(reached, middle, low)
+        high = tl.where(reached, high, middle - 1)
+    return low.to(tl.int32)
+
+
+@jit
+def _around_key(
+    values_ptr: Pointer,
+    num_values: Scalar,
+    key: Scalar,
+    top: Scalar,
+    temperature: Scalar,
+    min_p: Scalar,
+    BLOCK: constexpr,
+) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+    """(tokens above a key, their mass, tokens at the key, mass of each)."""
+    above, mass_above = _mass_from(values_ptr, num_values, key + 1, top, temperature, min_p, BLOCK)
+    at_least, mass_at_least = _mass_from(values_ptr, num_values, key, top, temperature, min_p, BLOCK)
+    equals = at_least - above
+    return above, mass_above, equals, (mass_at_least - mass_above) / tl.maximum(equals, 1)
+
+
+@jit
+def _place_at_key(
+    values_ptr: Pointer,
+    num_values: Scalar,
+    key: Scalar,
+    skip: Scalar,
+    top: Scalar,
+    temperature: Scalar,
+    BLOCK: constexpr,
+) -> Scalar:
+    """The place of the token that follows `skip` others with exactly this key; of the last if there are fewer."""
+    seen = tl.zeros((), dtype=tl.int32)
+    last = tl.zeros((), dtype=tl.int32)
+    first = tl.zeros((), dtype=tl.int32)
+    while (first < num_values) & (seen <= skip):
+        places, keys, _mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
+        equal = (keys == key).to(tl.int32)
+        rank = seen + tl.cumsum(equal, axis=0) - 1
+        last = tl.maximum(last, tl.max(tl.where((equal == 1) & (rank <= skip), places, 0), axis=0))
+        seen += tl.sum(equal, axis=0)
+        first += BLOCK
+    return last
+
+
+@jit
+def _draw_by_id(
+    values_ptr: Pointer,
+    num_values: Scalar,
+    uniform: Scalar,
+    top: Scalar,
+    temperature: Scalar,
+    min_p: Scalar,
+    BLOCK: constexpr,
+) -> Scalar:
+    """Invert the cumulative distribution over ids in order."""
+    lowest = tl.full((), -0x80000000, dtype=tl.int32)
+    _count, total = _mass_from(values_ptr, num_values, lowest, top, temperature, min_p, BLOCK)
+    target = uniform * total
+    before = tl.zeros((), dtype=tl.float64)
+    chosen = tl.full((), -1, dtype=tl.int32)
+    first = tl.zeros((), dtype=tl.int32)
+    last = tl.zeros((), dtype=tl.int32)
+    while (first < num_values) & (chosen < 0):
+        ids, _keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
+        mass = tl.where(mass >= min_p, mass, 0.0).to(tl.float64)
+        # Rounding may leave the target at the very end: then the last token with mass is meant.
+        last = tl.maximum(last, tl.max(tl.where(mass > 0, ids, 0), axis=0))
+        here = tl.sum(mass, axis=0)
+        if before + here > target:
+            passed = (before + tl.cumsum(mass, axis=0) > target) & (mass > 0)
+            found = tl.min(tl.where(passed, ids, num_values), axis=0)
+            chosen = tl.where(found < num_values, found, last)
+        before += here
+        first += BLOCK
+    return tl.where(chosen < 0, last, chosen)
+
+
+@jit
+def _gather_candidates(
+    row_ptr: Pointer,
+    values_ptr: Pointer,
+    ids_ptr: Pointer,
+    top: Scalar,
+    temperature: Scalar,
+    top_k: Scalar,
+    top_p: Scalar,
+    VOCAB: constexpr,
+    CAPACITY: constexpr,
+    BLOCK: constexpr,
+) -> tuple[Scalar, Scalar]:
+    """Copy the tokens that truncation could keep, in the order of ids; returns (how many, mass of all tokens).
+
+    Tokens within a few e-folds of the largest logit do in nearly every case: the first of four distances that holds
+    enough of them is taken. 0 where none does, or where the candidates would not fit.
+    """
+    total = tl.zeros((), dtype=tl.float64)
+    count_2 = tl.zeros((), dtype=tl.int32)
+    count_5 = tl.zeros((), dtype=tl.int32)
+    count_9 = tl.zeros((), dtype=tl.int32)
+    count_16 = tl.zeros((), dtype=tl.int32)
+    mass_2 = tl.zeros((), dtype=tl.float64)
+    mass_5 = tl.zeros((), dtype=tl.float64)
+    mass_9 = tl.zeros((), dtype=tl.float64)
+    mass_16 = tl.zeros((), dtype=tl.float64)
+    for first in range(0, VOCAB, BLOCK):
+        ids = first + tl.arange(0, BLOCK)
+        x = tl.load(row_ptr + ids, mask=ids < VOCAB, other=-float("inf"))
+        distance = (top - x) / temperature
+        mass = tl.exp(-distance)
+        total += tl.sum(mass, axis=0).to(tl.float64)
+        count_2 += tl.sum((distance <= 2.0).to(tl.int32), axis=0)
+        count_5 += tl.sum((distance <= 5.0).to(tl.int32), axis=0)
+        count_9 += tl.sum((distance <= 9.0).to(tl.int32), axis=0)
+        count_16 += tl.sum((distance <= 16.0).to(tl.int32), axis=0)
+        mass_2 += tl.sum(tl.where(distance <= 2.0, mass, 0.0), axis=0).to(tl.float64)
+        mass_5 += tl.sum(tl.where(distance <= 5.0, mass, 0.0), axis=0).to(tl.float64)
+        mass_9 += tl.sum(tl.where(distance <= 9.0, mass, 0.0), axis=0).to(tl.float64)
+        mass_16 += tl.sum(tl.where(distance <= 16.0, mass, 0.0), axis=0).to(tl.float64)
+    # A little more than the nucleus, for rounding. Behind top-k the nucleus is one of the k and needs no more.
+    needed = tl.where((top_k > 0) | (top_p >= 1.0), 0.0, top_p * 1.00001).to(tl.float64) * total
+    radius = tl.full((), 0.0, dtype=tl.float32)
+    num_candidates = tl.zeros((), dtype=tl.int32)
+    if (count_2 >= top_k) & (mass_2 >= needed):
+        radius = 2.0
+        num_candidates = count_2
+    elif (count_5 >= top_k) & (mass_5 >= needed):
+        radius = 5.0
+        num_candidates = count_5
+    elif (count_9 >= top_k) & (mass_9 >= needed):
+        radius = 9.0
+        num_candidates = count_9
+    elif (count_16 >= top_k) & (mass_16 >= needed):
+        radius = 16.0
+        num_candidates = count_16
+    if num_candidates > CAPACITY:
+        num_candidates = 0
+    if num_candidates > 0:
+        place = tl.zeros((), dtype=tl.int32)
+        for first in range(0, VOCAB, BLOCK):
+            ids = first + tl.arange(0, BLOCK)
+            x = tl.load(row_ptr + ids, mask=ids < VOCAB, other=-float("inf"))
+            is_kept = (top - x) / temperature <= radius
+            places = place + tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
+            tl.store(values_ptr + places, x, mask=is_kept)
+            tl.store(ids_ptr + places, ids, mask=is_kept)
+            place += tl.sum(is_kept.to(tl.int32), axis=0)
+        tl.debug_barrier()  # other threads of this program read them
+    return num_candidates, total
+
+
+@jit
+def _place_by_mass(
+    values_ptr: Pointer,
+    num_values: Scalar,
+    all_mass: Scalar,  # of all tokens, these or others
+    uniform: Scalar,
+    top: Scalar,
+    temperature: Scalar,
+    top_k: Scalar,
+    top_p: Scalar,
+    min_p: Scalar,
+    BLOCK: constexpr,
+) -> Scalar:
+    """Invert the cumulative distribution over tokens from the most likely on, after top-k, top-p and min-p.
+
+    What is kept is every token above a key and the first so many, by id, at that key.
+    """
+    lowest = tl.full((), -0x7FFFFFFF, dtype=tl.int32)
+    key = lowest
+    total = all_mass
+    if top_k > 0:
+        key = _largest_key(values_ptr, num_values, lowest, top, temperature, 0.0, top_k, -1.0, BLOCK)
+    above, mass_above, equals, each = _around_key(
+        values_ptr, num_values, key, top, temperature, 0.0, BLOCK
+    )
+    quota = equals
+    if top_k > 0:
+        quota = tl.minimum(equals, top_k - above)
+        total = mass_above + each * quota
+    if top_p < 1.0:
+        # A token is kept while the mass before it is below this.
+        limit = top_p.to(tl.float64) * total
+        if mass_above >= limit:
+            # The nucleus ends above: at the largest key from which on the mass reaches the limit.
+            key = _largest_key(
+                values_ptr, num_values, key, top, temperature, 0.0, 1, limit * (1.0 - 1e-12), BLOCK
+            )
+            above, mass_above, equals, each = _around_key(
+                values_ptr, num_values, key, top, temperature, 0.0, BLOCK
+            )
+            quota = equals
+        needed = tl.minimum(tl.ceil((limit - mass_above) / tl.maximum(each, 1e-300)), 1e9).to(tl.int32)
+        # The most likely token stays, whatever top_p is.
+        quota = tl.minimum(quota, tl.maximum(needed, tl.where(above == 0, 1, 0)))
+    if each < min_p:
+        quota = quota * 0
+        _count, mass_above = _mass_from(values_ptr, num_values, key + 1, top, temperature, min_p, BLOCK)
+    target = uniform * (mass_above + each * quota)
+    if mass_above > target:
+        key = _largest_key(values_ptr, num_values, key, top, temperature, min_p, 1, target, BLOCK)
+        above, mass_above, equals, each = _around_key(
+            values_ptr, num_values, key, top, temperature, min_p, BLOCK
+        )
+        quota = equals
+    skip = tl.minimum(tl.floor((target - mass_above) / tl.maximum(each, 1e-300)), 1e9).to(tl.int32)
+    skip = tl.minimum(skip, quota - 1)
+    return _place_at_key(values_ptr, num_values, key, skip, top, temperature, BLOCK)
+
+
+@jit
+def _choose_kernel(
+    logits_ptr: Pointer,
+    tops_ptr: Pointer,
+    ids_ptr: Pointer,
+    temperature_ptr: Pointer,
+    top_k_ptr: Pointer,
+    top_p_ptr: Pointer,
+    min_p_ptr: Pointer,
+    seed_ptr: Pointer,
+    index_ptr: Pointer,
+    candidates_ptr: Pointer,
+    candidate_ids_ptr: Pointer,
+    out_ptr: Pointer,
+    row_stride: Scalar,
+    IS_GREEDY: constexpr,
+    VOCAB: constexpr,
+    TILES: constexpr,
+    TILES_BLOCK: constexpr,
+    CAPACITY: constexpr,
+    BLOCK: constexpr,
+    CANDIDATE_BLOCK: constexpr,
+    PDL: constexpr,
+) -> None:
+    """Program (row)."""
+    row = tl.program_id(0).to(tl.int64)
+    tiles = tl.arange(0, TILES_BLOCK)
+    mask = tiles < TILES
+    wait_for_previous(PDL)
+    tops = tl.load(tops_ptr + row * TILES + tiles, mask=mask, other=-float("inf"))
+    ids = tl.load(ids_ptr + row * TILES + tiles, mask=mask, other=VOCAB)
+    top = tl.max(tops, axis=0)
+    chosen = tl.min(tl.where(tops == top, ids, VOCAB), axis=0)
+    if not IS_GREEDY:
+        temperature = tl.load(temperature_ptr + row)
+        if temperature > 0:
+            temperature = tl.maximum(temperature, 1e-6)
+            top_k = tl.load(top_k_ptr + row)
+            top_p = tl.load(top_p_ptr + row)
+            min_p = tl.load(min_p_ptr + row)
+            uniform = _uniform(tl.load(seed_ptr + row), tl.load(index_ptr + row))
+            row_ptr = logits_ptr + row * row_stride
+            if (top_k > 0) | (top_p < 1.0):
+                top_k = tl.minimum(top_k, VOCAB)
+                values_ptr = candidates_ptr + row * CAPACITY
+                value_ids_ptr = candidate_ids_ptr + row * CAPACITY
+                num_candidates, total = _gather_candidates(
+                    row_ptr,
+                    values_ptr,
+                    value_ids_ptr,
+                    top,
+                    temperature,
+                    top_k,
+                    top_p,
+                    VOCAB,
+                    CAPACITY,
+                    BLOCK,
+                )
+                is_gathered = num_candidates > 0
+                place = _place_by_mass(
+                    tl.where(is_gathered, values_ptr, row_ptr),
+                    tl.where(is_gathered, num_candidates, VOCAB),
+                    total,
+                    uniform,
+                    top,
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    CANDIDATE_BLOCK,
+                )
+                chosen = tl.load(value_ids_ptr + place, mask=is_gathered, other=0)
+                chosen = tl.where(is_gathered, chosen, place)
+            else:
+                chosen = _draw_by_id(row_ptr, VOCAB, uniform, top, temperature, min_p, BLOCK)
+    tl.store(out_ptr + row, chosen.to(tl.int64))
+
+
+def sample(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch, out: Tensor) -> None:
+    """The next token of each row; greedy for all rows if `sampling` is None.
+
+    logits     [rows, vocab] fp32, rows contiguous, no NaN; penalties, bias and bans are already in them
+    out        [>= rows] int64
+    """
+    num_rows, vocab_size = logits.shape
+    tiles = -(-vocab_size // _TILE)
+    require(logits.dtype == torch.float32 and logits.stride(1) == 1, "logits must be fp32 with contiguous rows")
+    scratch.check(num_rows, vocab_size)
+    require(out.dtype == torch.int64 and out.shape[0] >= num_rows, f"out is not int64 [{num_rows}]")
+    if sampling is not None:
+        sampling.check(num_rows)
+    pdl = overlaps_launches(logits)
+    _tile_top_kernel[(tiles, num_rows)](
+        logits,
+        scratch.tile_tops,
+        scratch.tile_ids,
+        logits.stride(0),
+        VOCAB=vocab_size,
+        TILES=tiles,
+        TILE=_TILE,
+        PDL=pdl,
+        num_warps=8,
+        launch_pdl=pdl,
+    )
+    _choose_kernel[(num_rows,)](
+        logits,
+        scratch.tile_tops,
+        scratch.tile_ids,
+        None if sampling is None else sampling.temperature,
+        None if sampling is None else sampling.top_k,
+        None if sampling is None else sampling.top_p,
+        None if sampling is None else sampling.min_p,
+        None if sampling is None else sampling.seed,
+        None if sampling is None else sampling.index,
+        scratch.candidates,
+        scratch.candidate_ids,
+        out,
+        logits.stride(0),
+        IS_GREEDY=sampling is None,
+        VOCAB=vocab_size,
+        TILES=tiles,
+        TILES_BLOCK=1 << max(0, (tiles - 1).bit_length()),
+        CAPACITY=_CAPACITY,
+        BLOCK=_BLOCK,
+        CANDIDATE_BLOCK=_CANDIDATE_BLOCK,
+        PDL=pdl,
+        num_warps=1 if sampling is None else 16,
+        launch_pdl=pdl,
+    )
