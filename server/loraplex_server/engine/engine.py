@@ -40,10 +40,12 @@ def load_parts(config: EngineConfig, on_progress: Progress) -> EngineParts:
     """The base of the config's folder, and adapters from its store. Raises BaseModelError."""
     spec = base_spec(config.base_path)
     backend = build_backend(config, spec, on_progress)
-    return EngineParts(backend, spec.fingerprint, _store_reader(config, spec, backend))
+    return EngineParts(backend, spec.fingerprint, store_reader(config, spec, backend))
 
 
-def _store_reader(config: EngineConfig, spec: BaseSpec, backend: Backend) -> Callable[[str], PackedAdapter]:
+def store_reader(config: EngineConfig, spec: BaseSpec, backend: Backend) -> Callable[[str], PackedAdapter]:
+    """Reads an adapter's package from the store and packs it as the backend holds it."""
+
     def read(digest: str) -> PackedAdapter:
         weights = load_lora_weights(config.store_path / digest, spec, config.max_lora_rank)
         if weights.digest != digest:

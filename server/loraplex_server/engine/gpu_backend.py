@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from loraplex_adapters.base_spec import BaseSpec
@@ -62,7 +63,7 @@ def build_gpu_backend(
     kv_bytes = block_bytes(decoder_config, config.block_size, numerics.kv_dtype)
     is_cuda = device.type == "cuda"
     plan = plan_memory(
-        free=torch.cuda.mem_get_info(device)[0] if is_cuda else config.kv_cache_bytes or 2**40,
+        free=torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available,
         share=config.gpu_memory_share,
         base=decoder_bytes(decoder_config, numerics),
         arena=config.adapter_arena_bytes,

@@ -156,8 +156,7 @@ class GpuRunner:
         sample(
             logits,
             None if plan.is_greedy else inputs.sampling,
-            self._workspace.tile_tops,
-            self._workspace.tile_ids,
+            self._workspace.sampling,
             self._sampled,
         )
 

@@ -43,7 +43,9 @@ class Sampler:
             chosen = logits[drawn] if greedy else logits
             token_ids.update(zip(drawn, draw(chosen, [sequences[row] for row in drawn]), strict=True))
         return [
-            SampledToken(token_ids[row], _logprob(logits[row], token_ids[row], sequence.sampling.top_logprobs))
+            SampledToken(
+                token_ids[row], _logprob(logits[row], token_ids[row], sequence.sampling.top_logprobs)
+            )
             for row, sequence in enumerate(sequences)
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from math import prod
 
 import torch
@@ -11,7 +12,7 @@ from loraplex_server.kernels.decode_attention import num_parts
 from loraplex_server.kernels.lora_shrink import num_splits
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, PREFILL_TILE_ROWS
 from loraplex_server.kernels.quantize import QuantizedRows
-from loraplex_server.kernels.sampling import num_tiles
+from loraplex_server.kernels.sampling import SampleScratch
 from loraplex_server.model.config import DecoderConfig
 
 
@@ -60,8 +61,7 @@ class GpuWorkspace:
         self.logit_delta = buffer(max_decodes, config.hidden_size)
         self.head_out = buffer(max_decodes, config.vocab_size)
         self.logits = buffer(max_decodes, config.vocab_size, dtype=torch.float32)
-        self.tile_tops = buffer(max_decodes, num_tiles(config.vocab_size), dtype=torch.float32)
-        self.tile_ids = buffer(max_decodes, num_tiles(config.vocab_size), dtype=torch.int32)
+        self.sampling = SampleScratch.allocate(max_decodes, config.vocab_size, device)
 
     def quantized(self, num_rows: int, features: int) -> QuantizedRows:
         """A place for quantized rows; the next one overwrites it."""
@@ -77,4 +77,6 @@ class GpuWorkspace:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        buffers = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        scratch = [getattr(self.sampling, field.name) for field in fields(self.sampling)]
+        return sum(tensor.nbytes for tensor in (*buffers, *scratch))

@@ -53,5 +53,7 @@ def cases(reference: PeftReference) -> list[Case]:
         ]
     assert len(found) > 20, "too few prompts are clear"
     assert {case.adapter for case in found} == {None, *ADAPTERS}
-    assert len({tuple(case.expected) for case in found}) == len(found), "completions do not depend on the prompt"
+    assert len({tuple(case.expected) for case in found}) == len(found), (
+        "completions do not depend on the prompt"
+    )
     return found

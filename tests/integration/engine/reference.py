@@ -38,7 +38,9 @@ class PeftReference:
         return logits
 
     @torch.no_grad()
-    def greedy(self, adapter: str | None, prompts: list[list[int]], num_tokens: int) -> list[GreedyCompletion]:
+    def greedy(
+        self, adapter: str | None, prompts: list[list[int]], num_tokens: int
+    ) -> list[GreedyCompletion]:
         """Rows are padded on the right, where no earlier token looks."""
         rows, leads = [list(prompt) for prompt in prompts], [float("inf")] * len(prompts)
         for _ in range(num_tokens):

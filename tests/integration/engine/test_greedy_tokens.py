@@ -47,9 +47,7 @@ def test_a_request_in_a_mixed_batch_gets_the_tokens_of_peft(world: World, cases:
 def test_a_prompt_computed_in_chunks_gets_the_same_tokens(
     world: World, cases: list[Case], max_batched_tokens: int
 ) -> None:
-    engine = start_engine(
-        world, max_running=4, max_batched_tokens=max_batched_tokens, prefix_cache=False
-    )
+    engine = start_engine(world, max_running=4, max_batched_tokens=max_batched_tokens, prefix_cache=False)
     with EngineRun(engine) as run:
         for case in cases:
             add(run, world, case)

@@ -69,9 +69,7 @@ def run_mixed(world: World, quantization: str, **changes: int) -> list[tuple[str
 
 
 @pytest.fixture(scope="module")
-def served_reference(
-    world: World, reference: PeftReference, request: pytest.FixtureRequest
-) -> PeftReference:
+def served_reference(world: World, reference: PeftReference, request: pytest.FixtureRequest) -> PeftReference:
     """PEFT on the weights as the engine has them in the precision that the parameter names."""
     if request.param == "fp32":
         return reference

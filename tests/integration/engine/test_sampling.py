@@ -118,9 +118,7 @@ def test_repetition_penalty_counts_prompt_and_completion(world: World, reference
     assert_greedy(reference, completion, adjust)
 
 
-def test_presence_and_frequency_penalty_count_the_completion(
-    world: World, reference: PeftReference
-) -> None:
+def test_presence_and_frequency_penalty_count_the_completion(world: World, reference: PeftReference) -> None:
     completion = alone(world, PROMPT, presence_penalty=0.9, frequency_penalty=0.7, max_tokens=24)
 
     def adjust(logits: Tensor, output: list[int]) -> None:
