@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from loraplex_server.engine.gpu_step_inputs import StepInputs, StepPlan, StepShape
+from loraplex_server.engine.gpu_step_inputs import StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.kernels.decode_attention import PART_TOKENS
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS
 
@@ -21,18 +22,18 @@ Forward = Callable[[StepInputs], Tensor]
 
 
 class ShapeBuckets:
-    """The few padded shapes that decode steps are rounded up to."""
+    """The few padded shapes that decode steps are rounded up to; `contexts` are the limits of their contexts."""
 
     def __init__(self, max_running: int, max_context: int, block_size: int, *, with_adapters: bool) -> None:
         self._rows = [*(rows for rows in _ROW_BUCKETS if rows < max_running), max_running]
-        self._contexts = _context_buckets(max_context)
+        self.contexts = _context_buckets(max_context)
         self._block_size = block_size
         self._with_adapters = with_adapters
 
     def all_shapes(self) -> Iterator[StepShape]:
         """Largest first: what later graphs need is allocated by then."""
         for rows in reversed(self._rows):
-            for max_context in reversed(self._contexts):
+            for max_context in reversed(self.contexts):
                 for tiles in reversed(self._tiles(rows)):
                     yield self._shape(rows, max_context, tiles)
 
@@ -44,7 +45,7 @@ class ShapeBuckets:
 
     def context_of(self, plan: StepPlan) -> int:
         """The bucket of a plan's decode contexts."""
-        return self._contexts[bisect_left(self._contexts, plan.max_context)]
+        return self.contexts[bisect_left(self.contexts, plan.max_context)]
 
     def _tiles(self, rows: int) -> list[int]:
         """Numbers of row tiles of a step with so many rows; 0 is the base alone."""
@@ -63,7 +64,7 @@ class ShapeBuckets:
             row_tiles=tiles,
             query_tiles=0,
             max_context=max_context,
-            max_blocks=-(-max_context // self._block_size),
+            max_blocks=aligned(-(-max_context // self._block_size)),
             logit_rows=None,
         )
 
@@ -73,7 +74,7 @@ class DecodeGraphs:
 
     def __init__(self) -> None:
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, StepInputs, Tensor]] = {}
-        self._pool: object | None = None
+        self._pool: Any = None
 
     def __len__(self) -> int:
         return len(self._graphs)

@@ -11,6 +11,7 @@ from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.decode_graphs import ShapeBuckets
 from loraplex_server.engine.gpu_adapters import GpuAdapterArena, GpuAdapterLayout
 from loraplex_server.engine.gpu_runner import GpuRunner
+from loraplex_server.engine.gpu_step_inputs import aligned
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
 from loraplex_server.engine.sampler import Sampler
@@ -47,12 +48,13 @@ def build_gpu_backend(
     device, dtype = numerics.device, numerics.compute_dtype
     context = context_tokens(decoder_config, config.max_context_tokens)
     batched_tokens = config.max_batched_tokens or max(_BATCHED_TOKENS, config.max_running)
+    max_rows = aligned(batched_tokens)
     buckets = ShapeBuckets(config.max_running, context, config.block_size, with_adapters=True)
 
     def workspace_on(place: torch.device) -> GpuWorkspace:
         return GpuWorkspace(
             decoder_config,
-            max_rows=batched_tokens,
+            max_rows=max_rows,
             max_decodes=config.max_running,
             max_context=context,
             max_lora_rank=config.max_lora_rank,
@@ -91,7 +93,7 @@ def build_gpu_backend(
         workspace_on(device),
         arena.tables,
         Sampler(decoder_config.eos_token_ids),
-        max_rows=batched_tokens,
+        max_rows=max_rows,
         max_running=config.max_running,
         max_context=context,
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from loraplex_server.engine.decode_graphs import DecodeGraphs, ShapeBuckets
-from loraplex_server.engine.gpu_step_inputs import StepInputs, StepPlan, StepShape
+from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.engine.messages import TokenLogprob
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
@@ -96,6 +96,7 @@ class GpuRunner:
         self._device = kv_cache[0].device
         self._is_cuda = self._device.type == "cuda"
         self._block_size = kv_cache[0].shape[1]
+        self._max_rows = max_rows
         self._buckets = ShapeBuckets(max_running, max_context, self._block_size, with_adapters=True)
         self._graphs = DecodeGraphs()
         self._staging = Staging(
@@ -112,12 +113,36 @@ class GpuRunner:
     @torch.inference_mode()
     def warm_up(self, on_progress: Progress = lambda done, total: None) -> None:
         """Compile every kernel and capture every graph, so that no live request meets a compiler."""
+        if not self._is_cuda:
+            return
         shapes = list(self._buckets.all_shapes())
         for done, shape in enumerate(shapes):
             on_progress(done, len(shapes))
-            if self._is_cuda:
-                self._graphs.capture(StepInputs(shape, self._staging, self._tables), self._forward)
+            self._graphs.capture(StepInputs(shape, self._staging, self._tables), self._forward)
+        for shape in self._prefill_shapes():
+            inputs = StepInputs(shape, self._staging, self._tables)
+            logits = self._forward(inputs)
+            for sampling in (None, inputs.sampling):
+                sample(logits, sampling, self._workspace.sampling, self._sampled)
+        torch.cuda.synchronize()
         on_progress(len(shapes), len(shapes))
+
+    def _prefill_shapes(self) -> Iterator[StepShape]:
+        """Every way in which steps with prefills can differ for a compiler."""
+        for rows in (ALIGNMENT, 256, self._max_rows):
+            for decodes in (0, 1, 2):
+                for has_adapters in (False, True):
+                    for max_context in self._buckets.contexts if decodes else self._buckets.contexts[:1]:
+                        yield StepShape(
+                            rows=rows,
+                            decodes=decodes,
+                            sequences=decodes + 1,
+                            row_tiles=decodes + 1 if has_adapters else 0,
+                            query_tiles=1,
+                            max_context=max_context,
+                            max_blocks=aligned(-(-max_context // self._block_size)),
+                            logit_rows=decodes + 1,
+                        )
 
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:
@@ -174,14 +199,14 @@ class GpuRunner:
 
     def _exact_shape(self, plan: StepPlan) -> StepShape:
         return StepShape(
-            rows=plan.num_rows,
+            rows=aligned(plan.num_rows),
             decodes=len(plan.decodes),
             sequences=len(plan.decodes) + len(plan.prefills),
             row_tiles=len(plan.row_tiles),
             query_tiles=len(plan.query_tiles),
             max_context=self._buckets.context_of(plan),
-            max_blocks=-(-max(plan.max_stop, self._buckets.context_of(plan)) // self._block_size),
-            logit_rows=len(plan.sampled) if plan.prefills else None,
+            max_blocks=aligned(-(-max(plan.max_stop, self._buckets.context_of(plan)) // self._block_size)),
+            logit_rows=len(plan.sampled),
         )
 
     def _largest_shape(self, max_rows: int, max_running: int, max_context: int) -> StepShape:
@@ -192,7 +217,7 @@ class GpuRunner:
             row_tiles=max_rows,
             query_tiles=max_rows,
             max_context=max_context,
-            max_blocks=-(-max_context // self._block_size),
+            max_blocks=aligned(-(-max_context // self._block_size)),
             logit_rows=max_running,
         )
 
@@ -205,7 +230,7 @@ class GpuRunner:
         """A moment on the device's clock."""
         if not self._is_cuda:
             return None
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 

@@ -25,6 +25,13 @@ from loraplex_server.kernels.sampling import RowSampling
 from loraplex_server.model.gpu_batch import GpuBatch, GpuLoraBatch
 
 _SIGN_BIT = 1 << 63
+ALIGNMENT = 16
+"""Rows of a prefill and blocks of a table are rounded up to it: Triton compiles a kernel anew for an odd size."""
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)

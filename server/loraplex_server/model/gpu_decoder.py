@@ -233,6 +233,8 @@ class GpuDecoder:
         assert delta is not None
         if batch.logit_rows is not None:
             count = batch.logit_rows.shape[0]
+            if count == 0:
+                return workspace.logits[:0]
             hidden = torch.index_select(hidden, 0, batch.logit_rows, out=workspace.logit_hidden[:count])
             delta = torch.index_select(delta, 0, batch.logit_rows, out=workspace.logit_delta[:count])
         head = self._weights.lm_head
