@@ -66,9 +66,7 @@ def test_a_lane_s_word_holds_the_fragment_of_one_tensor_core_product() -> None:
 def fragment_of(codes: list[list[int]], row: int, column: int, lane: int) -> list[int]:
     """The A operand of mma.m16n8k16, as the PTX manual lays it out."""
     g, t = lane // 4, lane % 4
-    return [
-        codes[row + g + 8 * (i // 2 % 2)][column + 2 * t + i % 2 + 8 * (i // 4)] for i in range(8)
-    ]
+    return [codes[row + g + 8 * (i // 2 % 2)][column + 2 * t + i % 2 + 8 * (i // 4)] for i in range(8)]
 
 
 def codes_of(word: int) -> list[int]:

@@ -54,7 +54,9 @@ def _product(
         places = tl.permute(places, (0, 5, 1, 3, 4, 2, 6))
         weight = tl.reshape(places, (TILES * 16, 64))
         scales = tl.load(records + record[:, None] + k * 144 + 128 + tl.arange(0, 16)[None, :])
-        scales = tl.permute(tl.reshape(scales, (TILES, 8, 2)), (0, 2, 1))  # stored g by g, both halves together
+        scales = tl.permute(
+            tl.reshape(scales, (TILES, 8, 2)), (0, 2, 1)
+        )  # stored g by g, both halves together
         by = tl.reshape(scales, (TILES * 16,)).to(tl.float32, bitcast=True)
         weight = cast(weight * by[:, None], tl.bfloat16)
         inputs = k * 64 + tl.arange(0, 64)
