@@ -75,12 +75,19 @@ def load_kernel(
     Raises KernelError: the source does not compile, or the GPU refuses it.
     """
     torch.cuda.current_stream()  # makes the context that the driver loads into
-    major, minor = torch.cuda.get_device_capability()
-    arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
-    module = _module(source, tuple(sorted(defines.items())), arch, torch.cuda.current_device())
+    device = torch.cuda.current_device()
+    module = _module(
+        source, tuple(sorted(defines.items())), device_arch(torch.device("cuda", device)), device
+    )
     handle = ctypes.c_void_p()
     _check(_driver().cuModuleGetFunction(ctypes.byref(handle), module, function.encode()))
     return CudaKernel(handle, threads, shared_bytes)
+
+
+def device_arch(device: torch.device) -> str:
+    """What NVRTC compiles for, such as "sm_90a"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
 
 
 _load_lock = threading.Lock()

@@ -164,7 +164,8 @@ def _block_scales(state: Any) -> Tensor:
     if not state.nested:
         return state.absmax.float()  # type: ignore[no-any-return]
     scales: Tensor = _bitsandbytes().dequantize_blockwise(state.absmax, state.state2)
-    return (scales + state.offset).float()
+    decoded: Tensor = scales + state.offset
+    return decoded.float()
 
 
 def _bitsandbytes() -> Any:
