@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraplex_server.kernels.lora_shrink import MAX_RANK_GROUPS, ShrinkScratch
 from loraplex_server.kernels.lora_tables import (
-    NO_SLOT,
     RECORD_FIELDS,
     LoraTables,
     ProjectionShape,
@@ -95,9 +95,11 @@ def random_adapters(
             projection_record(a_offset, b_offsets, list(module_ranks)), dtype=torch.int32
         )
     arena = torch.cat(pieces).to(dtype).to(device)
-    return Adapters(
-        LoraTables(arena, records.to(device)), projection, 1, max(1, *(sum(r) for r in ranks))
-    )
+    return Adapters(LoraTables(arena, records.to(device)), projection, 1, max(1, *(sum(r) for r in ranks)))
 
 
-__all__ = ["MIXES", "NO_SLOT", "Adapters", "random_adapters", "runs_of", "slots_of_rows", "tile_table"]
+def poisoned_scratch(num_parts: int, num_tiles: int, device: torch.device) -> ShrinkScratch:
+    """Scratch just large enough, NaN wherever nothing is written."""
+    scratch = ShrinkScratch.allocate(num_parts, num_tiles * MAX_RANK_GROUPS, device)
+    scratch.parts.fill_(torch.nan)
+    return scratch

@@ -23,7 +23,9 @@ from loraplex_server.kernels.triton_runtime import (
 )
 
 PART_TOKENS = 256  # positions of one part
-_BLOCK_TOKENS = 64  # positions of one product
+_BLOCK_TOKENS = 128  # positions of one product
+_NUM_WARPS = 4
+_NUM_STAGES = 3  # of the pipeline that looks up a block, then reads it, then multiplies
 _LOG2_E = 1.4426950408889634
 
 
@@ -166,9 +168,7 @@ def _combine_kernel(
         attended = attended * fade + tl.sum(weights[:, None] * means, axis=0)
         top = new_top
     attended = attended / tl.where(total > 0, total, 1.0)
-    tl.store(
-        out_ptr + (sequence * HEADS + head) * HEAD_DIM + dims, cast(attended, out_ptr.dtype.element_ty)
-    )
+    tl.store(out_ptr + (sequence * HEADS + head) * HEAD_DIM + dims, cast(attended, out_ptr.dtype.element_ty))
 
 
 def decode_attention(
@@ -239,8 +239,8 @@ def decode_attention(
         BLOCK_T=_BLOCK_TOKENS,
         HAS_WINDOW=window is not None,
         PDL=pdl,
-        num_warps=4,
-        num_stages=3,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
         launch_pdl=pdl,
     )
     if parts == 1:
@@ -262,5 +262,3 @@ def decode_attention(
         num_warps=4,
         launch_pdl=pdl,
     )
-
-

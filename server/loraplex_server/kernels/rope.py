@@ -20,6 +20,8 @@ from loraplex_server.kernels.triton_runtime import (
     tl,
 )
 
+_BLOCK_R = 32
+
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
@@ -88,14 +90,12 @@ def _rope_and_write_kernel(
     num_rows: Scalar,  # of the batch, where there are no row tiles
     record_start: Scalar,
     slot_stride: Scalar,
-    split_stride: Scalar,
     HEADS: constexpr,
     KV_HEADS: constexpr,
     HALF: constexpr,  # of a head
     HAS_NORMS: constexpr,
     HAS_LORA: constexpr,
     RANK_STRIDE: constexpr,
-    SPLITS: constexpr,
     BLOCK_M: constexpr,
     BLOCK_R: constexpr,
     PDL: constexpr,
@@ -131,9 +131,7 @@ def _rope_and_write_kernel(
             columns,
             everywhere,
             width,
-            split_stride,
             RANK_STRIDE,
-            SPLITS,
             BLOCK_M,
             HALF,
             BLOCK_R,
@@ -150,9 +148,7 @@ def _rope_and_write_kernel(
             columns + HALF,
             everywhere,
             width,
-            split_stride,
             RANK_STRIDE,
-            SPLITS,
             BLOCK_M,
             HALF,
             BLOCK_R,
@@ -165,7 +161,9 @@ def _rope_and_write_kernel(
         low = tl.zeros((BLOCK_M, HALF), dtype=tl.float32)
         high = low
     mask = row_mask[:, None]
-    row_ptrs = qkv_ptr + rows[:, None] * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + head * (2 * HALF) + dims[None, :]
+    row_ptrs = (
+        qkv_ptr + rows[:, None] * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + head * (2 * HALF) + dims[None, :]
+    )
     low += tl.load(row_ptrs, mask=mask, other=0.0).to(tl.float32)
     high += tl.load(row_ptrs + HALF, mask=mask, other=0.0).to(tl.float32)
     if not is_value:
@@ -175,8 +173,12 @@ def _rope_and_write_kernel(
             else:
                 low, high = _normed(low, high, key_norm_ptr, dims, HALF, eps)
         positions = tl.load(positions_ptr + rows, mask=row_mask, other=0).to(tl.int64)
-        cos = tl.load(cos_ptr + positions[:, None] * HALF + dims[None, :], mask=mask, other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + positions[:, None] * HALF + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + positions[:, None] * HALF + dims[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
+        sin = tl.load(sin_ptr + positions[:, None] * HALF + dims[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
         turned = low * cos - high * sin
         high = high * cos + low * sin
         low = turned
@@ -186,7 +188,10 @@ def _rope_and_write_kernel(
     else:
         slots = tl.load(slots_ptr + rows, mask=row_mask, other=-1).to(tl.int64)
         entry_ptrs = (
-            cache_ptr + slots[:, None] * (2 * KV_HEADS * 2 * HALF) + (head - HEADS) * (2 * HALF) + dims[None, :]
+            cache_ptr
+            + slots[:, None] * (2 * KV_HEADS * 2 * HALF)
+            + (head - HEADS) * (2 * HALF)
+            + dims[None, :]
         )
         is_written = (slots >= 0)[:, None]
         tl.store(entry_ptrs, cast(low, cache_ptr.dtype.element_ty), mask=is_written)
@@ -219,9 +224,13 @@ def rope_and_write(
     num_all_heads = num_heads + 2 * num_kv_heads
     require(half in (8, 16, 32, 64, 128), f"head_dim {2 * half} is not a power of two in 16..256")
     require(features == num_all_heads * 2 * half and qkv.is_contiguous(), "qkv has another shape")
-    require(cache.shape[2] == 2 * num_kv_heads * 2 * half and cache.is_contiguous(), "cache has another layout")
+    require(
+        cache.shape[2] == 2 * num_kv_heads * 2 * half and cache.is_contiguous(), "cache has another layout"
+    )
     require(cos.shape == sin.shape and cos.is_contiguous() and sin.is_contiguous(), "cos, sin: other shape")
-    require(positions.shape[0] >= num_rows and kv_slots.shape[0] >= num_rows, "positions or slots are too few")
+    require(
+        positions.shape[0] >= num_rows and kv_slots.shape[0] >= num_rows, "positions or slots are too few"
+    )
     if lora is not None:
         lora.check(qkv, (num_heads * 2 * half, num_kv_heads * 2 * half, num_kv_heads * 2 * half))
     block_m = 16 if lora is None else lora.tile_rows
@@ -244,17 +253,16 @@ def rope_and_write(
         num_rows,
         0 if lora is None else lora.record_start,
         0 if lora is None else lora.slot_stride,
-        0 if lora is None else lora.shrunk.stride(0),
         HEADS=num_heads,
         KV_HEADS=num_kv_heads,
         HALF=half,
         HAS_NORMS=norms is not None,
         HAS_LORA=lora is not None,
-        RANK_STRIDE=1 if lora is None else lora.shrunk.shape[2],
-        SPLITS=1 if lora is None else lora.splits,
+        RANK_STRIDE=1 if lora is None else lora.shrunk.shape[1],
         BLOCK_M=block_m,
-        BLOCK_R=16,
+        BLOCK_R=_BLOCK_R,
         PDL=pdl,
         num_warps=4,
+        num_stages=1,  # the loop requests its next rows of B itself
         launch_pdl=pdl,
     )

@@ -170,9 +170,7 @@ def _largest_key(
     high = _order_key(top).to(tl.int64)
     while low < high:
         middle = (low + high + 1) >> 1
-        count, mass = _mass_from(
-            values_ptr, num_values, middle.to(tl.int32), top, temperature, min_p, BLOCK
-        )
+        count, mass = _mass_from(values_ptr, num_values, middle.to(tl.int32), top, temperature, min_p, BLOCK)
         reached = (count >= count_target) & (mass > mass_target)
         low = tl.where(reached, middle, low)
         high = tl.where(reached, high, middle - 1)
@@ -348,9 +346,7 @@ def _place_by_mass(
     total = all_mass
     if top_k > 0:
         key = _largest_key(values_ptr, num_values, lowest, top, temperature, 0.0, top_k, -1.0, BLOCK)
-    above, mass_above, equals, each = _around_key(
-        values_ptr, num_values, key, top, temperature, 0.0, BLOCK
-    )
+    above, mass_above, equals, each = _around_key(values_ptr, num_values, key, top, temperature, 0.0, BLOCK)
     quota = equals
     if top_k > 0:
         quota = tl.minimum(equals, top_k - above)
@@ -471,7 +467,9 @@ def sample(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch,
     """
     num_rows, vocab_size = logits.shape
     tiles = -(-vocab_size // _TILE)
-    require(logits.dtype == torch.float32 and logits.stride(1) == 1, "logits must be fp32 with contiguous rows")
+    require(
+        logits.dtype == torch.float32 and logits.stride(1) == 1, "logits must be fp32 with contiguous rows"
+    )
     scratch.check(num_rows, vocab_size)
     require(out.dtype == torch.int64 and out.shape[0] >= num_rows, f"out is not int64 [{num_rows}]")
     if sampling is not None:
