@@ -20,6 +20,8 @@ from loraplex_server.kernels.triton_runtime import (
     tl,
 )
 
+_BLOCK_R = 32
+
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
@@ -88,14 +90,12 @@ def _rope_and_write_kernel(
     num_rows: Scalar,  # of the batch, where there are no row tiles
     record_start: Scalar,
     slot_stride: Scalar,
-    split_stride: Scalar,
     HEADS: constexpr,
     KV_HEADS: constexpr,
     HALF: constexpr,  # of a head
     HAS_NORMS: constexpr,
     HAS_LORA: constexpr,
     RANK_STRIDE: constexpr,
-    SPLITS: constexpr,
     BLOCK_M: constexpr,
     BLOCK_R: constexpr,
     PDL: constexpr,
@@ -131,9 +131,7 @@ def _rope_and_write_kernel(
             columns,
             everywhere,
             width,
-            split_stride,
             RANK_STRIDE,
-            SPLITS,
             BLOCK_M,
             HALF,
             BLOCK_R,
@@ -150,9 +148,7 @@ def _rope_and_write_kernel(
             columns + HALF,
             everywhere,
             width,
-            split_stride,
             RANK_STRIDE,
-            SPLITS,
             BLOCK_M,
             HALF,
             BLOCK_R,
@@ -257,17 +253,16 @@ def rope_and_write(
         num_rows,
         0 if lora is None else lora.record_start,
         0 if lora is None else lora.slot_stride,
-        0 if lora is None else lora.shrunk.stride(0),
         HEADS=num_heads,
         KV_HEADS=num_kv_heads,
         HALF=half,
         HAS_NORMS=norms is not None,
         HAS_LORA=lora is not None,
-        RANK_STRIDE=1 if lora is None else lora.shrunk.shape[2],
-        SPLITS=1 if lora is None else lora.splits,
+        RANK_STRIDE=1 if lora is None else lora.shrunk.shape[1],
         BLOCK_M=block_m,
-        BLOCK_R=16,
+        BLOCK_R=_BLOCK_R,
         PDL=pdl,
         num_warps=4,
+        num_stages=1,  # the loop requests its next rows of B itself
         launch_pdl=pdl,
     )

@@ -21,6 +21,7 @@ from loraplex_server.kernels.triton_runtime import (
 )
 
 _BLOCK_N = 128
+_BLOCK_R = 32
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
@@ -73,11 +74,9 @@ def _swiglu_tiles_kernel(
     num_rows: Scalar,  # of the batch, where there are no row tiles
     record_start: Scalar,
     slot_stride: Scalar,
-    split_stride: Scalar,
     FEATURES: constexpr,
     HAS_LORA: constexpr,
     RANK_STRIDE: constexpr,
-    SPLITS: constexpr,
     BLOCK_M: constexpr,
     BLOCK_N: constexpr,
     BLOCK_R: constexpr,
@@ -107,9 +106,7 @@ def _swiglu_tiles_kernel(
             columns,
             column_mask,
             FEATURES,
-            split_stride,
             RANK_STRIDE,
-            SPLITS,
             BLOCK_M,
             BLOCK_N,
             BLOCK_R,
@@ -126,9 +123,7 @@ def _swiglu_tiles_kernel(
             columns,
             column_mask,
             FEATURES,
-            split_stride,
             RANK_STRIDE,
-            SPLITS,
             BLOCK_M,
             BLOCK_N,
             BLOCK_R,
@@ -212,15 +207,14 @@ def _launch_tiles(gate_up: Tensor, out: Tensor, features: int, lora: LoraEpilogu
         num_rows,
         0 if lora is None else lora.record_start,
         0 if lora is None else lora.slot_stride,
-        0 if lora is None else lora.shrunk.stride(0),
         FEATURES=features,
         HAS_LORA=lora is not None,
-        RANK_STRIDE=1 if lora is None else lora.shrunk.shape[2],
-        SPLITS=1 if lora is None else lora.splits,
+        RANK_STRIDE=1 if lora is None else lora.shrunk.shape[1],
         BLOCK_M=block_m,
         BLOCK_N=_BLOCK_N,
-        BLOCK_R=16,
+        BLOCK_R=_BLOCK_R,
         PDL=pdl,
         num_warps=4 if block_m == 16 else 8,
+        num_stages=1,  # the loop requests its next rows of B itself
         launch_pdl=pdl,
     )
