@@ -247,9 +247,9 @@ class GenerationService:
         vocab_size = self._tokenizer.vocab_size
         if not token_ids:
             raise InvalidRequestError([FieldViolation("input", "the prompt has no tokens")])
-        if not isinstance(request.prompt, str) and max(token_ids) >= vocab_size:
+        if max(token_ids) >= vocab_size:
             raise InvalidRequestError(
-                [FieldViolation("token_ids.ids", f"every id must be below {vocab_size}, the vocabulary size")]
+                [FieldViolation("input", f"every token id must be below {vocab_size}, the vocabulary size")]
             )
         room = self._limits.max_context_tokens - len(token_ids)
         wanted = request.max_tokens

@@ -173,9 +173,9 @@ class Metrics:
         self._inter_token.observe(seconds)
 
     def request_ended(
-        self, adapter: str, finish: str, seconds: float, prompt_tokens: int, completion_tokens: int
+        self, adapter: str | None, finish: str, seconds: float, prompt_tokens: int, completion_tokens: int
     ) -> None:
-        """`finish` is a finish reason, or "error" or "cancelled"."""
+        """`finish` is a finish reason, or "error" or "cancelled"; `adapter` is None for one deleted meanwhile."""
         label = self._adapter_label(adapter)
         self._requests.labels(label, finish).inc()
         self._prompt_tokens.labels(label).inc(prompt_tokens)
@@ -199,8 +199,10 @@ class Metrics:
             self._completion_tokens.remove(adapter)
             self._requests.remove_by_labels({"adapter": adapter})
 
-    def _adapter_label(self, adapter: str) -> str:
+    def _adapter_label(self, adapter: str | None) -> str:
         """Only registered names come here, so a caller cannot invent labels."""
+        if adapter is None:
+            return _OTHER
         if not adapter:
             return _BASE
         if adapter not in self._labels:

@@ -5,6 +5,7 @@ Where the device works by itself, the next step is scheduled and launched while 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.compatibility import load_lora_weights
 from loraplex_adapters.errors import AdapterUnavailableError
+from loraplex_adapters.package import PackageLimits
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine.adapter_arena import PackedAdapter
 from loraplex_server.engine.adapter_residency import AdapterReader, AdapterResidency
@@ -45,9 +47,11 @@ def load_parts(config: EngineConfig, on_progress: Progress) -> EngineParts:
 
 def store_reader(config: EngineConfig, spec: BaseSpec, backend: Backend) -> Callable[[str], PackedAdapter]:
     """Reads an adapter's package from the store and packs it as the backend holds it."""
+    # What is in the store was admitted within the front end's limits; only the rank matters here.
+    limits = PackageLimits(max_bytes=sys.maxsize, max_rank=config.max_lora_rank)
 
     def read(digest: str) -> PackedAdapter:
-        weights = load_lora_weights(config.store_path / digest, spec, config.max_lora_rank)
+        weights = load_lora_weights(config.store_path / digest, spec, config.max_lora_rank, limits)
         if weights.digest != digest:
             raise AdapterUnavailableError("the stored package was changed; register it again")
         return backend.pack_adapter(weights)

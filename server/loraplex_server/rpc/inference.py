@@ -116,13 +116,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _observed(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent]:
         """The request's events, with its metrics recorded on the way."""
-        service = self._serving.parts().generation
+        parts = self._serving.parts()
         started_s = previous_s = time.monotonic()
         num_prompt = num_completion = 0
         finish = "cancelled"
         is_first = True
         try:
-            async with aclosing(service.generate(request)) as events:
+            async with aclosing(parts.generation.generate(request)) as events:
                 async for event in events:
                     if isinstance(event, TextDelta):
                         now = time.monotonic()
@@ -141,6 +141,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise
         finally:
             if num_prompt or finish != "error":
+                is_known = not request.adapter or parts.directory.is_registered(request.adapter)
                 self._metrics.request_ended(
-                    request.adapter, finish, time.monotonic() - started_s, num_prompt, num_completion
+                    request.adapter if is_known else None,
+                    finish,
+                    time.monotonic() - started_s,
+                    num_prompt,
+                    num_completion,
                 )

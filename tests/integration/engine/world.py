@@ -136,6 +136,7 @@ def start_engine(world: World, *, num_blocks: int = 256, **changes: Any) -> Engi
         "kv_cache_bytes": kv_bytes,
         "adapter_slots": 8,
         "adapter_arena_bytes": 4 * 2**20,
+        "num_threads": 1,
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(world.cache))
