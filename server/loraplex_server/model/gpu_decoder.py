@@ -206,8 +206,10 @@ class GpuDecoder:
             return None
         assert x.dense is not None
         lora, shape = batch.lora, self._projections[projection]
-        shrunk = workspace.shrunk(batch.num_rows, shape.in_features, lora.tile_rows)
-        lora_shrink(x.dense, shrunk, lora.tables, lora.row_tiles, index, shape, lora.tile_rows)
+        shrunk = workspace.shrunk[: batch.num_rows]
+        lora_shrink(
+            x.dense, shrunk, workspace.shrink, lora.tables, lora.row_tiles, index, shape, lora.tile_rows
+        )
         return LoraEpilogue(shrunk, lora.tables, lora.row_tiles, index, shape, lora.tile_rows)
 
     def _norm(

@@ -93,8 +93,8 @@ class Int8GpuLinear:
 
     @property
     def weight_bytes(self) -> int:
-        bias_bytes = 0 if self._bias is None else self._bias.nbytes
-        return self._weight.values.nbytes + self._weight.scales.nbytes + bias_bytes
+        bias_bytes = 0 if self._bias is None else int(self._bias.nbytes)
+        return int(self._weight.values.nbytes + self._weight.scales.nbytes) + bias_bytes
 
     def __call__(self, x: LinearInput, out: Tensor) -> None:
         assert x.quantized is not None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from math import prod
 
 import torch
 from torch import Tensor
 
 from loraplex_server.kernels.decode_attention import num_parts
-from loraplex_server.kernels.lora_shrink import num_splits
+from loraplex_server.kernels.lora_shrink import MAX_RANK_GROUPS, ShrinkScratch, num_splits
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, PREFILL_TILE_ROWS
 from loraplex_server.kernels.quantize import QuantizedRows
 from loraplex_server.kernels.sampling import SampleScratch
@@ -52,11 +51,11 @@ class GpuWorkspace:
         self.part_state = buffer(parts * 2, dtype=torch.float32)
         self.rank_stride = 3 * max_lora_rank
         splits = [num_splits(features, DECODE_TILE_ROWS) for features in (config.hidden_size, query, widest)]
-        self._shrunk = buffer(
-            self.rank_stride
-            * max(max(splits) * max_decodes, num_splits(config.hidden_size, PREFILL_TILE_ROWS) * max_rows),
-            dtype=torch.float32,
-        )
+        prefill_splits = num_splits(config.hidden_size, PREFILL_TILE_ROWS)
+        num_shrink_parts = self.rank_stride * max(max(splits) * max_decodes, prefill_splits * max_rows)
+        # Each row may be a tile of its own.
+        self.shrink = ShrinkScratch.allocate(num_shrink_parts, max_rows * MAX_RANK_GROUPS, device)
+        self.shrunk = buffer(max_rows, self.rank_stride)
         self.logit_hidden = buffer(max_decodes, config.hidden_size)
         self.logit_delta = buffer(max_decodes, config.hidden_size)
         self.head_out = buffer(max_decodes, config.vocab_size)
@@ -69,14 +68,9 @@ class GpuWorkspace:
             self._quantized[: num_rows * features].view(num_rows, features), self._scales[:num_rows]
         )
 
-    def shrunk(self, num_rows: int, in_features: int, tile_rows: int) -> Tensor:
-        """A place for the partial sums of LoRA's first product, [splits, rows, rank_stride] fp32."""
-        shape = (num_splits(in_features, tile_rows), num_rows, self.rank_stride)
-        return self._shrunk[: prod(shape)].view(shape)
-
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         buffers = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        scratch = [getattr(self.sampling, field.name) for field in fields(self.sampling)]
+        scratch = [getattr(part, f.name) for part in (self.sampling, self.shrink) for f in fields(part)]
         return sum(tensor.nbytes for tensor in (*buffers, *scratch))

@@ -75,9 +75,7 @@ def generation_request(
     prompt = _prompt(message, checks)
     if message.WhichOneof("input") == "token_ids":
         is_known = max(message.token_ids.ids, default=0) < vocab_size
-        checks.require(
-            is_known, "token_ids.ids", f"every id must be below {vocab_size}, the vocabulary size"
-        )
+        checks.require(is_known, "token_ids.ids", f"every id must be below {vocab_size}, the vocabulary size")
     sampling = _sampling(message, vocab_size, checks)
     stopping = message.stopping
     max_tokens = stopping.max_tokens if stopping.HasField("max_tokens") else None

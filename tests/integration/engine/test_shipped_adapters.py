@@ -48,7 +48,9 @@ def answered(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     folder = tmp_path_factory.mktemp("store")
     store = PackageStore(folder)
     digests = {name: store.put(SHIPPED / name / "package").digest for name in DOMAINS}
-    engine = Engine(EngineConfig(base_path=base, store_path=folder, quantization="fp32", device="cpu", num_threads=1))
+    engine = Engine(
+        EngineConfig(base_path=base, store_path=folder, quantization="fp32", device="cpu", num_threads=1)
+    )
     tokenizer = load_tokenizer(base)
     asked: list[tuple[str | None, EvalRow]] = []
     with EngineRun(engine) as run:

@@ -53,7 +53,9 @@ SAMPLING_RANGES: dict[str, tuple[list[float], list[float]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, (good, _) in SAMPLING_RANGES.items() for v in good])
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, (good, _) in SAMPLING_RANGES.items() for v in good]
+)
 def test_a_sampling_value_at_either_end_of_its_range_is_taken(name: str, value: float) -> None:
     sampling = converted(request(sampling={name: value})).sampling
     assert getattr(sampling, name) == pytest.approx(value)
@@ -150,8 +152,14 @@ def test_each_kind_of_input_becomes_a_prompt() -> None:
 def test_all_violations_are_told_at_once() -> None:
     message = GenerateRequest(
         chat={"messages": [{"role": "user", "content": ""}, {"role": "x", "content": ""}]},
-        sampling={name: bad[-1] for name, (_, bad) in SAMPLING_RANGES.items()} | {"logit_bias": {VOCAB_SIZE: 0.0}},
-        stopping={"max_tokens": 0, "min_tokens": 7, "stop_strings": [""] * 17, "stop_token_ids": [VOCAB_SIZE]},
+        sampling={name: bad[-1] for name, (_, bad) in SAMPLING_RANGES.items()}
+        | {"logit_bias": {VOCAB_SIZE: 0.0}},
+        stopping={
+            "max_tokens": 0,
+            "min_tokens": 7,
+            "stop_strings": [""] * 17,
+            "stop_token_ids": [VOCAB_SIZE],
+        },
         options={"top_logprobs": 21},
         request_id="é",
     )
@@ -202,7 +210,11 @@ def test_a_message_says_the_value_and_the_range() -> None:
 def test_unset_fields_take_the_documented_defaults() -> None:
     made = converted(request())
     assert made == GenerationRequest(adapter="", prompt="hi", sampling=SamplingParams())
-    assert (made.sampling.temperature, made.sampling.top_p, made.sampling.repetition_penalty) == (1.0, 1.0, 1.0)
+    assert (made.sampling.temperature, made.sampling.top_p, made.sampling.repetition_penalty) == (
+        1.0,
+        1.0,
+        1.0,
+    )
 
 
 def test_zero_is_not_unset() -> None:

@@ -11,9 +11,9 @@ from loraplex_server.detokenizer import Detokenizer, StopStrings
 from tests.unit.server.tokenizers import CORPUS, byte_fallback, byte_level, fallback_tokens
 
 BYTE_LEVEL, BYTE_FALLBACK = byte_level(), byte_fallback()
-TEXT = st.lists(st.sampled_from([*CORPUS, "é", "中文", "😀", "👩‍👩‍👧", " ", "\n", "a", "ß"]) | st.text(max_size=5)).map(
-    "".join
-)
+TEXT = st.lists(
+    st.sampled_from([*CORPUS, "é", "中文", "😀", "👩‍👩‍👧", " ", "\n", "a", "ß"]) | st.text(max_size=5)
+).map("".join)
 
 
 def pieces(backend: Tokenizer, ids: list[int]) -> list[str]:
@@ -34,7 +34,9 @@ def test_the_pieces_of_any_tokens_are_the_decoding_of_the_whole(ids: list[int]) 
     assert "".join(pieces(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids, skip_special_tokens=True)
 
 
-FALLBACK_RUN = st.sampled_from(["😀", "é", "中文", "\n"]).map(lambda text: fallback_tokens(BYTE_FALLBACK, text))
+FALLBACK_RUN = st.sampled_from(["😀", "é", "中文", "\n"]).map(
+    lambda text: fallback_tokens(BYTE_FALLBACK, text)
+)
 FALLBACK_WORD = st.integers(259, BYTE_FALLBACK.get_vocab_size() - 1).map(lambda token_id: [token_id])
 
 

@@ -185,7 +185,9 @@ def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
     assert details_of(packed)["ErrorInfo"].reason == "MALFORMED_MESSAGE"
 
 
-TEXTS = st.text(max_size=50) | st.sampled_from(["x" * 9000, "中" * 3000, "%" * 3000, "\ud800" * 10, "😀" * 2000])
+TEXTS = st.text(max_size=50) | st.sampled_from(
+    ["x" * 9000, "中" * 3000, "%" * 3000, "\ud800" * 10, "😀" * 2000]
+)
 
 
 @settings(deadline=None)
