@@ -23,6 +23,8 @@ from loraplex_server.model.gpu_workspace import GpuWorkspace
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
+_LARGE_PREFILL = 256  # rows from which on products take their way for many rows
+
 
 @dataclass(frozen=True, slots=True)
 class _Logprobs:
@@ -96,7 +98,7 @@ class GpuRunner:
         self._device = kv_cache[0].device
         self._is_cuda = self._device.type == "cuda"
         self._block_size = kv_cache[0].shape[1]
-        self._max_rows = max_rows
+        self._max_rows, self._max_running = max_rows, max_running
         self._buckets = ShapeBuckets(max_running, max_context, self._block_size, with_adapters=True)
         self._graphs = DecodeGraphs()
         self._staging = Staging(
@@ -129,8 +131,8 @@ class GpuRunner:
 
     def _prefill_shapes(self) -> Iterator[StepShape]:
         """Every way in which steps with prefills can differ for a compiler."""
-        for rows in (ALIGNMENT, 256, self._max_rows):
-            for decodes in (0, 1, 2):
+        for rows in sorted({ALIGNMENT, min(_LARGE_PREFILL, self._max_rows), self._max_rows}):
+            for decodes in range(min(3, self._max_running)):
                 for has_adapters in (False, True):
                     for max_context in self._buckets.contexts if decodes else self._buckets.contexts[:1]:
                         yield StepShape(
