@@ -95,7 +95,7 @@ def measure_projection(projection: str, inputs: int, outputs: int) -> list[Measu
     """All formats and row counts of one shape, over random weights."""
     codes = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8, device="cuda")
     nf4 = Nf4Weight.from_codes(codes, torch.rand(outputs, inputs // 64, device="cuda") * 0.02 + 0.002)
-    dense = nf4.dequantized()
+    dense, nf4_unrounded = nf4.dequantized(), nf4.unrounded()
     int8 = Int8Weight.from_dense(dense)
     nf4s = [Nf4Weight(records, outputs, inputs) for records in _copies(nf4.records)]
     denses = _copies(dense)
@@ -109,12 +109,12 @@ def measure_projection(projection: str, inputs: int, outputs: int) -> list[Measu
             torch.rand(rows, device="cuda") * 0.02,
         )
         out = torch.empty(rows, outputs, dtype=torch.bfloat16, device="cuda")
-        expected = x.double() @ dense.double().t()
+        expected, unrounded = x.double() @ dense.double().t(), x.double() @ nf4_unrounded.t()
         integers = quantized.values.double() @ int8.values.double().t()
         expected_int8 = integers * quantized.scales.double().unsqueeze(1) * int8.scales.double()
         products: dict[str, tuple[int, Tensor, list[Callable[[], object]]]] = {
             "bf16": (dense.nbytes, expected, [_dense_call(x, weight, out) for weight in denses]),
-            "nf4": (nf4.nbytes, expected, [_nf4_call(x, weight, out, False) for weight in nf4s]),
+            "nf4": (nf4.nbytes, unrounded, [_nf4_call(x, weight, out, False) for weight in nf4s]),
             "nf4 exact": (nf4.nbytes, expected, [_nf4_call(x, weight, out, True) for weight in nf4s]),
             "int8": (int8.nbytes, expected_int8, [_int8_call(quantized, weight, out) for weight in int8s]),
         }

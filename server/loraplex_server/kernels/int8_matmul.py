@@ -94,5 +94,5 @@ def _reference(x: QuantizedRows, weight: Int8Weight, out: Tensor, bias: Tensor |
 
 def _triton_block(num_rows: int) -> tuple[int, int, int, int, int]:
     if num_rows > 64:
-        return 128, 256, 128, 8, 3
+        return 128, 128, 128, 4, 3
     return max(16, 1 << (num_rows - 1).bit_length()), 64, 256, 4, 3

@@ -35,7 +35,7 @@ def nf4_matmul(
 
     On a GPU x, out and bias [out] are bf16; rows of x and out are contiguous, x is aligned to 16 bytes, and the number
     of outputs is even. A row's result does not depend on the other rows; on Hopper it is the same bits at every m
-    within 1..32, 33..64 and 65..128.
+    within 1..32, 33..64, 65..96 and 97..128.
     Raises ValueError: x or out is not of such a shape, format or alignment. KernelError: see `load_kernel`.
     """
     num_rows = x.shape[0]

@@ -39,15 +39,12 @@ def _product(
     record = tl.minimum(tile, row_tiles - 1).to(tl.int64) * k_tiles * 144
 
     lane_word = tl.arange(0, 128)  # g, t, s
-    pair = tl.arange(0, 8)  # input pair h, row half, element
-    shift = 7 + 4 * pair
-    left = tl.where(shift < 32, 32 - shift, 64 - shift)
-    right = tl.where(shift < 32, shift, shift - 32)
+    shift = 4 * tl.arange(0, 8)  # input pair h, row half, element
     sums = tl.zeros((TILES * 16, ROWS), tl.float32)
     for k in range(0, k_tiles):
         words = tl.load(records + record[:, None] + k * 144 + lane_word[None, :]).to(tl.uint32, bitcast=True)
-        wide = words.to(tl.uint64)
-        codes = ((wide[:, :, None] << left[None, None, :]) | (wide[:, :, None] >> right[None, None, :])) & 15
+        plain = (words >> 7) | (words << 25)
+        codes = (plain[:, :, None] >> shift[None, None, :].to(tl.uint32)) & 15
         values = tl.load(table + codes.to(tl.int32))
         # [tile, g, t, s, h, row half, element] to [tile, row half, g | s, h, t, element]
         places = tl.reshape(values, (TILES, 8, 4, 4, 2, 2, 2))

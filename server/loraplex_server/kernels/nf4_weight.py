@@ -110,11 +110,19 @@ class Nf4Weight:
 
     def dequantized(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """[out, in], bit-equal to bitsandbytes; the plain-torch reference on any device."""
+        return self._values(torch.float32).to(dtype)
+
+    def unrounded(self) -> Tensor:
+        """[out, in] fp64: table × scale before any rounding, what the fast product stands for."""
+        return self._values(torch.float64)
+
+    def _values(self, dtype: torch.dtype) -> Tensor:
         codes, scales = self.unpacked()
-        table = torch.tensor(NF4_TABLE, dtype=torch.float32, device=codes.device)
+        table = torch.tensor(NF4_TABLE, dtype=dtype, device=codes.device)
         indices = torch.stack((codes >> 4, codes & 0xF), dim=2).view(self.out_features, -1, BLOCK_SIZE)
-        weight = table[indices.int()] * scales.unsqueeze(2)
-        return weight.view(self.out_features, self.in_features).to(dtype)
+        return (table[indices.int()] * scales.to(dtype).unsqueeze(2)).view(
+            self.out_features, self.in_features
+        )
 
 
 _TILES_AT_ONCE = 256  # rows of tiles repacked together: bounds the scratch

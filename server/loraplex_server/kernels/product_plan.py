@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-ROW_BUCKETS = (1, 8, 16, 32, 64, 128)
+ROW_BUCKETS = (1, 8, 16, 32, 64, 96, 128)
 MAX_ROWS = ROW_BUCKETS[-1]  # above, arithmetic outweighs reading the weight
 _MULTIPROCESSORS = 132
 _BLOCK_OUTPUTS = 16  # of one warp's tile
@@ -96,6 +96,7 @@ def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:
 def int8_plan(out_features: int, rows: int) -> ProductPlan:
     """For 1..128 rows. Sums of integers are exact, so `parts` may vary."""
     bucket = row_bucket(rows)
+    bucket = 128 if bucket == 96 else bucket
     share = _tiles_per_multiprocessor(out_features)
     if bucket <= 8:
         return _plan("int8.cu", bucket, mt=1, wn=1, wk=4, ks=4, stages=4)
@@ -109,7 +110,7 @@ def int8_plan(out_features: int, rows: int) -> ProductPlan:
         return _plan("int8.cu", bucket, mt=1, wn=4, wk=4, ks=1, stages=4)
     if bucket == 64:
         return _plan("int8.cu", bucket, mt=1, wn=2, wk=8, ks=1, stages=3)
-    return _plan("int8.cu", bucket, mt=2, wn=2, wk=4, sk=2, ks=1, stages=4)
+    return _plan("int8.cu", bucket, mt=2, wn=2, wk=4, sk=2, ks=1, stages=3)
 
 
 def row_bucket(rows: int) -> int:
@@ -135,15 +136,21 @@ def _nf4_narrow(out_features: int, bucket: int) -> ProductPlan:
 
 
 def _nf4_wide(out_features: int, bucket: int) -> ProductPlan:
-    """33..128 rows: a block's outputs must pay for its own copy of x."""
-    share = _tiles_per_multiprocessor(out_features)
+    """33..128 rows: a block's outputs must pay for its own copy of x.
+
+    At 128 rows the sums of a tile and those of all tiles do not fit the registers of a block of 4 warpgroups, so there
+    the weights are scaled, as in the exact mode.
+    """
+    source, share = "nf4_wide.cu", _tiles_per_multiprocessor(out_features)
     if share > 8:
-        return _plan("nf4_wide.cu", bucket, mt=1, wn=4, wk=1, stages=4, is_exact=bucket == 128)
+        if bucket == 96:
+            return _plan(source, bucket, mt=2, wn=2, wk=1, stages=5)
+        return _plan(source, bucket, mt=1, wn=4, wk=1, stages=4, is_exact=bucket == 128)
     if share > 2:
-        return _plan("nf4_wide.cu", bucket, mt=1, wn=2, wk=2, sk=2, stages=4)
-    if bucket == 64:
-        return _plan("nf4_wide.cu", bucket, mt=1, wn=1, wk=4, sk=2, stages=3)
-    return _plan("nf4_wide.cu", bucket, mt=1, wn=1, wk=2, sk=2, stages=4)
+        if bucket == 64:
+            return _plan(source, bucket, mt=1, wn=2, wk=2, sk=2, stages=4)
+        return _plan(source, bucket, mt=2, wn=1, wk=2, sk=2, stages=4, is_exact=bucket == 128)
+    return _plan(source, bucket, mt=1, wn=1, wk={64: 4, 96: 3, 128: 2}[bucket], sk=2, stages=3)
 
 
 def _tiles_per_multiprocessor(out_features: int) -> int:
