@@ -143,6 +143,8 @@ def _nf4_wide(out_features: int, bucket: int) -> ProductPlan:
     """
     source, share = "nf4_wide.cu", _tiles_per_multiprocessor(out_features)
     if share > 8:
+        if _busiest(out_features, 192) < _busiest(out_features, 256):
+            return _plan(source, bucket, mt=1, wn=3, wk=1, stages=3, is_exact=bucket == 128)
         if bucket == 96:
             return _plan(source, bucket, mt=2, wn=2, wk=1, stages=5)
         return _plan(source, bucket, mt=1, wn=4, wk=1, stages=4, is_exact=bucket == 128)
@@ -159,12 +161,13 @@ def _tiles_per_multiprocessor(out_features: int) -> int:
 
 def _even_width(out_features: int) -> int:
     """Pairs of tiles per block, of 4..9, that leave the busiest multiprocessor with the least."""
+    return min((7, 8, 6, 9, 5, 4), key=lambda width: _busiest(out_features, 2 * _BLOCK_OUTPUTS * width))
 
-    def busiest(width: int) -> int:
-        blocks = -(-out_features // (2 * _BLOCK_OUTPUTS * width))
-        return -(-blocks // _MULTIPROCESSORS) * width
 
-    return min((7, 8, 6, 9, 5, 4), key=busiest)
+def _busiest(out_features: int, block_outputs: int) -> int:
+    """Outputs of the multiprocessor that has the most, with one block at a time on each."""
+    blocks = -(-out_features // block_outputs)
+    return -(-blocks // _MULTIPROCESSORS) * block_outputs
 
 
 def _plan(
