@@ -5,6 +5,8 @@ The Triton kernels run here wherever there is no GPU, interpreted; those in CUDA
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from loraplex_server.kernels.nf4_matmul import nf4_dequantize, nf4_matmul
 from loraplex_server.kernels.nf4_triton import nf4_matmul_triton
 from loraplex_server.kernels.nf4_weight import Nf4Weight
 from loraplex_server.kernels.nvrtc import compile_cubin
-from loraplex_server.kernels.product_plan import MAX_ROWS, int8_plan, nf4_plan
+from loraplex_server.kernels.product_plan import MAX_ROWS, ProductPlan, int8_plan, nf4_plan
 from loraplex_server.kernels.quantize import QuantizedRows, quantize_rows_reference
 
 REAL_SHAPES = [  # outputs, inputs
@@ -126,6 +128,18 @@ def test_the_order_of_summation_is_the_same_at_all_row_counts_of_a_range(outputs
     for low, high in ((1, 32), (33, 64), (65, 96), (97, 128)):
         plans = [nf4_plan(outputs, rows, False) for rows in range(low, high + 1)]
         assert len({(plan.source, plan.parts, plan.is_exact) for plan in plans}) == 1
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [nf4_plan(4096, 8, True), nf4_plan(4096, 64, False), int8_plan(4096, 128)],
+    ids=lambda plan: plan.source,
+)
+def test_the_sources_compile_for_hopper_without_a_gpu_or_a_toolkit(plan: ProductPlan, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.cu13", reason="needs NVRTC")
+    cubin = compile_cubin(plan.source, plan.defines, "sm_90a", tmp_path)
+    assert plan.function.encode() in cubin
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [cubin]
 
 
 def test_a_source_that_does_not_compile_is_reported_with_the_compiler_s_words() -> None:
