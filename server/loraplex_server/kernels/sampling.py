@@ -144,13 +144,15 @@ def _mass_from(
     BLOCK: constexpr,
 ) -> tuple[Scalar, Scalar]:
     """(tokens, their mass) with an order key of at least `key` and a relative mass of at least `min_p`."""
-    count = tl.zeros((), dtype=tl.int32)
-    total = tl.zeros((), dtype=tl.float64)
+    count_sums = tl.zeros((BLOCK,), dtype=tl.int32)
+    mass_sums = tl.zeros((BLOCK,), dtype=tl.float64)
     for first in range(0, num_values, BLOCK):
         _places, keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
         counted = (keys >= key) & (mass >= min_p)
-        count += tl.sum(counted.to(tl.int32), axis=0)
-        total += tl.sum(tl.where(counted, mass, 0.0).to(tl.float64), axis=0)
+        count_sums += counted.to(tl.int32)
+        mass_sums += tl.where(counted, mass, 0.0).to(tl.float64)
+    count = tl.sum(count_sums, axis=0)
+    total = tl.sum(mass_sums, axis=0)
     return count, total
 
 
@@ -174,13 +176,16 @@ def _largest_key(
         probes = low + step * (tl.arange(0, 16) + 1)
         is_probed = probes <= high
         probe_keys = tl.minimum(probes, high).to(tl.int32)
-        counts = tl.zeros((16,), dtype=tl.int32)
-        masses = tl.zeros((16,), dtype=tl.float64)
+        # One sum per thread until the end: a reduction per step would cost more than the step.
+        count_sums = tl.zeros((BLOCK, 16), dtype=tl.int32)
+        mass_sums = tl.zeros((BLOCK, 16), dtype=tl.float32)
         for first in range(0, num_values, BLOCK):
             _places, keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
             counted = (keys[:, None] >= probe_keys[None, :]) & (mass >= min_p)[:, None]
-            counts += tl.sum(counted.to(tl.int32), axis=0)
-            masses += tl.sum(tl.where(counted, mass[:, None], 0.0), axis=0).to(tl.float64)
+            count_sums += counted.to(tl.int32)
+            mass_sums += tl.where(counted, mass[:, None], 0.0)
+        counts = tl.sum(count_sums, axis=0)
+        masses = tl.sum(mass_sums, axis=0).to(tl.float64)
         # Counts and masses fall from probe to probe, so the probes that reach the target are the first ones.
         reached = is_probed & (counts >= count_target) & (masses > mass_target)
         num_reached = tl.sum(reached.to(tl.int32), axis=0).to(tl.int64)
