@@ -50,7 +50,8 @@ proto: setup  ## Generate proto/gen from proto/loraplex
 clean:  ## Remove the virtual environment and the tools' caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# torch goes first and alone: where a build of it is already there, nothing later replaces it.
+# torch goes first and alone: where a build of it is already there, nothing later replaces it. A build for CUDA brings
+# the Triton that it needs; elsewhere the kernels' tests need one for its interpreter.
 $(STAMP):
 	@python=$$(constraints/find-python.sh); \
 	echo "Setting up $(VENV) with $$($$python --version); the first time takes a few minutes."; \
@@ -58,5 +59,6 @@ $(STAMP):
 	@rm -f $(VENV)/.setup-*
 	@$(PIP) -r constraints/pip.txt
 	@$(PIP) torch==2.13.0
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) -r constraints/triton.txt
 	@$(PIP) -e '.[server,trainer]' --group dev
 	@touch $@

@@ -327,6 +327,17 @@ def all_cases() -> Iterator[Case]:
     yield prefill_attention_case(4, 2048)
 
 
+def elapsed_ms(run: Callable[[], object]) -> float:
+    """Device time of one call."""
+    event: Callable[..., torch.cuda.Event] = torch.cuda.Event
+    start, stop = event(enable_timing=True), event(enable_timing=True)
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop))
+
+
 def time_case(case: Case, repeats: int, bandwidth: float) -> Timing:
     """Median over replays of a graph of all layers, per layer."""
     for layer in range(2):
@@ -337,14 +348,7 @@ def time_case(case: Case, repeats: int, bandwidth: float) -> Timing:
         for layer in range(LAYERS):
             case.run(layer)
     graph.replay()
-    times = []
-    for _ in range(repeats):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) * 1e3 / LAYERS)
+    times = [elapsed_ms(graph.replay) * 1e3 / LAYERS for _ in range(repeats)]
     return Timing(case.name, statistics.median(times), case.floor_bytes / bandwidth * 1e6)
 
 
@@ -352,15 +356,8 @@ def copy_bandwidth() -> float:
     """Bytes per second of a large device-to-device copy, read and written both counted."""
     source = torch.empty(1 << 31, dtype=torch.uint8, device=DEVICE).random_()
     target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(8):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        target.copy_(source)
-        stop.record()
-        stop.synchronize()
-        best = max(best, 2 * source.numel() / (start.elapsed_time(stop) * 1e-3))
-    return best
+    best = min(elapsed_ms(lambda: target.copy_(source)) for _ in range(8))
+    return 2 * source.numel() / (best * 1e-3)
 
 
 def main() -> None:

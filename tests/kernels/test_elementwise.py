@@ -45,7 +45,7 @@ def assert_quantizes(quantized: QuantizedRows, rows: Tensor) -> None:
     assert torch.allclose(quantized.scales, scales, rtol=1e-6)
     difference = (quantized.values.int() - values.int()).abs()
     assert int(difference.max()) <= 1
-    assert float(difference.float().mean()) < 1e-3
+    assert int(difference.sum()) <= 1 + rows.numel() // 500
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,7 +73,7 @@ def test_greedy_takes_the_largest_logit_and_the_lowest_id_of_equals(
     assert tokens[1:4] == [7, vocab_size - 2, 0]
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "whole": {},
     "hot": {"temperature": 1.7},
     "cold": {"temperature": 0.2},
@@ -106,9 +108,10 @@ def test_draws_equal_those_of_the_engine_over_several_blocks(device: torch.devic
 
 def test_a_distribution_too_flat_to_pick_candidates_from_is_drawn_from_whole(device: torch.device) -> None:
     """More than the scratch holds lie within the nucleus, or nobody knows within which distance the k-th lies."""
-    flat = torch.randn(1, 17000).to(device) * 0.01
+    flat = torch.randn(1, 33000).to(device) * 0.01
     spread = torch.linspace(-300, 300, 1500).flip(0).unsqueeze(0).to(device)
-    for logits, kind in ((flat, {"top_p": 0.9}), (spread, {"top_k": 1000, "temperature": 5.0})):
+    kinds: list[dict[str, Any]] = [{"top_p": 0.9}, {"top_k": 1000, "temperature": 5.0}]
+    for logits, kind in zip((flat, spread), kinds, strict=True):
         params = [(SamplingParams(seed=8, **kind), 2)]
 
         assert device_sample(logits, params) == engine_sample(logits, params)
@@ -144,7 +147,7 @@ def test_coarse_logits_with_top_p_equal_those_of_the_engine(device: torch.device
 def test_banned_tokens_are_never_drawn(device: torch.device) -> None:
     logits = torch.full((12, 50), -torch.inf, device=device)
     logits[:, [4, 40]] = torch.tensor([0.0, 0.5], device=device)
-    kinds = [{}, {"top_p": 0.99}, {"top_k": 10}, {"temperature": 100.0}]
+    kinds: list[dict[str, Any]] = [{}, {"top_p": 0.99}, {"top_k": 10}, {"temperature": 100.0}]
     params = [(SamplingParams(seed=row, **kinds[row % 4]), row) for row in range(12)]
 
     assert set(device_sample(logits, params)) == {4, 40}

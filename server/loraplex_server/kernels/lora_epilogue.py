@@ -32,6 +32,11 @@ class LoraEpilogue:
         """Elements of `records` per slot."""
         return self.tables.records.shape[1] * self.tables.records.shape[2] * RECORD_FIELDS
 
+    @property
+    def block_r(self) -> int:
+        """Ranks per product: more where a few adapters cannot fill the device, as measured."""
+        return 32 if 4 < self.row_tiles.shape[0] <= 16 else 16
+
     def check(self, rows: Tensor, widths: tuple[int, ...]) -> None:
         """Raises ValueError unless these fit `rows` and a projection with modules of these widths."""
         require(self.projection.widths == widths, f"modules {self.projection.widths} are not {widths}")

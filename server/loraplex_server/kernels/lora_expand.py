@@ -37,7 +37,8 @@ class ExpandConfig:
 
 CONFIGS: dict[int, tuple[tuple[int, ExpandConfig], ...]] = {
     DECODE_TILE_ROWS: (
-        (4, ExpandConfig(block_n=128, block_r=16, num_warps=4)),
+        (4, ExpandConfig(block_n=64, block_r=16, num_warps=4)),
+        (16, ExpandConfig(block_n=128, block_r=32, num_warps=4)),
         (1 << 30, ExpandConfig(block_n=256, block_r=16, num_warps=4)),
     ),
     PREFILL_TILE_ROWS: ((1 << 30, ExpandConfig(block_n=128, block_r=16, num_warps=4)),),

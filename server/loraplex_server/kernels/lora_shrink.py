@@ -46,7 +46,9 @@ class ShrinkConfig:
 
 
 DECODE_CONFIGS: tuple[tuple[int, ShrinkConfig], ...] = (
-    (1 << 30, ShrinkConfig(block_r=32, rank_groups=4, num_warps=4)),
+    (4, ShrinkConfig(block_r=16, rank_groups=4, num_warps=4)),
+    (16, ShrinkConfig(block_r=32, rank_groups=4, num_warps=4)),
+    (1 << 30, ShrinkConfig(block_r=32, rank_groups=2, num_warps=4)),
 )
 """(row tiles up to, configuration): few tiles need more programs each to fill the device."""
 

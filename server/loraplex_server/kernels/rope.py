@@ -20,8 +20,6 @@ from loraplex_server.kernels.triton_runtime import (
     tl,
 )
 
-_BLOCK_R = 32
-
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
@@ -260,7 +258,7 @@ def rope_and_write(
         HAS_LORA=lora is not None,
         RANK_STRIDE=1 if lora is None else lora.shrunk.shape[1],
         BLOCK_M=block_m,
-        BLOCK_R=_BLOCK_R,
+        BLOCK_R=16 if lora is None else lora.block_r,
         PDL=pdl,
         num_warps=4,
         num_stages=1,  # the loop requests its next rows of B itself

@@ -3,7 +3,8 @@
 Greedy rows take the largest logit. Others invert their cumulative distribution at one uniform number that depends on
 (seed, index) alone: over token ids in order where nothing but min-p truncates, else over tokens from the most likely
 on, as `loraplex_server.engine.sampler` does. No row is sorted: what sorting would decide (the k-th logit, the end of
-the nucleus, the token under a cumulative mass) is found by bisection over the bits of the logits. Of equal logits the
+the nucleus, the token under a cumulative mass) is found by searching the bits of the logits, sixteen
+probes at a time. Of equal logits the
 lowest id comes first.
 """
 
@@ -28,8 +29,8 @@ from loraplex_server.kernels.triton_runtime import (
 
 _TILE = 4096  # logits of one program of the first launch
 _BLOCK = 8192  # logits of one step of the second
-_CAPACITY = 16384  # tokens of a row that truncation is looked for among, if that many suffice
-_CANDIDATE_BLOCK = 2048
+_CAPACITY = 32768  # tokens of a row that truncation is looked for among, if that many suffice
+_CANDIDATE_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +144,15 @@ def _mass_from(
     BLOCK: constexpr,
 ) -> tuple[Scalar, Scalar]:
     """(tokens, their mass) with an order key of at least `key` and a relative mass of at least `min_p`."""
-    count = tl.zeros((), dtype=tl.int32)
-    total = tl.zeros((), dtype=tl.float64)
+    count_sums = tl.zeros((BLOCK,), dtype=tl.int32)
+    mass_sums = tl.zeros((BLOCK,), dtype=tl.float64)
     for first in range(0, num_values, BLOCK):
         _places, keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
         counted = (keys >= key) & (mass >= min_p)
-        count += tl.sum(counted.to(tl.int32), axis=0)
-        total += tl.sum(tl.where(counted, mass, 0.0).to(tl.float64), axis=0)
+        count_sums += counted.to(tl.int32)
+        mass_sums += tl.where(counted, mass, 0.0).to(tl.float64)
+    count = tl.sum(count_sums, axis=0)
+    total = tl.sum(mass_sums, axis=0)
     return count, total
 
 
@@ -169,11 +172,25 @@ def _largest_key(
     low = low.to(tl.int64)
     high = _order_key(top).to(tl.int64)
     while low < high:
-        middle = (low + high + 1) >> 1
-        count, mass = _mass_from(values_ptr, num_values, middle.to(tl.int32), top, temperature, min_p, BLOCK)
-        reached = (count >= count_target) & (mass > mass_target)
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle - 1)
+        step = (high - low + 15) // 16  # so that the last probe is not before `high`
+        probes = low + step * (tl.arange(0, 16) + 1)
+        is_probed = probes <= high
+        probe_keys = tl.minimum(probes, high).to(tl.int32)
+        # One sum per thread until the end: a reduction per step would cost more than the step.
+        count_sums = tl.zeros((BLOCK, 16), dtype=tl.int32)
+        mass_sums = tl.zeros((BLOCK, 16), dtype=tl.float32)
+        for first in range(0, num_values, BLOCK):
+            _places, keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
+            counted = (keys[:, None] >= probe_keys[None, :]) & (mass >= min_p)[:, None]
+            count_sums += counted.to(tl.int32)
+            mass_sums += tl.where(counted, mass[:, None], 0.0)
+        counts = tl.sum(count_sums, axis=0)
+        masses = tl.sum(mass_sums, axis=0).to(tl.float64)
+        # Counts and masses fall from probe to probe, so the probes that reach the target are the first ones.
+        reached = is_probed & (counts >= count_target) & (masses > mass_target)
+        num_reached = tl.sum(reached.to(tl.int32), axis=0).to(tl.int64)
+        high = tl.minimum(high, low + step * (num_reached + 1) - 1)
+        low = low + step * num_reached
     return low.to(tl.int32)
 
 
@@ -270,44 +287,44 @@ def _gather_candidates(
     enough of them is taken. 0 where none does, or where the candidates would not fit.
     """
     total = tl.zeros((), dtype=tl.float64)
-    count_2 = tl.zeros((), dtype=tl.int32)
-    count_5 = tl.zeros((), dtype=tl.int32)
-    count_9 = tl.zeros((), dtype=tl.int32)
-    count_16 = tl.zeros((), dtype=tl.int32)
-    mass_2 = tl.zeros((), dtype=tl.float64)
-    mass_5 = tl.zeros((), dtype=tl.float64)
-    mass_9 = tl.zeros((), dtype=tl.float64)
-    mass_16 = tl.zeros((), dtype=tl.float64)
+    count_near = tl.zeros((), dtype=tl.int32)
+    count_close = tl.zeros((), dtype=tl.int32)
+    count_far = tl.zeros((), dtype=tl.int32)
+    count_remote = tl.zeros((), dtype=tl.int32)
+    mass_near = tl.zeros((), dtype=tl.float64)
+    mass_close = tl.zeros((), dtype=tl.float64)
+    mass_far = tl.zeros((), dtype=tl.float64)
+    mass_remote = tl.zeros((), dtype=tl.float64)
     for first in range(0, VOCAB, BLOCK):
         ids = first + tl.arange(0, BLOCK)
         x = tl.load(row_ptr + ids, mask=ids < VOCAB, other=-float("inf"))
         distance = (top - x) / temperature
         mass = tl.exp(-distance)
         total += tl.sum(mass, axis=0).to(tl.float64)
-        count_2 += tl.sum((distance <= 2.0).to(tl.int32), axis=0)
-        count_5 += tl.sum((distance <= 5.0).to(tl.int32), axis=0)
-        count_9 += tl.sum((distance <= 9.0).to(tl.int32), axis=0)
-        count_16 += tl.sum((distance <= 16.0).to(tl.int32), axis=0)
-        mass_2 += tl.sum(tl.where(distance <= 2.0, mass, 0.0), axis=0).to(tl.float64)
-        mass_5 += tl.sum(tl.where(distance <= 5.0, mass, 0.0), axis=0).to(tl.float64)
-        mass_9 += tl.sum(tl.where(distance <= 9.0, mass, 0.0), axis=0).to(tl.float64)
-        mass_16 += tl.sum(tl.where(distance <= 16.0, mass, 0.0), axis=0).to(tl.float64)
+        count_near += tl.sum((distance <= 3.0).to(tl.int32), axis=0)
+        count_close += tl.sum((distance <= 6.0).to(tl.int32), axis=0)
+        count_far += tl.sum((distance <= 9.0).to(tl.int32), axis=0)
+        count_remote += tl.sum((distance <= 13.0).to(tl.int32), axis=0)
+        mass_near += tl.sum(tl.where(distance <= 3.0, mass, 0.0), axis=0).to(tl.float64)
+        mass_close += tl.sum(tl.where(distance <= 6.0, mass, 0.0), axis=0).to(tl.float64)
+        mass_far += tl.sum(tl.where(distance <= 9.0, mass, 0.0), axis=0).to(tl.float64)
+        mass_remote += tl.sum(tl.where(distance <= 13.0, mass, 0.0), axis=0).to(tl.float64)
     # A little more than the nucleus, for rounding. Behind top-k the nucleus is one of the k and needs no more.
     needed = tl.where((top_k > 0) | (top_p >= 1.0), 0.0, top_p * 1.00001).to(tl.float64) * total
     radius = tl.full((), 0.0, dtype=tl.float32)
     num_candidates = tl.zeros((), dtype=tl.int32)
-    if (count_2 >= top_k) & (mass_2 >= needed):
-        radius = 2.0
-        num_candidates = count_2
-    elif (count_5 >= top_k) & (mass_5 >= needed):
-        radius = 5.0
-        num_candidates = count_5
-    elif (count_9 >= top_k) & (mass_9 >= needed):
+    if (count_near >= top_k) & (mass_near >= needed):
+        radius = 3.0
+        num_candidates = count_near
+    elif (count_close >= top_k) & (mass_close >= needed):
+        radius = 6.0
+        num_candidates = count_close
+    elif (count_far >= top_k) & (mass_far >= needed):
         radius = 9.0
-        num_candidates = count_9
-    elif (count_16 >= top_k) & (mass_16 >= needed):
-        radius = 16.0
-        num_candidates = count_16
+        num_candidates = count_far
+    elif (count_remote >= top_k) & (mass_remote >= needed):
+        radius = 13.0
+        num_candidates = count_remote
     if num_candidates > CAPACITY:
         num_candidates = 0
     if num_candidates > 0:
@@ -376,8 +393,8 @@ def _place_by_mass(
             values_ptr, num_values, key, top, temperature, min_p, BLOCK
         )
         quota = equals
-    skip = tl.minimum(tl.floor((target - mass_above) / tl.maximum(each, 1e-300)), 1e9).to(tl.int32)
-    skip = tl.minimum(skip, quota - 1)
+    skip = tl.minimum(tl.floor(tl.maximum(target - mass_above, 0.0) / tl.maximum(each, 1e-300)), 1e9)
+    skip = tl.minimum(skip.to(tl.int32), quota - 1)
     return _place_at_key(values_ptr, num_values, key, skip, top, temperature, BLOCK)
 
 

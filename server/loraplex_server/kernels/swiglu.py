@@ -21,7 +21,6 @@ from loraplex_server.kernels.triton_runtime import (
 )
 
 _BLOCK_N = 128
-_BLOCK_R = 32
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
@@ -212,7 +211,7 @@ def _launch_tiles(gate_up: Tensor, out: Tensor, features: int, lora: LoraEpilogu
         RANK_STRIDE=1 if lora is None else lora.shrunk.shape[1],
         BLOCK_M=block_m,
         BLOCK_N=_BLOCK_N,
-        BLOCK_R=_BLOCK_R,
+        BLOCK_R=16 if lora is None else lora.block_r,
         PDL=pdl,
         num_warps=4 if block_m == 16 else 8,
         num_stages=1,  # the loop requests its next rows of B itself

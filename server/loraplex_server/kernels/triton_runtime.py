@@ -15,10 +15,25 @@ from torch import Tensor
 
 try:
     import triton
-    import triton.language as tl
+    from triton import language as tl
 except ImportError:  # an install for CPUs
     triton = None
     tl = None
+
+__all__ = [
+    "HAS_TRITON",
+    "IS_INTERPRETED",
+    "Block",
+    "Pointer",
+    "Scalar",
+    "constexpr",
+    "global_constexpr",
+    "jit",
+    "next_power_of_2",
+    "overlaps_launches",
+    "require",
+    "tl",
+]
 
 HAS_TRITON = triton is not None
 IS_INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)
