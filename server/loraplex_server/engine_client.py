@@ -55,32 +55,43 @@ class EngineState(enum.Enum):
 
 
 class SequenceStream:
-    """Outputs of one sequence, in order. Tokens that arrive faster than they are read come together."""
+    """Outputs of one sequence, in order. Tokens that arrive faster than they are read come together.
+
+    Read by one task, written by the event loop's callbacks.
+    """
 
     def __init__(self) -> None:
         self._outputs: list[TokenOutput] = []
         self._error: Exception | None = None
-        self._arrived = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None  # of the task that waits in `take`
 
     def push(self, output: TokenOutput) -> None:
         self._outputs.append(output)
-        self._arrived.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
-        self._error = error
-        self._arrived.set()
+        """End the stream behind what has arrived; the first failure counts."""
+        if self._error is None:
+            self._error = error
+        self._wake()
 
     async def take(self) -> list[TokenOutput]:
         """All outputs that have arrived, at least one. Raises what ended the stream early."""
-        await self._arrived.wait()
-        self._arrived.clear()
-        outputs, self._outputs = self._outputs, []
-        if outputs:
-            if self._error is not None:
-                self._arrived.set()
+        if not self._outputs and self._error is None:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        if self._outputs:
+            outputs, self._outputs = self._outputs, []
             return outputs
         assert self._error is not None, "woken without an output"
         raise self._error
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
 
 class EngineClient:
