@@ -108,6 +108,8 @@ def test_an_unknown_setting_like_no_other_points_to_the_schema() -> None:
         ("adapter_arena_bytes", "0", "greater than or equal to 1"),
         ("max_lora_rank", "0", "greater than or equal to 1"),
         ("num_threads", "0", "greater than or equal to 1"),
+        ("gpu_memory_share", "0", "greater than 0"),
+        ("gpu_memory_share", "1.1", "less than or equal to 1"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_name_source_and_range(
@@ -208,6 +210,8 @@ def test_the_engine_gets_what_is_set(tmp_path: Path) -> None:
         "max_lora_rank": 21,
         "prefix_cache": False,
         "num_threads": 1,
+        "gpu_memory_share": 0.5,
+        "int8_head": True,
     }
     config = load_config(None, {**values, "data_dir": tmp_path}, {})
 
