@@ -39,7 +39,11 @@ from loraplex_server.rpc.status import (
 )
 
 CLIENT_METADATA_BYTES = 8 * 1024  # what a gRPC client accepts by default
-NEVER_ANSWERED = {PortInUseError, KernelError, ConfigError}  # they end the server or the engine before it serves
+NEVER_ANSWERED = {
+    PortInUseError,
+    KernelError,
+    ConfigError,
+}  # they end the server or the engine before it serves
 
 
 def error_classes() -> list[type[LoraplexError]]:
