@@ -54,6 +54,20 @@ class EngineState(enum.Enum):
     STOPPED = "stopped"
 
 
+class RestartBackoff:
+    """Pauses between one engine's end and the start of the next: longer each time, until one has proved stable."""
+
+    def __init__(self) -> None:
+        self._next_s = _FIRST_BACKOFF_S
+
+    def pause_s(self, lived_s: float) -> float:
+        """Seconds to wait after an engine that lived `lived_s` seconds."""
+        if lived_s > _STABLE_AFTER_S:
+            self._next_s = _FIRST_BACKOFF_S
+        pause_s, self._next_s = self._next_s, min(self._next_s * 2, _MAX_BACKOFF_S)
+        return pause_s
+
+
 class SequenceStream:
     """Outputs of one sequence, in order. Tokens that arrive faster than they are read come together.
 
@@ -171,7 +185,7 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         """Run one engine after another until cancelled."""
-        backoff_s = _FIRST_BACKOFF_S
+        backoff = RestartBackoff()
         while True:
             started_s = time.monotonic()
             self._set_state(EngineState.STARTING)
@@ -185,11 +199,9 @@ class EngineClient:
                 message = self.failure.message if self.failure else "the engine process died while starting"
                 self._first_outcome.set_exception(EngineUnavailableError(message))
                 return
-            if time.monotonic() - started_s > _STABLE_AFTER_S:
-                backoff_s = _FIRST_BACKOFF_S
-            log.error("engine stopped; restarting", extra={"backoff_seconds": backoff_s})
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+            pause_s = backoff.pause_s(time.monotonic() - started_s)
+            log.error("engine stopped; restarting", extra={"backoff_seconds": pause_s})
+            await asyncio.sleep(pause_s)
 
     async def _run_once(self) -> None:
         """One engine process from spawn to death; its messages are handled meanwhile."""

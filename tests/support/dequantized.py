@@ -17,7 +17,7 @@ def dequantized_weights(decoder: Decoder) -> dict[str, Tensor]:
         "lm_head.weight": weights.lm_head.dequantized().float(),
     }
     for index, layer in enumerate(weights.layers):
-        q, k, v = layer.qkv.dequantized().float().split([queries, keys, keys])
+        q, k, v = torch.split(layer.qkv.dequantized().float(), [queries, keys, keys])
         gate, up = layer.gate_up.dequantized().float().chunk(2)
         parts = {
             "self_attn.q_proj": q,

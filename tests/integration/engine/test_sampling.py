@@ -189,7 +189,7 @@ def test_no_end_comes_before_min_tokens(world: World) -> None:
 
 @pytest.mark.parametrize(("sampling", "num_tokens"), [({"max_tokens": 3}, 3), ({"max_tokens": 1000}, 30)])
 def test_max_tokens_and_the_context_end_a_completion_with_length(
-    world: World, sampling: dict[str, int], num_tokens: int
+    world: World, sampling: dict[str, Any], num_tokens: int
 ) -> None:
     completion = alone(world, [9] * (CONTEXT - 30), **sampling)
     assert len(completion.tokens) == num_tokens

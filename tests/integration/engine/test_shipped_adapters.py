@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def base() -> Path:
 
 
 @pytest.fixture(scope="module")
-def answered(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Answered]]:
+def answered(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Answered]:
     folder = tmp_path_factory.mktemp("store")
     store = PackageStore(folder)
     digests = {name: store.put(SHIPPED / name / "package").digest for name in DOMAINS}

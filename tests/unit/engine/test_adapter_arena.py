@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.compatibility import LoraModule, LoraWeights
-from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, Extent
+from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, Extent, FreeExtents
 from loraplex_server.model.projections import PROJECTIONS, module_slices
 from tests.support.tiny_peft import FFN, HIDDEN, KV, NUM_LAYERS
 
@@ -29,59 +29,56 @@ RANKS = st.dictionaries(
 )
 
 
-class ArenaMachine(RuleBasedStateMachine):
-    """Allocates and frees in any order; every extent is filled with a number of its own."""
+class ExtentsMachine(RuleBasedStateMachine):
+    """Allocates and frees in any order; the holder of an extent writes its own number all over it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.arena = AdapterArena(CAPACITY, torch.float32, torch.device("cpu"))
-        self.held: dict[int, tuple[Extent, torch.Tensor]] = {}
+        self.extents = FreeExtents(CAPACITY)
+        self.buffer = [-1] * CAPACITY
+        self.held: dict[int, Extent] = {}
         self.next_number = 0
 
     @rule(length=st.integers(1, CAPACITY // 3))
     def allocate(self, length: int) -> None:
-        extent = self.arena.allocate(length)
+        extent = self.extents.allocate(length)
         if extent is None:
             assert self.largest_gap() < length, "a gap that is large enough was not found"
             return
         assert extent.length == length
-        assert 0 <= extent.start <= CAPACITY - length
-        view = self.arena.write(extent, torch.full((length,), float(self.next_number)))
-        self.held[self.next_number] = (extent, view)
+        self.buffer[extent.start : extent.start + length] = [self.next_number] * length
+        self.held[self.next_number] = extent
         self.next_number += 1
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def free(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.held)))
-        extent, _ = self.held.pop(number)
-        self.arena.free(extent)
+        self.extents.free(self.held.pop(data.draw(st.sampled_from(sorted(self.held)))))
 
     @invariant()
     def no_extent_holds_what_belongs_to_another(self) -> None:
-        for number, (_, view) in self.held.items():
-            assert torch.equal(view, torch.full_like(view, float(number)))
+        for number, extent in self.held.items():
+            assert self.buffer[extent.start : extent.start + extent.length] == [number] * extent.length
+        assert len(self.buffer) == CAPACITY
 
     @invariant()
     def every_element_is_free_or_held(self) -> None:
-        held = sum(extent.length for extent, _ in self.held.values())
-        assert self.arena.num_free == CAPACITY - held
+        assert self.extents.num_free == CAPACITY - sum(extent.length for extent in self.held.values())
 
     def largest_gap(self) -> int:
         end, largest = 0, 0
-        for extent, _ in sorted(self.held.values(), key=lambda entry: entry[0].start):
+        for extent in sorted(self.held.values(), key=lambda extent: extent.start):
             largest, end = max(largest, extent.start - end), extent.start + extent.length
         return max(largest, CAPACITY - end)
 
     def teardown(self) -> None:
-        for extent, _ in self.held.values():
-            self.arena.free(extent)
-        whole = self.arena.allocate(CAPACITY)
-        assert whole == Extent(0, CAPACITY), "the free extents were not joined"
+        for extent in self.held.values():
+            self.extents.free(extent)
+        assert self.extents.allocate(CAPACITY) == Extent(0, CAPACITY), "the free extents were not joined"
 
 
-TestArenaMachine = ArenaMachine.TestCase
-TestArenaMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestExtentsMachine = ExtentsMachine.TestCase
+TestExtentsMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 def random_weights(ranks: dict[tuple[int, str], int]) -> LoraWeights:
@@ -108,12 +105,13 @@ def test_the_views_of_an_extent_are_the_matrices_of_each_module(ranks: dict[tupl
     weights = random_weights(ranks)
     layout = AdapterLayout(SPEC)
     packed = layout.pack(weights, torch.float32)
-    arena = AdapterArena(packed.flat.numel() + 7, torch.float32, torch.device("cpu"))
+    arena = AdapterArena(packed.flat.numel() + 7, torch.float32, layout)
     arena.allocate(7)  # so that the extent does not begin where the buffer does
     extent = arena.allocate(packed.flat.numel())
     assert extent is not None
 
-    layers = layout.views(arena.write(extent, packed.flat), packed.ranks)
+    arena.place(3, extent, packed)
+    layers = arena.layers_of_slot(3)
 
     found = set()
     for layer, projections in enumerate(layers):

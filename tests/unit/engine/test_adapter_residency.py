@@ -42,13 +42,16 @@ def packages() -> Packages:
     return Packages()
 
 
+def make_arena(num_units: int = 8) -> AdapterArena:
+    return AdapterArena(num_units * UNIT, torch.float32, AdapterLayout(SPEC))
+
+
 @pytest.fixture
 def build(packages: Packages) -> Iterator[Callable[..., AdapterResidency]]:
     built: list[AdapterResidency] = []
 
-    def build(num_slots: int = 2, num_units: int = 8) -> AdapterResidency:
-        arena = AdapterArena(num_units * UNIT, torch.float32, torch.device("cpu"))
-        built.append(AdapterResidency(num_slots, arena, AdapterLayout(SPEC), packages.read))
+    def build(num_slots: int = 2, arena: AdapterArena | None = None) -> AdapterResidency:
+        built.append(AdapterResidency(num_slots, arena or make_arena(), packages.read))
         return built[-1]
 
     yield build
@@ -108,14 +111,15 @@ def test_first_requests_for_an_adapter_at_once_read_it_once(build: Build, packag
 
 
 def test_a_slot_holds_the_weights_of_its_adapter(build: Build, packages: Packages) -> None:
-    residency = build(num_slots=3)
+    arena = make_arena()
+    residency = build(3, arena)
     packages.rank_of = {"a": 2, "b": 1, "c": 3}
     slots = {digest: acquire(residency, digest) for digest in "abc"}
 
     assert len(set(slots.values())) == 3
     for digest, slot in slots.items():
         assert slot is not None
-        projection = residency.layers_of_slot(slot)[0]["qkv"]
+        projection = arena.layers_of_slot(slot)[0]["qkv"]
         assert projection.a.shape == (4, packages.rank_of[digest])
         assert torch.all(projection.a == ord(digest))
         assert torch.all(projection.parts[0].b == ord(digest))
@@ -158,7 +162,7 @@ def test_two_leases_hold_an_adapter_until_both_are_back(build: Build) -> None:
 
 
 def test_as_many_idle_adapters_go_as_the_new_one_needs_room(build: Build, packages: Packages) -> None:
-    residency = build(num_slots=8, num_units=4)
+    residency = build(8, make_arena(4))
     packages.rank_of["large"] = 3
     for digest in "abcd":
         touch(residency, digest)
@@ -170,7 +174,7 @@ def test_as_many_idle_adapters_go_as_the_new_one_needs_room(build: Build, packag
 
 
 def test_room_that_leases_cut_in_pieces_is_waited_for(build: Build, packages: Packages) -> None:
-    residency = build(num_slots=8, num_units=4)
+    residency = build(8, make_arena(4))
     packages.rank_of["large"] = 3
     for digest in "abcd":
         touch(residency, digest)
@@ -184,7 +188,7 @@ def test_room_that_leases_cut_in_pieces_is_waited_for(build: Build, packages: Pa
 def test_an_adapter_larger_than_the_arena_is_refused_and_evicts_nobody(
     build: Build, packages: Packages
 ) -> None:
-    residency = build(num_slots=2, num_units=2)
+    residency = build(2, make_arena(2))
     packages.rank_of["large"] = 3
     touch(residency, "a")
 

@@ -38,7 +38,7 @@ def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_pat
     config = load_config(file, {"port": 3}, environment)
 
     assert (config.port, config.max_running, config.max_waiting) == (3, 22, 111)
-    assert config.max_output_tokens == ServerConfig().max_output_tokens
+    assert config.max_output_tokens == ServerConfig.model_fields["max_output_tokens"].default
 
 
 def test_a_flag_that_was_not_given_hides_nothing(tmp_path: Path) -> None:
@@ -108,6 +108,8 @@ def test_an_unknown_setting_like_no_other_points_to_the_schema() -> None:
         ("adapter_arena_bytes", "0", "greater than or equal to 1"),
         ("max_lora_rank", "0", "greater than or equal to 1"),
         ("num_threads", "0", "greater than or equal to 1"),
+        ("gpu_memory_share", "0", "greater than 0"),
+        ("gpu_memory_share", "1.1", "less than or equal to 1"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_name_source_and_range(
@@ -154,7 +156,7 @@ def test_null_means_none_in_every_source(tmp_path: Path, name: str, word: str) -
 def test_null_overrides_a_value_of_a_weaker_source(tmp_path: Path) -> None:
     file = write(tmp_path, "metrics_port: 9000\nbase: some/base")
     config = load_config(file, {"metrics_port": "null"}, {"LORAPLEX_BASE": "null"})
-    assert config.metrics_port is config.base is None
+    assert (config.metrics_port, config.base) == (None, None)
 
 
 def test_folders_are_lists_in_yaml_and_separated_like_a_path_elsewhere(tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_file_that_is_not_yaml_or_not_there_is_refused_by_name(tmp_path: Path)
 
 def test_settings_are_read_only() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        load_config(environment={}).port = 1  # type: ignore[misc]
+        load_config(environment={}).port = 1
 
 
 def test_every_setting_is_described_and_its_default_is_valid() -> None:
@@ -208,12 +210,14 @@ def test_the_engine_gets_what_is_set(tmp_path: Path) -> None:
         "max_lora_rank": 21,
         "prefix_cache": False,
         "num_threads": 1,
+        "gpu_memory_share": 0.5,
+        "int8_head": True,
     }
     config = load_config(None, {**values, "data_dir": tmp_path}, {})
 
     engine = config.engine_config(Path("/base"))
 
-    paths = {"base_path": Path("/base"), "store_path": tmp_path / "adapters"}
+    paths: dict[str, Any] = {"base_path": Path("/base"), "store_path": tmp_path / "adapters"}
     assert engine == EngineConfig(**paths, **values)
     assert {*values, *paths} == set(EngineConfig.__slots__)
     defaults = EngineConfig(**paths)
@@ -243,6 +247,6 @@ def test_the_data_folder_follows_the_xdg_convention(monkeypatch: pytest.MonkeyPa
         ({"adapter_slots": 0}, "adapter_slots=0 must be at least 1"),
     ],
 )
-def test_an_engine_config_made_by_hand_is_checked_too(changes: dict[str, int], message: str) -> None:
+def test_an_engine_config_made_by_hand_is_checked_too(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EngineConfig(base_path=Path("/base"), store_path=Path("/store"), **changes)

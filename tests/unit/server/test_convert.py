@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
 
 from loraplex.v1 import adapter_pb2, inference_pb2
-from loraplex.v1.inference_pb2 import GenerateRequest
+from loraplex.v1.inference_pb2 import CountTokensRequest, GenerateRequest
 from loraplex_adapters.errors import InvalidRequestError
 from loraplex_adapters.registry import AdapterState, RegisteredAdapter
 from loraplex_server.engine.messages import FinishReason, SamplingParams, SequenceTimings, TokenLogprob
@@ -25,10 +26,18 @@ from tests.unit.server.tokenizers import byte_level
 VOCAB_SIZE, MAX_OUTPUT = 1000, 512
 
 
-def request(**fields: object) -> GenerateRequest:
-    message = GenerateRequest(prompt="hi")
-    message.MergeFrom(GenerateRequest(**fields))  # type: ignore[arg-type]
-    return message
+def bare(**fields: Any) -> GenerateRequest:
+    """Messages within are given as dictionaries."""
+    return GenerateRequest(**fields)
+
+
+def request(**fields: Any) -> GenerateRequest:
+    """With a prompt."""
+    return bare(prompt="hi", **fields)
+
+
+def count(**fields: Any) -> CountTokensRequest:
+    return CountTokensRequest(**fields)
 
 
 def converted(message: GenerateRequest, time_remaining_s: float | None = None) -> GenerationRequest:
@@ -123,13 +132,13 @@ def test_a_field_out_of_its_range_is_refused(fields: dict[str, object], expected
 
 
 INPUTS: list[tuple[GenerateRequest, str]] = [
-    (GenerateRequest(), "input"),
-    (GenerateRequest(prompt=""), "prompt"),
-    (GenerateRequest(chat={"messages": []}), "chat.messages"),
-    (GenerateRequest(chat={"messages": [{"role": "tool", "content": "x"}]}), "chat.messages[0].role"),
-    (GenerateRequest(chat={"messages": [{"role": "", "content": "x"}]}), "chat.messages[0].role"),
-    (GenerateRequest(token_ids={"ids": []}), "token_ids.ids"),
-    (GenerateRequest(token_ids={"ids": [1, VOCAB_SIZE]}), "token_ids.ids"),
+    (bare(), "input"),
+    (bare(prompt=""), "prompt"),
+    (bare(chat={"messages": []}), "chat.messages"),
+    (bare(chat={"messages": [{"role": "tool", "content": "x"}]}), "chat.messages[0].role"),
+    (bare(chat={"messages": [{"role": "", "content": "x"}]}), "chat.messages[0].role"),
+    (bare(token_ids={"ids": []}), "token_ids.ids"),
+    (bare(token_ids={"ids": [1, VOCAB_SIZE]}), "token_ids.ids"),
 ]
 
 
@@ -140,17 +149,17 @@ def test_an_input_that_is_empty_or_malformed_is_refused(message: GenerateRequest
 
 def test_each_kind_of_input_becomes_a_prompt() -> None:
     turns = [{"role": role, "content": role.upper()} for role in ("system", "user", "assistant")]
-    assert converted(GenerateRequest(prompt="hi")).prompt == "hi"
-    assert converted(GenerateRequest(chat={"messages": turns})).prompt == (
+    assert converted(bare(prompt="hi")).prompt == "hi"
+    assert converted(bare(chat={"messages": turns})).prompt == (
         ChatMessage("system", "SYSTEM"),
         ChatMessage("user", "USER"),
         ChatMessage("assistant", "ASSISTANT"),
     )
-    assert converted(GenerateRequest(token_ids={"ids": [0, VOCAB_SIZE - 1]})).prompt == (0, VOCAB_SIZE - 1)
+    assert converted(bare(token_ids={"ids": [0, VOCAB_SIZE - 1]})).prompt == (0, VOCAB_SIZE - 1)
 
 
 def test_all_violations_are_told_at_once() -> None:
-    message = GenerateRequest(
+    message = bare(
         chat={"messages": [{"role": "user", "content": ""}, {"role": "x", "content": ""}]},
         sampling={name: bad[-1] for name, (_, bad) in SAMPLING_RANGES.items()}
         | {"logit_bias": {VOCAB_SIZE: 0.0}},
@@ -184,7 +193,7 @@ def test_all_violations_are_told_at_once() -> None:
     ("message", "field"),
     [
         (request(sampling={"logit_bias": many(300, 200.0)}), "sampling.logit_bias"),
-        (GenerateRequest(chat={"messages": [{"role": "x"}] * 300}), "chat.messages"),
+        (bare(chat={"messages": [{"role": "x"}] * 300}), "chat.messages"),
     ],
 )
 def test_many_wrong_entries_of_one_field_are_summed_up(message: GenerateRequest, field: str) -> None:
@@ -224,7 +233,7 @@ def test_zero_is_not_unset() -> None:
 
 def test_every_field_arrives() -> None:
     made = converted(
-        GenerateRequest(
+        bare(
             adapter="finance/faq",
             prompt="hi",
             sampling={"temperature": 0.5, "top_k": 3, "logit_bias": {5: -1.5}, "seed": 2**63},
@@ -257,11 +266,11 @@ def test_every_field_arrives() -> None:
 
 
 def test_a_count_request_is_checked_alike() -> None:
-    assert count_request(inference_pb2.CountTokensRequest(prompt="hi")) == "hi"
+    assert count_request(count(prompt="hi")) == "hi"
     for message in (
-        inference_pb2.CountTokensRequest(),
-        inference_pb2.CountTokensRequest(prompt=""),
-        inference_pb2.CountTokensRequest(chat={"messages": [{"role": "x"}]}),
+        count(),
+        count(prompt=""),
+        count(chat={"messages": [{"role": "x"}]}),
     ):
         with pytest.raises(InvalidRequestError):
             count_request(message)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from loraplex_server.detokenizer import Detokenizer, StopStrings
-from tests.unit.server.tokenizers import CORPUS, byte_fallback, byte_level, fallback_tokens
+from tests.unit.server.tokenizers import CORPUS, byte_fallback, byte_level, fallback_tokens, id_of
 
 BYTE_LEVEL, BYTE_FALLBACK = byte_level(), byte_fallback()
 TEXT = st.lists(
@@ -65,11 +65,11 @@ def test_byte_tokens_that_make_no_characters_become_replacement_characters(ids: 
 
 def test_a_word_after_bad_bytes_keeps_its_space() -> None:
     ids = [
-        BYTE_FALLBACK.token_to_id("a"),
+        id_of(BYTE_FALLBACK, "a"),
         *fallback_tokens(BYTE_FALLBACK, "é"),
-        BYTE_FALLBACK.token_to_id("<0xE4>"),
-        BYTE_FALLBACK.token_to_id("▁the"),
-        BYTE_FALLBACK.token_to_id("▁fox"),
+        id_of(BYTE_FALLBACK, "<0xE4>"),
+        id_of(BYTE_FALLBACK, "▁the"),
+        id_of(BYTE_FALLBACK, "▁fox"),
     ]
     assert "".join(pieces(BYTE_FALLBACK, ids)) in ("aé� the fox", "aé�� the fox", "aé��� the fox")
 

@@ -26,6 +26,7 @@ from loraplex_server.errors import (
     BaseModelInvalidError,
     EngineRestartedError,
     EngineUnavailableError,
+    KernelError,
     PortInUseError,
     QueueFullError,
 )
@@ -38,7 +39,11 @@ from loraplex_server.rpc.status import (
 )
 
 CLIENT_METADATA_BYTES = 8 * 1024  # what a gRPC client accepts by default
-NEVER_ANSWERED = {PortInUseError, ConfigError}  # they end the server before it serves
+NEVER_ANSWERED = {
+    PortInUseError,
+    KernelError,
+    ConfigError,
+}  # they end the server or the engine before it serves
 
 
 def error_classes() -> list[type[LoraplexError]]:

@@ -17,7 +17,7 @@ from loraplex_adapters.errors import InvalidRequestError
 from loraplex_server.base.fetch import fetch_default_base
 from loraplex_server.errors import BaseModelInvalidError
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage
-from tests.unit.server.tokenizers import CORPUS, byte_level
+from tests.unit.server.tokenizers import CORPUS, byte_level, id_of
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
@@ -99,7 +99,7 @@ def test_a_conversation_has_the_ids_that_transformers_gives(pair: Pair, turns: l
 
 def test_a_conversation_begins_once_and_a_text_too(folder: Path) -> None:
     tokenizer = BaseTokenizer(folder)
-    bos = tokenizer.backend.token_to_id("<|im_start|>")
+    bos = id_of(tokenizer.backend, "<|im_start|>")
     assert tokenizer.encode("hi").count(bos) == 1
     rendered = tokenizer.render([ChatMessage("user", "hi")])
     assert tokenizer.encode((ChatMessage("user", "hi"),)).count(bos) == rendered.count("<|im_start|>") == 3
@@ -192,7 +192,7 @@ def test_a_conversation_that_the_template_refuses_is_the_callers_mistake(
 
 
 def test_a_folder_without_a_tokenizer_is_no_base(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelInvalidError, match="tokenizer.json"):
+    with pytest.raises(BaseModelInvalidError, match=r"no tokenizer\.json"):
         BaseTokenizer(tmp_path)
 
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, again and again.",
     "Der Fluß fließt über die Brücke; ça va très bien, señor.",
-    "敏捷的棕色狐狸跳过了懒狗。今天天气很好，我们去公园散步。",
+    "敏捷的棕色狐狸跳过了懒狗。今天天气很好。我们去公园散步。",
     "👩‍👩‍👧 👍🏽 🏳️‍🌈 — emoji 😀😃😄, and ends…",
     "नमस्ते दुनिया ॥ سلام دنیا",
 ]
@@ -45,6 +45,12 @@ def byte_fallback() -> Tokenizer:
     return tokenizer
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    token_id: int | None = tokenizer.token_to_id(token)
+    assert token_id is not None, token
+    return token_id
+
+
 def fallback_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """The bytes of a text."""
-    return [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
+    return [id_of(tokenizer, f"<0x{byte:02X}>") for byte in text.encode()]
