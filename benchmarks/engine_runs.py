@@ -176,10 +176,12 @@ def copy_bandwidth() -> float:
     target = torch.empty_like(source)
     times = []
     for _ in range(12):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         start.record()
         target.copy_(source)
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
-    return 2 * source.nbytes / sorted(times)[len(times) // 2]
+    median = float(sorted(times)[len(times) // 2])
+    return 2 * int(source.nbytes) / median

@@ -81,7 +81,9 @@ class GpuAdapterArena(FreeExtents):
     ) -> None:
         super().__init__(num_elements)
         self._layout = layout
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.tables = LoraTables(
             arena=torch.zeros(num_elements, dtype=dtype, device=device),
             records=torch.zeros(

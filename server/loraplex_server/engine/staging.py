@@ -82,6 +82,6 @@ class Staging:
         """Copy what was written to the device, in the order of the current stream."""
         self.device_buffer[:num_bytes].copy_(self._host[self._current][:num_bytes], non_blocking=True)
         if self._is_cuda:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._copied[self._current] = event

@@ -2,7 +2,7 @@
 
 Nothing is allocated and nothing waits for the host, so that a pass can be captured in a graph. What stands around a
 product is fused with it where a row allows: residual + norm + quantization, LoRA + rotation + cache write, LoRA +
-SwiGLU.
+SwiGLU. LoRA's first product, and where it adds to the residual stream its second too, run beside the base product.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from loraplex_server.kernels.paged_attention import AttentionShape
 from loraplex_server.kernels.prefill_attention import prefill_attention
 from loraplex_server.kernels.quantize import quantize_rows
 from loraplex_server.kernels.rope import HeadNorms, rope_and_write
+from loraplex_server.kernels.side_stream import SideStream
 from loraplex_server.kernels.swiglu import swiglu
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.gpu_batch import GpuBatch
@@ -76,6 +77,7 @@ class GpuDecoder:
         self._weights = weights
         self._cos, self._sin = rope_table
         self._projections = projection_shapes(config)
+        self._side = SideStream(self._cos.device)
         self._query_columns = config.num_heads * config.head_dim
         self._shapes = [
             AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim, window)
@@ -119,7 +121,10 @@ class GpuDecoder:
         """What attention adds to the residual stream, [n, hidden]."""
         config, num_rows = self.config, batch.num_rows
         qkv, attended = workspace.qkv[:num_rows], workspace.attended[:num_rows]
+        with self._side.fork():
+            epilogue = self._shrink("qkv", index, x.dense, batch, workspace)
         layer.qkv(x, qkv)
+        self._side.join()
         rope_and_write(
             qkv,
             self._cos,
@@ -130,7 +135,7 @@ class GpuDecoder:
             config.num_heads,
             config.num_kv_heads,
             layer.head_norms,
-            self._shrink("qkv", index, x, batch, workspace),
+            epilogue,
         )
         queries = qkv[:, : self._query_columns].view(num_rows, config.num_heads, config.head_dim)
         decodes = batch.num_decodes
@@ -157,8 +162,10 @@ class GpuDecoder:
     ) -> Tensor:
         """What the feed-forward block adds to the residual stream, [n, hidden]."""
         gate_up, activated = workspace.gate_up[: batch.num_rows], workspace.activated[: batch.num_rows]
+        with self._side.fork():
+            epilogue = self._shrink("gate_up", index, x.dense, batch, workspace)
         layer.gate_up(x, gate_up)
-        epilogue = self._shrink("gate_up", index, x, batch, workspace)
+        self._side.join()
         if layer.down.takes_int8 and epilogue is None:
             quantized = workspace.quantized(*activated.shape)
             swiglu(gate_up, None, quantized)
@@ -177,39 +184,38 @@ class GpuDecoder:
         batch: GpuBatch,
         workspace: GpuWorkspace,
     ) -> Tensor:
-        """A projection into the residual stream and its LoRA, from dense rows."""
+        """A projection of dense rows for the residual stream, and its LoRA, which goes there at once."""
+        with self._side.fork():
+            epilogue = self._shrink(projection, index, x, batch, workspace)
+            if epilogue is not None:
+                lora_expand(
+                    epilogue.shrunk,
+                    workspace.hidden[: batch.num_rows],
+                    epilogue.tables,
+                    epilogue.row_tiles,
+                    index,
+                    epilogue.projection,
+                    epilogue.tile_rows,
+                )
         quantized = None
         if linear.takes_int8:
             quantized = workspace.quantized(*x.shape)
             quantize_rows(x, quantized)
-        inputs = LinearInput(x, quantized)
         delta = workspace.delta[: batch.num_rows]
-        linear(inputs, delta)
-        epilogue = self._shrink(projection, index, inputs, batch, workspace)
-        if epilogue is not None:
-            lora_expand(
-                epilogue.shrunk,
-                delta,
-                epilogue.tables,
-                epilogue.row_tiles,
-                index,
-                epilogue.projection,
-                epilogue.tile_rows,
-            )
+        linear(LinearInput(x, quantized), delta)
+        self._side.join()
         return delta
 
     def _shrink(
-        self, projection: str, index: int, x: LinearInput, batch: GpuBatch, workspace: GpuWorkspace
+        self, projection: str, index: int, x: Tensor | None, batch: GpuBatch, workspace: GpuWorkspace
     ) -> LoraEpilogue | None:
         """LoRA's first product; what the second one needs. None for a batch of the base alone."""
         if batch.lora is None:
             return None
-        assert x.dense is not None
+        assert x is not None
         lora, shape = batch.lora, self._projections[projection]
         shrunk = workspace.shrunk[: batch.num_rows]
-        lora_shrink(
-            x.dense, shrunk, workspace.shrink, lora.tables, lora.row_tiles, index, shape, lora.tile_rows
-        )
+        lora_shrink(x, shrunk, workspace.shrink, lora.tables, lora.row_tiles, index, shape, lora.tile_rows)
         return LoraEpilogue(shrunk, lora.tables, lora.row_tiles, index, shape, lora.tile_rows)
 
     def _norm(
