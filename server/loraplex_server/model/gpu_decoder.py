@@ -7,6 +7,7 @@ SwiGLU. LoRA's first product, and where it adds to the residual stream its secon
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -121,10 +122,10 @@ class GpuDecoder:
         """What attention adds to the residual stream, [n, hidden]."""
         config, num_rows = self.config, batch.num_rows
         qkv, attended = workspace.qkv[:num_rows], workspace.attended[:num_rows]
-        with self._side.fork():
+        with self._beside(batch):
             epilogue = self._shrink("qkv", index, x.dense, batch, workspace)
         layer.qkv(x, qkv)
-        self._side.join()
+        self._join(batch)
         rope_and_write(
             qkv,
             self._cos,
@@ -162,10 +163,10 @@ class GpuDecoder:
     ) -> Tensor:
         """What the feed-forward block adds to the residual stream, [n, hidden]."""
         gate_up, activated = workspace.gate_up[: batch.num_rows], workspace.activated[: batch.num_rows]
-        with self._side.fork():
+        with self._beside(batch):
             epilogue = self._shrink("gate_up", index, x.dense, batch, workspace)
         layer.gate_up(x, gate_up)
-        self._side.join()
+        self._join(batch)
         if layer.down.takes_int8 and epilogue is None:
             quantized = workspace.quantized(*activated.shape)
             swiglu(gate_up, None, quantized)
@@ -185,7 +186,7 @@ class GpuDecoder:
         workspace: GpuWorkspace,
     ) -> Tensor:
         """A projection of dense rows for the residual stream, and its LoRA, which goes there at once."""
-        with self._side.fork():
+        with self._beside(batch):
             epilogue = self._shrink(projection, index, x, batch, workspace)
             if epilogue is not None:
                 lora_expand(
@@ -203,8 +204,16 @@ class GpuDecoder:
             quantize_rows(x, quantized)
         delta = workspace.delta[: batch.num_rows]
         linear(LinearInput(x, quantized), delta)
-        self._side.join()
+        self._join(batch)
         return delta
+
+    def _beside(self, batch: GpuBatch) -> AbstractContextManager[None]:
+        """LoRA's launches go beside the main stream; without LoRA there is nothing to fork."""
+        return nullcontext() if batch.lora is None else self._side.fork()
+
+    def _join(self, batch: GpuBatch) -> None:
+        if batch.lora is not None:
+            self._side.join()
 
     def _shrink(
         self, projection: str, index: int, x: Tensor | None, batch: GpuBatch, workspace: GpuWorkspace
