@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex_cli.options import JsonOption
+from loraplex_cli.options import Device, JsonOption
 from loraplex_cli.output import Output, command
 
 
@@ -22,14 +22,6 @@ class Quantization(StrEnum):
     FP32 = "fp32"
 
 
-class Device(StrEnum):
-    """As loraplex_server.engine.config.Device."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 class LogFormat(StrEnum):
     """As ServerConfig.log_format."""
 
@@ -40,6 +32,9 @@ class LogFormat(StrEnum):
 def _flag(help_text: str, default: str, *names: str) -> Any:
     return typer.Option(*names, help=help_text, show_default=default)
 
+
+STAGES = {"load": "loading the base model", "capture": "compiling"}
+"""What is shown for the stages of an engine that starts."""
 
 # One option per field of ServerConfig, spelt out because importing pydantic would slow every --help down. A test holds
 # names, defaults and help texts to the fields. None means: not given here, so environment, file or default decide.
@@ -119,7 +114,7 @@ def serve(
     With --json, one document with the ports is printed when the server is ready; logs go to standard error.
     """
     with command(as_json) as output:
-        raise typer.Exit(_run(config, setting_flags(context.params), output))
+        _run(config, setting_flags(context.params), output)
 
 
 def setting_flags(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +126,7 @@ def setting_flags(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run(file: Path | None, flags: dict[str, Any], output: Output) -> int:
+def _run(file: Path | None, flags: dict[str, Any], output: Output) -> None:
     from loraplex_server.config import load_config
 
     settings = load_config(file, flags)
@@ -142,8 +137,6 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> int:
     from loraplex_server.base.resolve import resolve_base
 
     start_logging(settings.log_format)
-    with stage_bars() as progress:  # the server's own call then finds the base in place
-        resolve_base(settings.base, progress)
 
     def announce(address: ServerAddress) -> None:
         output.result(
@@ -152,4 +145,6 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> int:
             + ("" if address.metrics_port is None else f", metrics on port {address.metrics_port}"),
         )
 
-    return run_server(settings, announce)
+    with stage_bars() as progress:
+        resolve_base(settings.base, progress)  # the server's own call then finds the base in place
+        run_server(settings, announce, lambda stage, done, total: progress(STAGES[stage], done, total))
