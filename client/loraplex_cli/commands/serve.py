@@ -147,4 +147,4 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> None:
 
     with stage_bars() as progress:
         resolve_base(settings.base, progress)  # the server's own call then finds the base in place
-        run_server(settings, announce, lambda stage, done, total: progress(STAGES[stage], done, total))
+        run_server(settings, announce, lambda stage, done, total: progress(STAGES.get(stage, stage), done, total))

@@ -7,20 +7,20 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from loraplex_cli.failures import EXTRA_OF
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {path.name: path for path in ROOT.glob("*/loraplex_*")} | {"loraplex": ROOT / "proto/gen/loraplex"}
-LIGHT = ("loraplex", "loraplex_client", "loraplex_cli")
+OPTIONAL = {"triton"}  # comes with PyTorch for CUDA; the code does without where it is absent
 
 
 def _normal(requirement: str) -> str:
@@ -44,7 +44,7 @@ def _imports(package: str) -> set[str]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 names.add(node.module.partition(".")[0])
-    return names - sys.stdlib_module_names - OURS.keys()
+    return names - sys.stdlib_module_names - OURS.keys() - OPTIONAL
 
 
 @lru_cache
