@@ -125,6 +125,7 @@ class Server:
             if ready is not None:
                 directory.on_retired = engine.forget_adapter
                 directory.on_name_deleted = self._metrics.adapter_deleted
+                self._metrics.adapters_registered(lambda: directory.num_adapters)
                 generation = GenerationService(engine, tokenizer, directory, self._limits(ready))
                 base_id = config.base or DEFAULT_BASE_ID
                 self._serving.begin(ServingParts(generation, tokenizer, directory, ready, base_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,20 @@ def test_an_adapter_is_registered_listed_shown_asked_and_deleted(serving: Servin
 
     assert document(run(serving, "adapters", "delete", "team/a", "--json")) == {"deleted": "team/a"}
     assert run(serving, "adapters", "show", "team/a").exit_code == ExitCode.REFUSED
+
+
+def test_the_metrics_tell_how_many_adapters_are_registered(serving: Serving, adapter: Path) -> None:
+    def registered() -> str:
+        url = f"http://127.0.0.1:{serving.document['metrics_port']}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        return next(line for line in lines if line.startswith("loraplex_adapters_registered "))
+
+    assert registered() == "loraplex_adapters_registered 0.0"
+    document(run(serving, "adapters", "register", "counted", str(adapter), "--json"))
+    assert registered() == "loraplex_adapters_registered 1.0"
+    document(run(serving, "adapters", "delete", "counted", "--json"))
+    assert registered() == "loraplex_adapters_registered 0.0"
 
 
 def test_a_wrong_digest_is_refused(serving: Serving, adapter: Path) -> None:
