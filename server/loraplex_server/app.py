@@ -111,7 +111,10 @@ class Server:
         metrics_port = self._serve_metrics()
         base_path = await asyncio.to_thread(resolve_base, config.base)
         engine = self._engine = EngineClient(
-            config.engine_config(base_path), self._engine_changed, self._metrics.engine_step, self._on_progress
+            config.engine_config(base_path),
+            self._engine_changed,
+            self._metrics.engine_step,
+            self._on_progress,
         )
         server, port = self._build_grpc_server(engine)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -36,6 +36,7 @@ def _flag(help_text: str, default: str, *names: str) -> Any:
 STAGES = {"load": "loading the base model", "capture": "compiling"}
 """What is shown for the stages of an engine that starts."""
 
+
 # One option per field of ServerConfig, spelt out because importing pydantic would slow every --help down. A test holds
 # names, defaults and help texts to the fields. None means: not given here, so environment, file or default decide.
 def serve(
@@ -91,11 +92,25 @@ def serve(
         _flag("Prompt and completion of a request together; lowered to what the base supports.", "2048"),
     ] = None,
     max_batched_tokens: Annotated[
-        int | None, _flag("Tokens of one forward pass, prefill and decode together.", "512")
+        int | None,
+        _flag(
+            "Tokens of one forward pass, prefill and decode together; null takes 512, on a GPU 4096.", "null"
+        ),
     ] = None,
     max_running: Annotated[int | None, _flag("Sequences that run at once.", "64")] = None,
     block_size: Annotated[int | None, _flag("Tokens of a key-value block.", "32")] = None,
-    kv_cache_bytes: Annotated[int | None, _flag("Memory of the key-value cache, bytes.", "536870912")] = None,
+    kv_cache_bytes: Annotated[
+        int | None,
+        _flag(
+            "Memory of the key-value cache, bytes; null takes 512 MiB, on a GPU what the rest leaves.", "null"
+        ),
+    ] = None,
+    gpu_memory_share: Annotated[
+        float | None, _flag("Share of the GPU's free memory that may be used.", "0.9")
+    ] = None,
+    int8_head: Annotated[
+        bool | None, _flag("On a GPU, hold the output head in int8 whatever the layers have.", "false")
+    ] = None,
     adapter_slots: Annotated[int | None, _flag("Adapters resident at once.", "16")] = None,
     adapter_arena_bytes: Annotated[
         int | None, _flag("Memory of resident adapters, bytes.", "268435456")
@@ -147,4 +162,6 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> None:
 
     with stage_bars() as progress:
         resolve_base(settings.base, progress)  # the server's own call then finds the base in place
-        run_server(settings, announce, lambda stage, done, total: progress(STAGES.get(stage, stage), done, total))
+        run_server(
+            settings, announce, lambda stage, done, total: progress(STAGES.get(stage, stage), done, total)
+        )

@@ -80,7 +80,7 @@ def test_the_metrics_tell_how_many_adapters_are_registered(serving: Serving, ada
     def registered() -> str:
         url = f"http://127.0.0.1:{serving.document['metrics_port']}/metrics"
         with urllib.request.urlopen(url, timeout=10) as response:
-            lines = response.read().decode().splitlines()
+            lines: list[str] = response.read().decode().splitlines()
         return next(line for line in lines if line.startswith("loraplex_adapters_registered "))
 
     assert registered() == "loraplex_adapters_registered 0.0"

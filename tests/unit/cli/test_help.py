@@ -20,10 +20,10 @@ def _name(command: CommandInfo) -> str:
 
 ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "transformers", "grpc", "google.protobuf", "rich", "numpy", "loraplex_server")
-GROUPS = {group.typer_instance.info.name: group.typer_instance for group in app.registered_groups}
+GROUPS = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
 COMMANDS = [
     *([_name(command)] for command in app.registered_commands),
-    *([group, _name(command)] for group, sub in GROUPS.items() for command in sub.registered_commands),
+    *([str(group.info.name), _name(command)] for group in GROUPS for command in group.registered_commands),
 ]
 
 
