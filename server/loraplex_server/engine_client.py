@@ -28,6 +28,7 @@ from loraplex_server.engine.messages import (
     Command,
     EngineFailed,
     EngineMessage,
+    EngineProgress,
     EngineReady,
     EngineStats,
     ForgetAdapter,
@@ -43,6 +44,10 @@ _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 30.0
 _STABLE_AFTER_S = 30.0  # an engine that lived this long starts the backoff anew
 _SHUTDOWN_TIMEOUT_S = 5.0
+
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) while an engine starts; the stages are those of EngineProgress."""
 
 
 class EngineState(enum.Enum):
@@ -116,11 +121,13 @@ class EngineClient:
         config: EngineConfig,
         on_state: Callable[[EngineState], None],
         on_stats: Callable[[EngineStats], None],
+        on_progress: OnProgress | None = None,
     ) -> None:
-        """`on_state` is told of every change, `on_stats` once per engine step; both must return at once."""
+        """`on_state` is told of every change, `on_stats` once per engine step; all must return at once."""
         self._config = config
         self._on_state = on_state
         self._on_stats = on_stats
+        self._on_progress = on_progress
         self._streams: dict[int, SequenceStream] = {}
         self._ids = itertools.count(1)
         self._encoder = msgspec.msgpack.Encoder()
@@ -256,6 +263,9 @@ class EngineClient:
                             stream.push(output)
                     self.stats = stats
                     self._on_stats(stats)
+                case EngineProgress(stage=stage, done=done, total=total):
+                    if self._on_progress is not None:
+                        self._on_progress(stage, done, total)
                 case EngineReady() as ready:
                     self.ready = ready
                     self.failure = None

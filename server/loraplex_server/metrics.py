@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 
 from loraplex_server.engine.messages import EngineReady, EngineStats
@@ -189,8 +191,9 @@ class Metrics:
     def rpc_ended(self, method: str, code: str, seconds: float) -> None:
         self._rpc.labels(method, code).observe(seconds)
 
-    def adapters_registered(self, count: int) -> None:
-        self._adapters.set(count)
+    def adapters_registered(self, count: Callable[[], int]) -> None:
+        """`count` is asked at every scrape, from the thread that serves it."""
+        self._adapters.set_function(count)
 
     def adapter_deleted(self, adapter: str) -> None:
         """Drop the adapter's series."""

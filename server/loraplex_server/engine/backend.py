@@ -18,6 +18,7 @@ from loraplex_server.engine.model_runner import ModelRunner
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch
 from loraplex_server.engine.scheduler import SampledToken
+from loraplex_server.errors import BaseModelError
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.loader import load_decoder
 from loraplex_server.model.numerics import ResolvedQuantization, resolve_numerics
@@ -81,6 +82,8 @@ def build_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) -
     """Load the base onto the device that the config asks for. Raises BaseModelError."""
     numerics = resolve_numerics(config.quantization, config.device)
     if numerics.device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BaseModelError("device=cuda, but PyTorch finds no GPU here; take device=cpu or auto")
         from loraplex_server.engine.gpu_backend import load_gpu_backend
 
         return load_gpu_backend(config, numerics, spec, on_progress)

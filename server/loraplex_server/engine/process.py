@@ -54,7 +54,8 @@ def run_engine(config: EngineConfig, command_address: str, message_address: str)
     try:
         engine = Engine(config, report)
     except (LoraplexError, ValueError, OSError, RuntimeError) as error:
-        log.exception("engine could not start")
+        if not isinstance(error, LoraplexError):  # the message of one that is says it all
+            log.exception("engine could not start")
         reason = error.reason if isinstance(error, LoraplexError) else "ENGINE_START_FAILED"
         send(EngineFailed(message=str(error), reason=reason))
         context.destroy(linger=1000)
