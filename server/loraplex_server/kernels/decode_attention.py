@@ -166,9 +166,7 @@ def _combine_kernel(
         attended = attended * fade + tl.sum(weights[:, None] * means, axis=0)
         top = new_top
     attended = attended / tl.where(total > 0, total, 1.0)
-    tl.store(
-        out_ptr + (sequence * HEADS + head) * HEAD_DIM + dims, cast(attended, out_ptr.dtype.element_ty)
-    )
+    tl.store(out_ptr + (sequence * HEADS + head) * HEAD_DIM + dims, cast(attended, out_ptr.dtype.element_ty))
 
 
 def decode_attention(
@@ -262,5 +260,3 @@ def decode_attention(
         num_warps=4,
         launch_pdl=pdl,
     )
-
-

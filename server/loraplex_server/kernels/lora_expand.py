@@ -152,7 +152,9 @@ def lora_expand(
     require(all(width % 8 == 0 for width in projection.widths), f"widths {projection.widths}: not ×8")
     require(shrunk.dtype == torch.float32 and shrunk.is_contiguous(), "shrunk must be contiguous fp32")
     require(shrunk.shape[0] >= splits and shrunk.shape[1] >= y.shape[0], "shrunk is too small")
-    require(row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32")
+    require(
+        row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
+    )
     _, num_layers, num_projections, _ = tables.records.shape
     config = next(c for limit, c in CONFIGS[tile_rows] if row_tiles.shape[0] <= limit)
     num_blocks = sum(-(-width // config.block_n) for width in projection.widths)

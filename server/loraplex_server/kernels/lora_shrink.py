@@ -63,7 +63,12 @@ def num_splits(in_features: int, tile_rows: int) -> int:
 
 
 def lora_shrink_reference(
-    x: Tensor, tables: LoraTables, row_tiles: Tensor, layer: int, projection: ProjectionShape, rank_stride: int
+    x: Tensor,
+    tables: LoraTables,
+    row_tiles: Tensor,
+    layer: int,
+    projection: ProjectionShape,
+    rank_stride: int,
 ) -> Tensor:
     """The sums [rows, rank_stride] fp32; NaN where a row's adapter has no such rank."""
     shrunk = torch.full((x.shape[0], rank_stride), torch.nan)
@@ -181,9 +186,7 @@ def _shrink_prefill_kernel(
         for start in range(split * PART, min((split + 1) * PART, IN_FEATURES), BLOCK_K):
             features = start + tl.arange(0, BLOCK_K)
             feature_mask = features < IN_FEATURES
-            x = tl.load(
-                x_ptrs + features[None, :], mask=row_mask[:, None] & feature_mask[None, :], other=0.0
-            )
+            x = tl.load(x_ptrs + features[None, :], mask=row_mask[:, None] & feature_mask[None, :], other=0.0)
             a = tl.load(
                 a_ptrs + features[:, None], mask=feature_mask[:, None] & rank_mask[None, :], other=0.0
             )
@@ -223,7 +226,9 @@ def lora_shrink(
         shrunk.shape[0] >= splits and shrunk.shape[1] >= x.shape[0],
         f"shrunk {tuple(shrunk.shape)} does not hold {splits} parts of {x.shape[0]} rows",
     )
-    require(row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32")
+    require(
+        row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
+    )
     num_slots, num_layers, num_projections, _ = tables.records.shape
     slot_stride = num_layers * num_projections * RECORD_FIELDS
     record_start = (layer * num_projections + projection.index) * RECORD_FIELDS

@@ -121,5 +121,3 @@ def _check_rows(
         require(out.dtype == hidden.dtype, "out has another dtype than hidden")
     if quantized is not None:
         quantized.check(hidden)
-
-

@@ -29,7 +29,9 @@ class QuantizedRows:
     def check(self, rows: Tensor) -> None:
         """Raises ValueError unless these hold the quantized `rows`."""
         require(
-            self.values.shape == rows.shape and self.values.dtype == torch.int8 and self.values.is_contiguous(),
+            self.values.shape == rows.shape
+            and self.values.dtype == torch.int8
+            and self.values.is_contiguous(),
             f"quantized values {tuple(self.values.shape)} are not contiguous int8 {tuple(rows.shape)}",
         )
         require(

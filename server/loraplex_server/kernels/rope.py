@@ -165,7 +165,9 @@ def _rope_and_write_kernel(
         low = tl.zeros((BLOCK_M, HALF), dtype=tl.float32)
         high = low
     mask = row_mask[:, None]
-    row_ptrs = qkv_ptr + rows[:, None] * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + head * (2 * HALF) + dims[None, :]
+    row_ptrs = (
+        qkv_ptr + rows[:, None] * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + head * (2 * HALF) + dims[None, :]
+    )
     low += tl.load(row_ptrs, mask=mask, other=0.0).to(tl.float32)
     high += tl.load(row_ptrs + HALF, mask=mask, other=0.0).to(tl.float32)
     if not is_value:
@@ -175,8 +177,12 @@ def _rope_and_write_kernel(
             else:
                 low, high = _normed(low, high, key_norm_ptr, dims, HALF, eps)
         positions = tl.load(positions_ptr + rows, mask=row_mask, other=0).to(tl.int64)
-        cos = tl.load(cos_ptr + positions[:, None] * HALF + dims[None, :], mask=mask, other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + positions[:, None] * HALF + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + positions[:, None] * HALF + dims[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
+        sin = tl.load(sin_ptr + positions[:, None] * HALF + dims[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
         turned = low * cos - high * sin
         high = high * cos + low * sin
         low = turned
@@ -186,7 +192,10 @@ def _rope_and_write_kernel(
     else:
         slots = tl.load(slots_ptr + rows, mask=row_mask, other=-1).to(tl.int64)
         entry_ptrs = (
-            cache_ptr + slots[:, None] * (2 * KV_HEADS * 2 * HALF) + (head - HEADS) * (2 * HALF) + dims[None, :]
+            cache_ptr
+            + slots[:, None] * (2 * KV_HEADS * 2 * HALF)
+            + (head - HEADS) * (2 * HALF)
+            + dims[None, :]
         )
         is_written = (slots >= 0)[:, None]
         tl.store(entry_ptrs, cast(low, cache_ptr.dtype.element_ty), mask=is_written)
@@ -219,9 +228,13 @@ def rope_and_write(
     num_all_heads = num_heads + 2 * num_kv_heads
     require(half in (8, 16, 32, 64, 128), f"head_dim {2 * half} is not a power of two in 16..256")
     require(features == num_all_heads * 2 * half and qkv.is_contiguous(), "qkv has another shape")
-    require(cache.shape[2] == 2 * num_kv_heads * 2 * half and cache.is_contiguous(), "cache has another layout")
+    require(
+        cache.shape[2] == 2 * num_kv_heads * 2 * half and cache.is_contiguous(), "cache has another layout"
+    )
     require(cos.shape == sin.shape and cos.is_contiguous() and sin.is_contiguous(), "cos, sin: other shape")
-    require(positions.shape[0] >= num_rows and kv_slots.shape[0] >= num_rows, "positions or slots are too few")
+    require(
+        positions.shape[0] >= num_rows and kv_slots.shape[0] >= num_rows, "positions or slots are too few"
+    )
     if lora is not None:
         lora.check(qkv, (num_heads * 2 * half, num_kv_heads * 2 * half, num_kv_heads * 2 * half))
     block_m = 16 if lora is None else lora.tile_rows

@@ -224,5 +224,3 @@ def _launch_tiles(gate_up: Tensor, out: Tensor, features: int, lora: LoraEpilogu
         num_warps=4,
         launch_pdl=pdl,
     )
-
-

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loraplex_server.kernels.layer_ops import TorchOps, layer_ops
+
 log = logging.getLogger(__name__)
 
-_INT8_MAX = 127.0
 # Rows below which the CUDA int8 product refuses to run; padded up to it.
 _CUDA_INT8_MIN_ROWS = 17
 
@@ -34,6 +35,7 @@ class Int8Linear:
         self._scale = scale.view(-1)
         self._product = _product_for(quantized, self._scale, is_table=is_table)
         self._bias = bias
+        self._ops = layer_ops(weight.device, torch.float32)
 
     @property
     def weight_bytes(self) -> int:
@@ -41,10 +43,9 @@ class Int8Linear:
         return self.out_features * self.in_features + self._scale.nbytes + bias_bytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        quantized, row_scale = quantize_rows(x)
-        y = self._product(quantized).mul_(row_scale)
-        if self._bias is not None:
-            y.add_(self._bias)
+        quantized, row_scale = self._ops.quantize_rows(x)
+        y = self._product(quantized)
+        self._ops.scale_rows(y, row_scale, self._bias)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def rows(self, index: Tensor) -> Tensor:
@@ -57,9 +58,7 @@ class Int8Linear:
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 per row: x [n, k] -> (int8 [n, k], scale [n, 1] fp32), x ≈ int8 * scale; zero rows stay zero."""
-    scale = x.abs().amax(-1, keepdim=True).float().clamp_(min=1e-12).div_(_INT8_MAX)
-    quantized = (x / scale).round_()  # |x / scale| <= 127 up to rounding, so no clamp is needed
-    return quantized.to(torch.int8), scale
+    return TorchOps().quantize_rows(x)
 
 
 class _Product(Protocol):
