@@ -35,6 +35,7 @@ def _pointer_to(element: Value) -> Value:
 _float_pointer = _pointer_to(types.float32)
 _bf16_pointer = _pointer_to(types.uint16)
 _int8_pointer = _pointer_to(types.int8)
+_int32_pointer = _pointer_to(types.int32)
 _int64_pointer = _pointer_to(types.int64)
 
 
@@ -54,6 +55,12 @@ def bf16s(address: int, length: int) -> Value:
 def int8s(address: int, length: int) -> Value:
     """`length` int8 at an address."""
     return carray(_int8_pointer(address), (length,))
+
+
+@inlined
+def int32s(address: int, length: int) -> Value:
+    """`length` int32 at an address."""
+    return carray(_int32_pointer(address), (length,))
 
 
 @inlined

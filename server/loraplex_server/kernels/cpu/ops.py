@@ -7,7 +7,7 @@ from torch import Tensor
 
 from loraplex_server.kernels.cpu import attention, rows
 from loraplex_server.kernels.cpu.lora_batch import CpuLoraBatch
-from loraplex_server.kernels.cpu.runtime import team_size
+from loraplex_server.kernels.cpu.launch import address_of, spread, team_size
 from loraplex_server.kernels.layer_ops import HeadNorms, Rotation
 from loraplex_server.kernels.lora import LoraBatch, LoraSegment
 from loraplex_server.kernels.paged_attention import (
@@ -16,9 +16,6 @@ from loraplex_server.kernels.paged_attention import (
     PrefillChunk,
     prefill_attention,
 )
-
-# Elements below which a second thread costs more than it saves: starting a team takes about a microsecond.
-_MIN_SPREAD = 8192
 
 
 class CpuOps:
@@ -30,9 +27,9 @@ class CpuOps:
     def rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         out = torch.empty_like(hidden)
         n, width = hidden.shape
-        added = 0 if delta is None else _address(delta)
+        added = 0 if delta is None else address_of(delta)
         rows.rms_norm(
-            _address(hidden), added, _address(weight), out.data_ptr(), n, width, eps, self._spread(n * width)
+            address_of(hidden), added, address_of(weight), out.data_ptr(), n, width, eps, spread(self._threads, n * width)
         )
         return out
 
@@ -46,14 +43,14 @@ class CpuOps:
         shape: AttentionShape,
     ) -> None:
         q_norm, k_norm, eps = (
-            (0, 0, 0.0) if norms is None else (_address(norms.query), _address(norms.key), norms.eps)
+            (0, 0, 0.0) if norms is None else (address_of(norms.query), address_of(norms.key), norms.eps)
         )
         rows.rotate_and_store(
-            _address(qkv),
-            _address(rotation.cos),
-            _address(rotation.sin),
-            _address(kv_slots, torch.int64),
-            _address(cache, cache.dtype),
+            address_of(qkv),
+            address_of(rotation.cos),
+            address_of(rotation.sin),
+            address_of(kv_slots, torch.int64),
+            address_of(cache, cache.dtype),
             shape.num_heads,
             shape.num_kv_heads,
             shape.head_dim,
@@ -62,7 +59,7 @@ class CpuOps:
             eps,
             _is_bf16(cache),
             qkv.shape[0],
-            self._spread(qkv.numel()),
+            spread(self._threads, qkv.numel()),
         )
 
     def attention(
@@ -77,13 +74,13 @@ class CpuOps:
         out = torch.empty(qkv.shape[0], width)
         if decode.count:
             attention.decode_attention(
-                _address(qkv),
+                address_of(qkv),
                 qkv.shape[1],
                 out.data_ptr(),
-                _address(cache, cache.dtype),
-                _address(decode.block_tables, torch.int64),
+                address_of(cache, cache.dtype),
+                address_of(decode.block_tables, torch.int64),
                 decode.block_tables.shape[1],
-                _address(decode.context_lengths, torch.int64),
+                address_of(decode.context_lengths, torch.int64),
                 shape.num_heads,
                 shape.num_kv_heads,
                 shape.head_dim,
@@ -91,7 +88,7 @@ class CpuOps:
                 shape.sliding_window or 0,
                 _is_bf16(cache),
                 decode.count,
-                self._spread(decode.count * decode.max_context * width),
+                spread(self._threads, decode.count * decode.max_context * width),
             )
         if prefills:
             queries = qkv[:, :width].view(-1, shape.num_heads, shape.head_dim)
@@ -101,34 +98,24 @@ class CpuOps:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         n, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = torch.empty(n, width)
-        rows.silu_mul(_address(gate_up), out.data_ptr(), n, width, self._spread(n * width))
+        rows.silu_mul(address_of(gate_up), out.data_ptr(), n, width, spread(self._threads, n * width))
         return out
 
     def quantize_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n, width = x.shape
         values, scales = torch.empty(n, width, dtype=torch.int8), torch.empty(n, 1)
         rows.quantize_rows(
-            _address(x), values.data_ptr(), scales.data_ptr(), n, width, self._spread(n * width)
+            address_of(x), values.data_ptr(), scales.data_ptr(), n, width, width, spread(self._threads, n * width)
         )
         return values, scales
 
     def scale_rows(self, y: Tensor, row_scale: Tensor, bias: Tensor | None) -> None:
         n, width = y.shape
-        added = 0 if bias is None else _address(bias)
-        rows.scale_rows(_address(y), _address(row_scale), added, n, width, self._spread(n * width))
+        added = 0 if bias is None else address_of(bias)
+        rows.scale_rows(address_of(y), address_of(row_scale), added, n, width, spread(self._threads, n * width))
 
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         return CpuLoraBatch(segments, num_decode_rows, self._threads)
-
-    def _spread(self, num_elements: int) -> int:
-        """Threads worth starting."""
-        return self._threads if num_elements >= _MIN_SPREAD else 1
-
-
-def _address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-    """Where the kernels find a tensor; they take its format on trust."""
-    assert tensor.dtype is dtype and tensor.is_contiguous(), f"{tensor.dtype}, strides {tensor.stride()}"
-    return tensor.data_ptr()
 
 
 def _is_bf16(cache: Tensor) -> bool:

@@ -54,10 +54,10 @@ def rms_norm(
 
 
 @body
-def _quantize_rows(x: int, values: int, scales: int, width: int, start: int, stop: int) -> None:
+def _quantize_rows(x: int, values: int, scales: int, width: int, stride: int, start: int, stop: int) -> None:
     row_scales = floats(scales, stop)
     for row in range(start, stop):
-        source, target = floats(x + row * width * FLOAT_BYTES, width), int8s(values + row * width, width)
+        source, target = floats(x + row * width * FLOAT_BYTES, width), int8s(values + row * stride, stride)
         largest = np.int32(0)
         for i in range(width):
             largest = larger_magnitude(largest, source[i])
@@ -65,12 +65,13 @@ def _quantize_rows(x: int, values: int, scales: int, width: int, start: int, sto
         row_scales[row] = scale
         for i in range(width):
             target[i] = int8_of_float(source[i] / scale)
+        target[width:] = 0
 
 
 @kernel
-def quantize_rows(x: int, values: int, scales: int, rows: int, width: int, threads: int) -> None:
-    """Symmetric int8 per row."""
-    parallel(_quantize_rows, (x, values, scales, width), rows, threads)
+def quantize_rows(x: int, values: int, scales: int, rows: int, width: int, stride: int, threads: int) -> None:
+    """Symmetric int8 per row; rows of `values` are `stride` bytes apart, zeros after the first `width`."""
+    parallel(_quantize_rows, (x, values, scales, width, stride), rows, threads)
 
 
 @body

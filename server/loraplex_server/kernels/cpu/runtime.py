@@ -163,8 +163,3 @@ def _loaded_openmp() -> ctypes.CDLL | None:
 
 
 HAS_OPENMP = _bind_openmp()
-
-
-def team_size() -> int:
-    """Threads that `parallel` may be given: torch's, or 1 where they cannot be borrowed."""
-    return torch.get_num_threads() if HAS_OPENMP else 1

@@ -73,6 +73,16 @@ def load_bf16(typing_context: Value, address: Value) -> Value:
 
 
 @intrinsic
+def load_int32(typing_context: Value, address: Value) -> Value:
+    """16 int32 at an address, as fp32."""
+
+    def generate(context: Value, builder: Value, signature: Value, values: Value) -> Value:
+        return builder.sitofp(builder.load(builder.inttoptr(values[0], _INTS.as_pointer()), align=4), _FLOATS)
+
+    return VECTOR(types.intp), generate
+
+
+@intrinsic
 def store(typing_context: Value, address: Value, vector: Value) -> Value:
     """16 fp32 to an address."""
 
