@@ -65,7 +65,7 @@ class AdapterLayout:
 
     def views(self, flat: Tensor, ranks: dict[tuple[int, str], int]) -> LoraLayers:
         """The tensors of an extent as views of `flat` [num_elements]."""
-        layers: LoraLayers = []
+        layers = LoraLayers()
         offset = 0
         for layer in range(self._spec.num_layers):
             projections: dict[str, LoraProjection] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from loraplex_server.engine.adapter_arena import AdapterArena
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.scheduler import SampledToken
-from loraplex_server.kernels.lora import LoraSegment, SegmentedLora
+from loraplex_server.engine.sequence import BASE_SLOT
+from loraplex_server.kernels.lora import LoraBatch, LoraSegment
 from loraplex_server.model.batch import DecodeRows, ForwardBatch, PrefillChunk
 from loraplex_server.model.decoder import Decoder
 
@@ -123,22 +125,17 @@ class ModelRunner:
             row_start = row_stop
         return chunks, logit_rows
 
-    def _lora(self, batch: ScheduledBatch) -> SegmentedLora | None:
-        """Runs of rows with one adapter; None for a batch of the base alone."""
+    def _lora(self, batch: ScheduledBatch) -> LoraBatch | None:
+        """Runs of rows with one adapter, decode rows apart from prefill chunks; None for a batch of the base alone."""
         segments: list[LoraSegment] = []
-        current_slot, row_start, row_stop = -1, 0, 0
-        for row in (*batch.decodes, *batch.prefills):
-            slot = row.sequence.adapter_slot
-            if slot != current_slot:
-                self._close_segment(segments, current_slot, row_start, row_stop)
-                current_slot, row_start = slot, row_stop
-            row_stop += row.num_tokens
-        self._close_segment(segments, current_slot, row_start, row_stop)
-        return SegmentedLora(segments) if segments else None
-
-    def _close_segment(self, segments: list[LoraSegment], slot: int, row_start: int, row_stop: int) -> None:
-        if slot >= 0 and row_stop > row_start:
-            segments.append(LoraSegment(row_start, row_stop, self._arena.layers_of_slot(slot)))
+        row_start = 0
+        for rows in (batch.decodes, batch.prefills):
+            for slot, run in itertools.groupby(rows, key=lambda row: row.sequence.adapter_slot):
+                row_stop = row_start + sum(row.num_tokens for row in run)
+                if slot != BASE_SLOT:
+                    segments.append(LoraSegment(row_start, row_stop, self._arena.layers_of_slot(slot)))
+                row_start = row_stop
+        return self._decoder.ops.lora_batch(segments, len(batch.decodes)) if segments else None
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

@@ -7,14 +7,30 @@ a prefill chunk is one product over its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from loraplex_server.model.batch import DecodeRows, PrefillChunk
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Consecutive tokens of one sequence among the rows of a batch."""
+
+    row_start: int  # first row in the batch
+    row_stop: int
+    context_start: int  # position of the first row in its sequence
+    block_ids: Tensor  # [ceil((context_start + rows) / block_size)] int64, the sequence's blocks in order
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """The first `count` rows of a batch: one token each of as many sequences."""
+
+    count: int
+    block_tables: Tensor  # [count, max_blocks] int64; entries past a sequence's blocks are any valid block
+    context_lengths: Tensor  # [count] int64, positions to attend to, the row's own included
+    max_context: int  # largest of context_lengths, known to the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +58,17 @@ def paged_attention(
     out = queries.new_empty(queries.shape[0], shape.num_heads * shape.head_dim)
     if decode.count:
         out[: decode.count] = _decode_attention(queries[: decode.count], cache, decode, shape)
+    prefill_attention(queries, cache, prefills, shape, out)
+    return out
+
+
+def prefill_attention(
+    queries: Tensor, cache: Tensor, prefills: list[PrefillChunk], shape: AttentionShape, out: Tensor
+) -> None:
+    """As `paged_attention`, into `out`, for the rows of the chunks alone."""
     for chunk in prefills:
         rows = slice(chunk.row_start, chunk.row_stop)
         out[rows] = _chunk_attention(queries[rows], cache, chunk, shape)
-    return out
 
 
 def _decode_attention(queries: Tensor, cache: Tensor, decode: DecodeRows, shape: AttentionShape) -> Tensor:

@@ -7,16 +7,21 @@ zero-point correction, and int32 accumulation makes it exact.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loraplex_server.kernels.layer_ops import TorchOps, layer_ops
+
+if TYPE_CHECKING:
+    from loraplex_server.kernels.cpu.tile_product import TileProduct
+
 log = logging.getLogger(__name__)
 
-_INT8_MAX = 127.0
 # Rows below which the CUDA int8 product refuses to run; padded up to it.
 _CUDA_INT8_MIN_ROWS = 17
 
@@ -27,7 +32,7 @@ class Int8Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, is_table: bool = False) -> None:
         """Quantize `weight` [out, in] of any float dtype; `bias` [out] stays as it is.
 
-        is_table  `rows` will be asked for, so the weight is kept row by row.
+        is_table  `rows` will be asked for, so the layout must give single rows back.
         """
         self.out_features, self.in_features = weight.shape
         quantized, scale = quantize_rows(weight)
@@ -41,15 +46,12 @@ class Int8Linear:
         return self.out_features * self.in_features + self._scale.nbytes + bias_bytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        quantized, row_scale = quantize_rows(x)
-        y = self._product(quantized).mul_(row_scale)
-        if self._bias is not None:
-            y.add_(self._bias)
+        y = self._product(x, self._bias)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def rows(self, index: Tensor) -> Tensor:
         """Dequantized rows of the weight, [len(index), in] fp32: an embedding lookup for a tied table."""
-        return self._product.weight()[index].float().mul_(self._scale[index].unsqueeze(1))
+        return self._product.weight_rows(index).float().mul_(self._scale[index].unsqueeze(1))
 
     def dequantized(self) -> Tensor:
         return self._product.weight().float() * self._scale.unsqueeze(1)
@@ -57,32 +59,60 @@ class Int8Linear:
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 per row: x [n, k] -> (int8 [n, k], scale [n, 1] fp32), x ≈ int8 * scale; zero rows stay zero."""
-    scale = x.abs().amax(-1, keepdim=True).float().clamp_(min=1e-12).div_(_INT8_MAX)
-    quantized = (x / scale).round_()  # |x / scale| <= 127 up to rounding, so no clamp is needed
-    return quantized.to(torch.int8), scale
+    return TorchOps().quantize_rows(x)
 
 
 class _Product(Protocol):
     """An int8 weight and its product, in one of several layouts."""
 
-    def __call__(self, a: Tensor) -> Tensor:
-        """a [n, in] int8 -> scale · (W a), [n, out] fp32, freshly allocated."""
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [n, in] float, bias [out] -> [n, out] fp32, freshly allocated; rows of x are quantized on the fly."""
         ...
 
     def weight(self) -> Tensor:
         """[out, in] int8."""
         ...
 
+    def weight_rows(self, index: Tensor) -> Tensor:
+        """[len(index), in] int8."""
+        ...
 
-class _RowMajorProduct:
+
+class _IntegerProduct:
+    """A product of integers between the two scalings. Subclasses hold the weight."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        """weight [out, in] int8, scale [out] fp32."""
+        self._scale = scale
+        self._ops = layer_ops(weight.device, torch.float32)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        ops = self._ops if x.dtype == torch.float32 else TorchOps()
+        values, row_scale = ops.quantize_rows(x)
+        y = self.multiply(values)
+        ops.scale_rows(y, row_scale, bias)
+        return y
+
+    def multiply(self, a: Tensor) -> Tensor:
+        """a [n, in] int8 -> scale · (W a), [n, out] fp32, freshly allocated."""
+        raise NotImplementedError
+
+    def weight(self) -> Tensor:
+        raise NotImplementedError
+
+    def weight_rows(self, index: Tensor) -> Tensor:
+        return self.weight()[index]
+
+
+class _RowMajorProduct(_IntegerProduct):
     """The weight as it is, through torch._int_mm."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__(weight, scale)
         self._weight = weight
         self._weight_t = weight.t()
-        self._scale = scale
 
-    def __call__(self, a: Tensor) -> Tensor:
+    def multiply(self, a: Tensor) -> Tensor:
         if a.is_cuda and a.shape[0] < _CUDA_INT8_MIN_ROWS:
             padded = F.pad(a, (0, 0, 0, _CUDA_INT8_MIN_ROWS - a.shape[0]))
             return torch._int_mm(padded, self._weight_t)[: a.shape[0]] * self._scale
@@ -92,7 +122,7 @@ class _RowMajorProduct:
         return self._weight
 
 
-class _PackedProduct:
+class _PackedProduct(_IntegerProduct):
     """oneDNN's blocked layout, packed once; a CPU would otherwise rearrange the weight in every product.
 
     Measured on two Sapphire Rapids cores over the projections of SmolLM2-135M, against torch._int_mm: 1.6 times as
@@ -100,11 +130,11 @@ class _PackedProduct:
     """
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__(weight, scale)
         self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        self._scale = scale
         self._zero_points = torch.zeros(weight.shape[0], dtype=torch.int32)
 
-    def __call__(self, a: Tensor) -> Tensor:
+    def multiply(self, a: Tensor) -> Tensor:
         y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
             a,
             1.0,
@@ -127,14 +157,14 @@ class _PackedProduct:
         return dense.t()
 
 
-class _FloatProduct:
+class _FloatProduct(_IntegerProduct):
     """For CPUs whose int8 product is not exact: the same numbers through fp32, slowly."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__(weight, scale)
         self._weight = weight
-        self._scale = scale
 
-    def __call__(self, a: Tensor) -> Tensor:
+    def multiply(self, a: Tensor) -> Tensor:
         return F.linear(a.float(), self._weight.float()).mul_(self._scale)
 
     def weight(self) -> Tensor:
@@ -144,9 +174,23 @@ class _FloatProduct:
 def _product_for(weight: Tensor, scale: Tensor, *, is_table: bool) -> _Product:
     if weight.is_cuda:
         return _RowMajorProduct(weight, scale)
+    tiles = _tile_product()
+    if tiles is not None and _is_exact(tiles):
+        return tiles(weight, scale)
     if not is_table and _is_exact(_PackedProduct):
         return _PackedProduct(weight, scale)
     return _RowMajorProduct(weight, scale) if _is_exact(_RowMajorProduct) else _FloatProduct(weight, scale)
+
+
+@functools.cache
+def _tile_product() -> type[TileProduct] | None:
+    """The product in AMX tiles, where Numba is installed and the CPU has them."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    from loraplex_server.kernels.cpu.tile_product import TileProduct
+    from loraplex_server.kernels.cpu.tiles import has_tiles
+
+    return TileProduct if has_tiles() else None
 
 
 def has_exact_int8_product() -> bool:
@@ -155,7 +199,7 @@ def has_exact_int8_product() -> bool:
 
 
 @functools.cache
-def _is_exact(product: type[_PackedProduct] | type[_RowMajorProduct]) -> bool:
+def _is_exact(product: type[TileProduct] | type[_PackedProduct] | type[_RowMajorProduct]) -> bool:
     """Whether the product exists here and is right where it is hardest: pairs of products that pass 16 bits.
 
     Before VNNI, x86 added two 8-bit products in 16 bits that saturate, and libraries that use those instructions give
@@ -163,10 +207,10 @@ def _is_exact(product: type[_PackedProduct] | type[_RowMajorProduct]) -> bool:
     """
     weight = torch.tensor([127, -128, 127, 1], dtype=torch.int8).repeat(64, 16)
     weight[1::2].neg_()
-    a = torch.tensor([127, 127, -127, 127], dtype=torch.int8).repeat(3, 16)
+    a = torch.tensor([127.0, 127.0, -127.0, 127.0]).repeat(3, 16)  # of scale 1
     try:
         packed = product(weight, torch.ones(weight.shape[0]))
-        is_right = torch.equal(packed(a), (a.int() @ weight.int().t()).float())
+        is_right = torch.equal(packed(a, None), (a.int() @ weight.int().t()).float())
         is_reversible = torch.equal(packed.weight(), weight)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         log.info("%s is not available: %s", product.__name__, error)

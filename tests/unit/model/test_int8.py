@@ -9,11 +9,14 @@ from loraplex_server.model import int8
 from loraplex_server.model.int8 import Int8Linear, quantize_rows
 
 
-@pytest.fixture(params=["packed", "row-major", "float"])
+@pytest.fixture(params=["tiles", "packed", "row-major", "float"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each layout in turn, as if it were the one that this CPU calls for."""
+    if request.param == "tiles" and int8._tile_product() is None:
+        pytest.skip("needs a CPU with int8 tiles")
     is_exact = {
-        "packed": int8._is_exact,
+        "tiles": int8._is_exact,
+        "packed": lambda product: product is int8._PackedProduct,
         "row-major": lambda product: product is int8._RowMajorProduct,
         "float": lambda product: False,
     }[request.param]
