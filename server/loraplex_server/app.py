@@ -189,7 +189,10 @@ class Server:
             server,
         )
         adapter_pb2_grpc.add_AdapterServiceServicer_to_server(
-            AdapterServicer(self._serving, engine, config.max_adapter_bytes), server
+            AdapterServicer(
+                self._serving, engine, config.max_adapter_bytes, config.upload_idle_timeout_s
+            ),
+            server,
         )
         ops_pb2_grpc.add_OpsServiceServicer_to_server(
             OpsServicer(self._serving, engine, config, self._version, self.request_stop), server

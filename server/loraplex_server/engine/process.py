@@ -71,13 +71,15 @@ class EngineLoop:
         self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
         self._parent = multiprocessing.parent_process()
         self._running = True
+        self._has_news = False  # the state changed, and no step has told it yet
 
     def run(self) -> None:
         """Until a Shutdown arrives or the parent process is gone."""
         while self._running:
             outputs = self._take_commands()
-            if outputs:
+            if outputs or self._has_news:
                 self._send(StepOutputs(outputs, self._engine.stats()))
+                self._has_news = False
             result = self._engine.step() if self._engine.has_work() else None
             if result is not None:
                 self._send(result)
@@ -106,6 +108,7 @@ class EngineLoop:
                     outputs += self._engine.abort(ids)
                 case ForgetAdapter(digest=digest):
                     self._engine.forget_adapter(digest)
+                    self._has_news = True
                 case Shutdown():
                     self._running = False
         return outputs
