@@ -10,6 +10,7 @@ from pathlib import Path
 
 from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
+from loraplex_adapters.names import validate_adapter_name
 from loraplex_server.adapter_directory import AdapterDirectory, remove_staging
 from loraplex_server.engine_client import EngineClient
 from loraplex_server.errors import DeadlineExceededError, UploadTooLargeError
@@ -101,6 +102,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         first = await self._next(requests)
         if first is None or first.WhichOneof("message") != "header":
             raise _invalid("header", "the first message of an upload must carry the header")
+        validate_adapter_name(first.header.name)  # before megabytes are taken in
         return first.header
 
     async def _receive(self, requests: AsyncIterator[adapter_pb2.UploadAdapterRequest], folder: Path) -> None:
