@@ -19,8 +19,8 @@ TIGHT: dict[str, Any] = {
     "max_running": 2,
     "max_waiting": 3,
     "adapter_slots": 2,
-    "max_context_tokens": 4096,
-    "kv_cache_bytes": 2 * 2**20,  # 128 blocks: one whole context
+    "max_context_tokens": 8192,
+    "kv_cache_bytes": 4 * 2**20,  # 256 blocks: one whole context
     "default_deadline_s": 2,
     "max_lora_rank": 16,
     "max_adapter_bytes": 100_000,

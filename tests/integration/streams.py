@@ -21,6 +21,8 @@ PROMPT = "How much is the fee of the account?"
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 24, "include_token_ids": True}
 ENDLESS: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 20_000}
 """Longer than any test lasts: whoever starts it ends it."""
+ENDLESS_ON_TIGHT = {**ENDLESS, "max_tokens": 8000}
+"""The same within the tight server's context."""
 
 
 @dataclass(frozen=True)
