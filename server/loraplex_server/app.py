@@ -65,6 +65,7 @@ _SERVICES = tuple(
     )
 )
 _WITHDRAWAL_S = 0.2  # between NOT_SERVING and refusing, so that load balancers turn away first
+_GOODBYE_S = 0.5  # for statuses of the last requests to reach their clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class Server:
         self._health = HealthServicer()
         self._stop_requested = asyncio.Event()
         self._grace_s = config.drain_grace_s
+        self._grace: asyncio.Timeout | None = None  # while it runs
         self._is_draining = False
         self._engine: EngineClient | None = None
 
@@ -117,6 +119,7 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         log.info("listening", extra={"host": config.host, "port": port, "metrics_port": metrics_port})
+        directory = None
         try:
             spec = await asyncio.to_thread(base_spec, base_path)
             directory = await asyncio.to_thread(self._open_directory, spec)
@@ -136,16 +139,19 @@ class Server:
                     on_ready(ServerAddress(port, metrics_port))
                 await self._stop_requested.wait()
                 await self._drain(generation)
-            await directory.close()
         finally:
-            await server.stop(grace=0.5)
-            await engine.stop()
+            await engine.stop()  # first, so that what the grace left running is told why it ends
+            await server.stop(_GOODBYE_S)
+            if directory is not None:
+                await directory.close()
         log.info("stopped")
 
     def request_stop(self, grace_s: float | None = None) -> None:
-        """Begin draining; running requests get `grace_s` seconds, or the configured number."""
+        """Begin draining; running requests get `grace_s` seconds from now, or the configured number."""
         if grace_s is not None:
             self._grace_s = grace_s
+            if self._grace is not None:
+                self._grace.reschedule(asyncio.get_running_loop().time() + grace_s)
         self._stop_requested.set()
 
     def _install_signal_handlers(self) -> None:
@@ -246,9 +252,11 @@ class Server:
         await asyncio.sleep(_WITHDRAWAL_S)
         generation.start_draining()
         try:
-            async with asyncio.timeout(self._grace_s):
+            async with asyncio.timeout(self._grace_s) as self._grace:
                 await generation.wait_until_idle()
         except TimeoutError:
             log.warning(
                 "requests cut off by the end of the grace", extra={"in_flight": generation.num_in_flight}
             )
+        finally:
+            self._grace = None

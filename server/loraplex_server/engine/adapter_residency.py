@@ -83,13 +83,14 @@ class AdapterResidency:
 
     def forget(self, digest: str) -> None:
         """No new sequence will name this digest: evict it as soon as it is idle."""
-        self._forgotten.add(digest)
+        loading = self._loading.pop(digest, None)
+        if loading is not None:
+            loading.cancel()  # one that is being read, or was, is dropped with its future
         resident = self._resident.get(digest)
-        if resident is not None and resident.leases == 0:
+        if resident is not None and resident.leases:
+            self._forgotten.add(digest)
+        elif resident is not None:
             self._evict(digest)
-        loading = self._loading.get(digest)
-        if loading is not None and loading.cancel():
-            del self._loading[digest]
 
     def is_loading(self, digest: str) -> bool:
         """True while the package is being read; False once it waits for nothing but a slot."""

@@ -95,9 +95,7 @@ async def test_a_package_that_breaks_on_disk_fails_its_own_requests_alone(
         shutil.copy(packages / "red" / "adapter_model.safetensors", stored)
     good = client.generate(PROMPT, adapter="green", **GREEDY)
 
-    others = asyncio.create_task(
-        answer_all(aclient, [{"prompt": PROMPT, "adapter": "green", **GREEDY}] * 4)
-    )
+    others = asyncio.create_task(answer_all(aclient, [{"prompt": PROMPT, "adapter": "green", **GREEDY}] * 4))
     with pytest.raises(PreconditionError) as caught:
         await aclient.generate(PROMPT, adapter="breaking", **GREEDY)
 

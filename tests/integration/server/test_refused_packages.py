@@ -66,7 +66,12 @@ REFUSED: dict[str, tuple[Damage, grpc.StatusCode, str, str]] = {
     "rank of others": (with_config(r=5), INVALID, "ADAPTER_INVALID", "rank"),
     "config no JSON": (with_bytes(CONFIG, lambda raw: raw[:-1]), INVALID, "ADAPTER_INVALID", CONFIG),
     "cut off": (with_bytes(WEIGHTS, lambda raw: raw[:-7]), INVALID, "ADAPTER_INVALID", WEIGHTS),
-    "endless header": (with_bytes(WEIGHTS, lambda raw: b"\xff" * 8 + raw), INVALID, "ADAPTER_INVALID", WEIGHTS),
+    "endless header": (
+        with_bytes(WEIGHTS, lambda raw: b"\xff" * 8 + raw),
+        INVALID,
+        "ADAPTER_INVALID",
+        WEIGHTS,
+    ),
     "no header": (with_bytes(WEIGHTS, lambda raw: b""), INVALID, "ADAPTER_INVALID", WEIGHTS),
     "NaN": (with_tensors(_with_nan), INVALID, "ADAPTER_INVALID", "NaN"),
     "embedding": (with_tensors(_embedding), MISMATCH, "BASE_MISMATCH", "embed_tokens"),

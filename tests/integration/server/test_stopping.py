@@ -100,9 +100,7 @@ def test_the_end_token_is_ignored_if_so_told(
 ) -> None:
     end_id = tokenizer.convert_tokens_to_ids(END)
 
-    answer = client.generate(
-        PROMPT, temperature=0, logit_bias={end_id: 100.0}, ignore_eos=True, max_tokens=7
-    )
+    answer = client.generate(PROMPT, temperature=0, logit_bias={end_id: 100.0}, ignore_eos=True, max_tokens=7)
 
     assert answer.finish_reason is FinishReason.LENGTH
     assert answer.usage.completion_tokens == 7
