@@ -70,6 +70,9 @@ class AdapterDirectory:
     def num_adapters(self) -> int:
         return len(self._by_name)
 
+    def is_registered(self, name: str) -> bool:
+        return name in self._by_name
+
     def get(self, name: str) -> RegisteredAdapter:
         """Raises AdapterNotFoundError."""
         adapter = self._by_name.get(name)

@@ -129,7 +129,9 @@ class EngineClient:
         """End every stream that is left, then the engine process. There is no other one afterwards."""
         self._set_state(EngineState.STOPPED)
         self._fail_streams(
-            DrainingError("the server stopped before this request ended; send it to another one or again later")
+            DrainingError(
+                "the server stopped before this request ended; send it to another one or again later"
+            )
         )
         if self._supervisor is not None:
             self._supervisor.cancel()

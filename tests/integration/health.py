@@ -44,4 +44,4 @@ def watched_health(server: LiveServer, service: str = INFERENCE) -> Iterator[que
 
 async def next_status(statuses: queue.SimpleQueue[int]) -> int:
     """The next health status, however long the engine takes to start."""
-    return await asyncio.to_thread(statuses.get, timeout=60)
+    return await asyncio.to_thread(statuses.get, timeout=120)

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loraplex_client import LoraplexClient
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
 # Small enough for a test, large enough that nothing but a test's own settings is ever short.
 SETTINGS: dict[str, Any] = {

@@ -38,6 +38,10 @@ from loraplex_server.errors import (
 
 DOMAIN = "loraplex"
 _RETRY_AFTER_RESTART_S = 1.0
+# A status travels in trailers, which clients take up to 8 KiB of; past that they report an error of their own. The
+# message goes twice: percent-encoded, which may triple it, and within the details, which are base64.
+_MAX_MESSAGE_BYTES = 1024
+_MAX_VIOLATIONS_BYTES = 2048
 
 STATUS_OF: dict[type[LoraplexError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -75,15 +79,11 @@ def rich_status(error: LoraplexError, request_id: str) -> grpc.Status:
         error_details_pb2.RequestInfo(request_id=request_id),
     ]
     if isinstance(error, InvalidRequestError):
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-            for v in error.violations
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
+        details.append(_bad_request(error))
     retry_s = _retry_after_s(error)
     if retry_s is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry_s)))
-    return _status(status_code(error), str(error), details)
+    return _status(status_code(error), _cut(str(error), _MAX_MESSAGE_BYTES), details)
 
 
 def internal_status(request_id: str) -> grpc.Status:
@@ -106,6 +106,25 @@ def malformed_status(request_id: str) -> grpc.Status:
         "the message is not a valid encoding of this method's request",
         details,
     )
+
+
+def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
+    """The violations, in order, as far as there is room for them; the first is always there."""
+    request = error_details_pb2.BadRequest()
+    for violation in error.violations:
+        entry = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(violation.field, 128), description=_cut(violation.description, _MAX_MESSAGE_BYTES)
+        )
+        if request.ByteSize() + entry.ByteSize() > _MAX_VIOLATIONS_BYTES:
+            break
+        request.field_violations.append(entry)
+    return request
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """`text` in at most `max_bytes` bytes of UTF-8, with an ellipsis where it was cut."""
+    raw = text.encode()
+    return text if len(raw) <= max_bytes else raw[: max_bytes - 3].decode(errors="ignore") + "…"
 
 
 def _retry_after_s(error: LoraplexError) -> float | None:

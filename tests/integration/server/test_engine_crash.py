@@ -63,6 +63,8 @@ async def test_while_the_engine_restarts_requests_are_refused_with_a_time_to_com
     with watched_health(server) as statuses, raw_channel(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         assert await next_status(statuses) == SERVING
+        with watched_health(server) as another:
+            assert await next_status(another) == SERVING  # and it leaves: nobody else's watch may end with it
         server.kill_engine()
         assert await next_status(statuses) == NOT_SERVING
 
