@@ -83,6 +83,9 @@ class ServerConfig(BaseModel):
     write_stall_timeout_s: float = Field(
         30.0, gt=0, description="Seconds a client may leave a stream unread before it is ended."
     )
+    upload_idle_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds an upload may be silent before it is ended."
+    )
     reflection: bool = Field(True, description="Serve gRPC reflection.")
     max_adapter_bytes: int = Field(512 * 2**20, ge=1, description="Largest adapter package, bytes.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines as text or JSON.")

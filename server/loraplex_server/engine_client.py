@@ -36,7 +36,7 @@ from loraplex_server.engine.messages import (
     StepOutputs,
     TokenOutput,
 )
-from loraplex_server.errors import EngineRestartedError, EngineUnavailableError
+from loraplex_server.errors import DrainingError, EngineRestartedError, EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -158,13 +158,17 @@ class EngineClient:
         return await self._first_outcome
 
     async def stop(self) -> None:
-        """End the engine process and every stream that is left."""
+        """End every stream that is left, then the engine process. There is no other one afterwards."""
+        self._set_state(EngineState.STOPPED)
+        self._fail_streams(
+            DrainingError(
+                "the server stopped before this request ended; send it to another one or again later"
+            )
+        )
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._set_state(EngineState.STOPPED)
-        self._fail_streams(EngineUnavailableError("the server is stopping"))
 
     def submit(self, build: Callable[[int], AddSequence]) -> tuple[int, SequenceStream]:
         """Send a sequence, built with the id it is given. Raises EngineUnavailableError while there is no engine."""
@@ -187,8 +191,10 @@ class EngineClient:
 
     def _send(self, command: Command) -> None:
         assert self._commands is not None
-        # The send buffer has no bound, so this neither blocks nor fails; what is in it is bounded by admission.
-        self._commands.send(self._encoder.encode(command), zmq.NOBLOCK)
+        # The send buffer has no bound; what is in it is bounded by admission. It refuses only when nobody listens any
+        # more: the engine has just died, and its sequences are about to be failed.
+        with contextlib.suppress(zmq.Again):
+            self._commands.send(self._encoder.encode(command), zmq.NOBLOCK)
 
     async def _supervise(self) -> None:
         """Run one engine after another until cancelled."""
@@ -212,6 +218,7 @@ class EngineClient:
 
     async def _run_once(self) -> None:
         """One engine process from spawn to death; its messages are handled meanwhile."""
+        self.ready = None
         folder = Path(tempfile.mkdtemp(prefix="loraplex-engine-"))
         context = zmq.Context()
         self._commands = commands = context.socket(zmq.PUSH)
@@ -240,15 +247,13 @@ class EngineClient:
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _end_process(self) -> None:
-        """Ask the process to leave, then make it."""
+        """Ask the process to leave, then make it; one that still loads cannot be asked."""
         process = self._process
-        if process is None or not process.is_alive():
+        if process is None:
             return
-        if self.state is EngineState.READY:
+        if self.ready is not None and process.is_alive():
             self._send(Shutdown())
-        else:
-            process.terminate()
-        await asyncio.to_thread(process.join, _SHUTDOWN_TIMEOUT_S)
+            await asyncio.to_thread(process.join, _SHUTDOWN_TIMEOUT_S)
         if process.is_alive():
             process.kill()
             await asyncio.to_thread(process.join)
@@ -279,6 +284,8 @@ class EngineClient:
                     )
 
     def _set_state(self, state: EngineState) -> None:
+        if self.state is EngineState.STOPPED:  # a last message of the engine changes nothing
+            return
         self.state = state
         if state is not EngineState.READY:
             self.stats = EngineStats()

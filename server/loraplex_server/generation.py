@@ -37,7 +37,7 @@ from loraplex_server.errors import (
 )
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage, Prompt
 
-_DEFAULT_MAX_TOKENS = 256
+DEFAULT_MAX_TOKENS = 256  # of a request that does not say
 _INLINE_ENCODE_CHARACTERS = 2048  # longer prompts are tokenized in a thread
 _MIN_RETRY_S, _MAX_RETRY_S = 0.1, 30.0
 _SERVICE_TIME_WEIGHT = 0.1  # of the newest request in the running mean
@@ -265,7 +265,7 @@ class GenerationService:
                 f"the prompt has {len(token_ids)} tokens and {wanted or 1} more are asked for, but the context holds "
                 f"{self._limits.max_context_tokens}; shorten the prompt or lower max_tokens"
             )
-        max_tokens = min(wanted or _DEFAULT_MAX_TOKENS, room, self._limits.max_output_tokens)
+        max_tokens = min(wanted or DEFAULT_MAX_TOKENS, room, self._limits.max_output_tokens)
         seed = request.seed if request.seed is not None else secrets.randbits(64)
         return msgspec.structs.replace(request.sampling, max_tokens=max_tokens, seed=seed)
 

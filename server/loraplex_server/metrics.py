@@ -66,6 +66,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self._labels: set[str] = set()
+        self._is_registered: Callable[[str], bool] = lambda adapter: False
         self._time_to_first_token = _histogram(
             registry, "time_to_first_token_seconds", "Admission until the first token.", _LATENCY_S
         )
@@ -176,9 +177,9 @@ class Metrics:
         self._inter_token.observe(seconds)
 
     def request_ended(
-        self, adapter: str | None, finish: str, seconds: float, prompt_tokens: int, completion_tokens: int
+        self, adapter: str, finish: str, seconds: float, prompt_tokens: int, completion_tokens: int
     ) -> None:
-        """`finish` is a finish reason, or "error" or "cancelled"; `adapter` is None for one deleted meanwhile."""
+        """`finish` is a finish reason, or "error" or "cancelled"."""
         label = self._adapter_label(adapter)
         self._requests.labels(label, finish).inc()
         self._prompt_tokens.labels(label).inc(prompt_tokens)
@@ -191,9 +192,10 @@ class Metrics:
     def rpc_ended(self, method: str, code: str, seconds: float) -> None:
         self._rpc.labels(method, code).observe(seconds)
 
-    def adapters_registered(self, count: Callable[[], int]) -> None:
-        """`count` is asked at every scrape, from the thread that serves it."""
+    def watch_adapters(self, count: Callable[[], int], is_registered: Callable[[str], bool]) -> None:
+        """`count` is called from the scrape's thread, `is_registered` before an adapter gets a label of its own."""
         self._adapters.set_function(count)
+        self._is_registered = is_registered
 
     def adapter_deleted(self, adapter: str) -> None:
         """Drop the adapter's series."""
@@ -203,14 +205,12 @@ class Metrics:
             self._completion_tokens.remove(adapter)
             self._requests.remove_by_labels({"adapter": adapter})
 
-    def _adapter_label(self, adapter: str | None) -> str:
-        """Only registered names come here, so a caller cannot invent labels."""
-        if adapter is None:
-            return _OTHER
+    def _adapter_label(self, adapter: str) -> str:
+        """A caller cannot invent labels, nor can a request that outlives its adapter bring the label back."""
         if not adapter:
             return _BASE
         if adapter not in self._labels:
-            if len(self._labels) >= MAX_ADAPTER_LABELS:
+            if len(self._labels) >= MAX_ADAPTER_LABELS or not self._is_registered(adapter):
                 return _OTHER
             self._labels.add(adapter)
         return adapter

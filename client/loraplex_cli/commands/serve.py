@@ -80,6 +80,9 @@ def serve(
     write_stall_timeout_s: Annotated[
         float | None, _flag("Seconds a client may leave a stream unread before it is ended.", "30")
     ] = None,
+    upload_idle_timeout_s: Annotated[
+        float | None, _flag("Seconds an upload may be silent before it is ended.", "30")
+    ] = None,
     reflection: Annotated[bool | None, _flag("Serve gRPC reflection.", "true")] = None,
     max_adapter_bytes: Annotated[int | None, _flag("Largest adapter package, bytes.", "536870912")] = None,
     log_format: Annotated[LogFormat | None, _flag("Log lines as text or JSON.", "text")] = None,

@@ -136,8 +136,8 @@ class Engine:
 
     @property
     def is_waiting_for_adapters(self) -> bool:
-        """True while packages are being read, so that an idle step may soon have something to do."""
-        return self._residency.num_loading > 0
+        """True while sequences are there and packages are being read, so that a step may soon have something to do."""
+        return self.has_work() and self._residency.num_loading > 0
 
     def step(self) -> StepOutputs | None:
         """Schedule and launch a batch, and commit it; or the one before it, where the device runs ahead.

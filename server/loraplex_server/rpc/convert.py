@@ -9,7 +9,7 @@ from loraplex.v1 import adapter_pb2, inference_pb2
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
 from loraplex_adapters.registry import AdapterState, RegisteredAdapter
 from loraplex_server.engine.messages import FinishReason, SamplingParams, SequenceTimings, TokenLogprob
-from loraplex_server.generation import Finished, GenerationRequest, TextDelta
+from loraplex_server.generation import DEFAULT_MAX_TOKENS, Finished, GenerationRequest, TextDelta
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage, Prompt
 
 MAX_LOGIT_BIAS_ENTRIES = 300
@@ -81,11 +81,10 @@ def generation_request(
     max_tokens = stopping.max_tokens if stopping.HasField("max_tokens") else None
     if max_tokens is not None:
         checks.in_range(max_tokens, "stopping.max_tokens", 1, max_output_tokens)
-    if max_tokens is not None or stopping.min_tokens > max_output_tokens:
-        limit = max_tokens if max_tokens is not None else max_output_tokens
-        checks.require(
-            stopping.min_tokens <= limit, "stopping.min_tokens", f"must be at most {limit} (max_tokens)"
-        )
+    limit = max_tokens if max_tokens is not None else min(DEFAULT_MAX_TOKENS, max_output_tokens)
+    checks.require(
+        stopping.min_tokens <= limit, "stopping.min_tokens", f"must be at most {limit} (max_tokens)"
+    )
     _check_stop_strings(list(stopping.stop_strings), checks)
     is_printable = all(32 <= ord(character) < 127 for character in message.request_id)
     checks.require(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from loraplex_server.adapter_directory import AdapterDirectory
 from loraplex_server.engine.messages import FinishReason
 from loraplex_server.generation import GenerationEvent, Started, TextDelta
 from loraplex_server.metrics import Metrics
@@ -17,9 +16,8 @@ class Observation:
     Refused requests, which bring no event and an error, are counted elsewhere as rejects.
     """
 
-    def __init__(self, metrics: Metrics, directory: AdapterDirectory, adapter: str) -> None:
+    def __init__(self, metrics: Metrics, adapter: str) -> None:
         self._metrics = metrics
-        self._directory = directory
         self._adapter = adapter
         self._started_s = time.monotonic()
         self._previous_token_s: float | None = None
@@ -37,11 +35,8 @@ class Observation:
             self._finish = "error"
         if self._num_prompt or self._finish != "error":
             seconds = time.monotonic() - self._started_s
-            # One deleted meanwhile must not bring its series back.
-            is_known = not self._adapter or self._directory.is_registered(self._adapter)
-            adapter = self._adapter if is_known else None
             self._metrics.request_ended(
-                adapter, self._finish, seconds, self._num_prompt, self._num_completion
+                self._adapter, self._finish, seconds, self._num_prompt, self._num_completion
             )
 
     def see(self, event: GenerationEvent) -> None:

@@ -128,7 +128,7 @@ def test_latencies_and_refusals_are_counted(metrics: Metrics) -> None:
     metrics.inter_token(0.02)
     metrics.rejected("QUEUE_FULL")
     metrics.rpc_ended("Generate", "OK", 1.0)
-    metrics.adapters_registered(lambda: 5)
+    metrics.watch_adapters(lambda: 5, lambda name: True)
 
     assert value(metrics, "time_to_first_token_seconds_sum") == 0.3
     assert value(metrics, "queue_seconds_sum") == 0.1

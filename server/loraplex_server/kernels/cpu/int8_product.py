@@ -81,7 +81,15 @@ def _configure(buffer: int, first_rows: int, second_rows: int) -> None:
 
 @inlined
 def _write(
-    sums: int, row: int, num_rows: int, block: int, scales: int, row_scales: int, bias: int, y: int, width: int
+    sums: int,
+    row: int,
+    num_rows: int,
+    block: int,
+    scales: int,
+    row_scales: int,
+    bias: int,
+    y: int,
+    width: int,
 ) -> None:
     """Scale 32 columns of int32 sums into y, from `row` on."""
     column = block * BLOCK_OUTPUTS
@@ -105,7 +113,15 @@ def _write(
 
 @body
 def _write_edge(
-    sums: int, row: int, num_rows: int, column: int, scales: int, row_scales: int, bias: int, y: int, width: int
+    sums: int,
+    row: int,
+    num_rows: int,
+    column: int,
+    scales: int,
+    row_scales: int,
+    bias: int,
+    y: int,
+    width: int,
 ) -> None:
     integers = int32s(sums, 4 * _TILE // 4)
     for i in range(num_rows):

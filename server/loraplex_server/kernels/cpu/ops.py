@@ -29,7 +29,14 @@ class CpuOps:
         n, width = hidden.shape
         added = 0 if delta is None else address_of(delta)
         rows.rms_norm(
-            address_of(hidden), added, address_of(weight), out.data_ptr(), n, width, eps, spread(self._threads, n * width)
+            address_of(hidden),
+            added,
+            address_of(weight),
+            out.data_ptr(),
+            n,
+            width,
+            eps,
+            spread(self._threads, n * width),
         )
         return out
 
@@ -105,14 +112,22 @@ class CpuOps:
         n, width = x.shape
         values, scales = torch.empty(n, width, dtype=torch.int8), torch.empty(n, 1)
         rows.quantize_rows(
-            address_of(x), values.data_ptr(), scales.data_ptr(), n, width, width, spread(self._threads, n * width)
+            address_of(x),
+            values.data_ptr(),
+            scales.data_ptr(),
+            n,
+            width,
+            width,
+            spread(self._threads, n * width),
         )
         return values, scales
 
     def scale_rows(self, y: Tensor, row_scale: Tensor, bias: Tensor | None) -> None:
         n, width = y.shape
         added = 0 if bias is None else address_of(bias)
-        rows.scale_rows(address_of(y), address_of(row_scale), added, n, width, spread(self._threads, n * width))
+        rows.scale_rows(
+            address_of(y), address_of(row_scale), added, n, width, spread(self._threads, n * width)
+        )
 
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         return CpuLoraBatch(segments, num_decode_rows, self._threads)
