@@ -6,17 +6,15 @@ from typing import Any
 from loraplex_server.metrics import MAX_ADAPTER_LABELS, Metrics
 
 PAGE = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+INFO_LABELS = ["version", "architecture", "quantization", "device", "base_fingerprint"]
 
 
 def test_every_metric_is_documented_with_its_type_and_labels() -> None:
-    collectors: Any = (
-        Metrics().registry._collector_to_names
-    )  # prometheus_client shows label names nowhere else
-    metrics = {collector._name: (collector._type, list(collector._labelnames)) for collector in collectors}
-    metrics["loraplex_build"] = (
-        "info",
-        ["version", "architecture", "quantization", "device", "base_fingerprint"],
-    )
+    registry = Metrics().registry
+    collectors: Any = registry._collector_to_names  # prometheus_client shows label names nowhere else
+    labels_of = {each._name: list(getattr(each, "_labelnames", ())) for each in collectors}
+    labels_of["loraplex_build"] = INFO_LABELS
+    metrics = {family.name: (family.type, labels_of[family.name]) for family in registry.collect()}
 
     rows = [line.strip("|").split("|") for line in PAGE.splitlines() if line.startswith("| `loraplex_")]
     documented = {

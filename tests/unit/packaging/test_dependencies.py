@@ -137,3 +137,11 @@ def test_what_needs_no_model_works_without_extras(command: tuple[str, ...], exit
 
     assert done.returncode == exit_code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_front_end_is_imported_without_torch() -> None:
+    script = "import sys, loraplex_server.app; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
