@@ -61,7 +61,11 @@ class Engine:
             decoder_config.eos_token_ids,
         )
         self._runner = ModelRunner(
-            loaded.decoder, kv_cache, self._residency, Sampler(decoder_config.eos_token_ids), loaded.device
+            loaded.decoder,
+            kv_cache,
+            self._residency,
+            Sampler(decoder_config.eos_token_ids, loaded.device),
+            loaded.device,
         )
         self.ready = EngineReady(
             base_fingerprint=spec.fingerprint,

@@ -77,6 +77,10 @@ class LayerOps(Protocol):
         """y = y · row_scale + bias in place; y [n, m] fp32, row_scale [n, 1], bias [m]."""
         ...
 
+    def argmax_rows(self, x: Tensor) -> Tensor:
+        """Where each row of x [n, k] is largest, [n] int64; of equals the first."""
+        ...
+
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         """The adapters of a batch; no segment has rows on both sides of `num_decode_rows`."""
         ...
@@ -134,6 +138,9 @@ class TorchOps:
         y.mul_(row_scale)
         if bias is not None:
             y.add_(bias)
+
+    def argmax_rows(self, x: Tensor) -> Tensor:
+        return x.argmax(dim=-1)
 
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         return SegmentedLora(segments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from loraplex_server.kernels.cpu.runtime import Value, exact, inlined
@@ -135,6 +136,20 @@ def larger(typing_context: Value, a: Value, b: Value) -> Value:
         return builder.call(maxnum, values, fastmath=("nnan", "nsz"))
 
     return types.float32(types.float32, types.float32), generate
+
+
+@intrinsic
+def prefetch(typing_context: Value, address: Value) -> Value:
+    """Start to fetch the cache line at an address, which may be past the end of anything."""
+
+    def generate(context: Value, builder: Value, signature: Value, values: Value) -> Value:
+        pointer = builder.inttoptr(values[0], ir.IntType(8).as_pointer())
+        signature = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        builder.call(fetch, [pointer, _I32(0), _I32(2), _I32(1)])  # to read, into the second cache, as data
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
 
 
 @inlined

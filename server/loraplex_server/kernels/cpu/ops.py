@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.cpu import attention, rows
+from loraplex_server.kernels.cpu.lora import lora
 from loraplex_server.kernels.cpu.lora_batch import CpuLoraBatch
 from loraplex_server.kernels.cpu.launch import address_of, spread, team_size
+from loraplex_server.kernels.cpu.runtime import prepare
 from loraplex_server.kernels.layer_ops import HeadNorms, Rotation
 from loraplex_server.kernels.lora import LoraBatch, LoraSegment
 from loraplex_server.kernels.paged_attention import (
@@ -22,6 +24,16 @@ class CpuOps:
     """Implements `loraplex_server.kernels.layer_ops.LayerOps`. A row's result never depends on the other rows."""
 
     def __init__(self) -> None:
+        prepare(
+            rows.rms_norm,
+            rows.rotate_and_store,
+            rows.silu_mul,
+            rows.quantize_rows,
+            rows.scale_rows,
+            rows.argmax_rows,
+            attention.decode_attention,
+            lora,
+        )
         self._threads = team_size()
 
     def rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
@@ -29,7 +41,14 @@ class CpuOps:
         n, width = hidden.shape
         added = 0 if delta is None else address_of(delta)
         rows.rms_norm(
-            address_of(hidden), added, address_of(weight), out.data_ptr(), n, width, eps, spread(self._threads, n * width)
+            address_of(hidden),
+            added,
+            address_of(weight),
+            out.data_ptr(),
+            n,
+            width,
+            eps,
+            spread(self._threads, n * width),
         )
         return out
 
@@ -105,14 +124,28 @@ class CpuOps:
         n, width = x.shape
         values, scales = torch.empty(n, width, dtype=torch.int8), torch.empty(n, 1)
         rows.quantize_rows(
-            address_of(x), values.data_ptr(), scales.data_ptr(), n, width, width, spread(self._threads, n * width)
+            address_of(x),
+            values.data_ptr(),
+            scales.data_ptr(),
+            n,
+            width,
+            width,
+            spread(self._threads, n * width),
         )
         return values, scales
 
     def scale_rows(self, y: Tensor, row_scale: Tensor, bias: Tensor | None) -> None:
         n, width = y.shape
         added = 0 if bias is None else address_of(bias)
-        rows.scale_rows(address_of(y), address_of(row_scale), added, n, width, spread(self._threads, n * width))
+        rows.scale_rows(
+            address_of(y), address_of(row_scale), added, n, width, spread(self._threads, n * width)
+        )
+
+    def argmax_rows(self, x: Tensor) -> Tensor:
+        n, width = x.shape
+        out = torch.empty(n, dtype=torch.int64)
+        rows.argmax_rows(address_of(x), out.data_ptr(), n, width, spread(self._threads, x.numel()))
+        return out
 
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         return CpuLoraBatch(segments, num_decode_rows, self._threads)

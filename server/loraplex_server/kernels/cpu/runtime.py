@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,17 @@ def kernel(function: Kernel) -> Kernel:
     numba.config.CACHE_DIR = str(default_kernel_cache_dir() / _version())
     compiled: Kernel = numba.njit(cache=True, error_model="numpy")(function)
     return compiled
+
+
+_TYPES = {"int": types.int64, "float": types.float64, "bool": types.boolean}
+
+
+def prepare(*kernels: Callable[..., Any]) -> None:
+    """Compile kernels, or read what an earlier start compiled, so that no request has to wait for it."""
+    for compiled in kernels:
+        function: Any = compiled
+        parameters = inspect.signature(function.py_func).parameters.values()
+        function.compile(tuple(_TYPES[parameter.annotation] for parameter in parameters))
 
 
 @intrinsic
