@@ -95,9 +95,7 @@ def random_adapters(
             projection_record(a_offset, b_offsets, list(module_ranks)), dtype=torch.int32
         )
     arena = torch.cat(pieces).to(dtype).to(device)
-    return Adapters(
-        LoraTables(arena, records.to(device)), projection, 1, max(1, *(sum(r) for r in ranks))
-    )
+    return Adapters(LoraTables(arena, records.to(device)), projection, 1, max(1, *(sum(r) for r in ranks)))
 
 
 __all__ = ["MIXES", "NO_SLOT", "Adapters", "random_adapters", "runs_of", "slots_of_rows", "tile_table"]

@@ -23,7 +23,12 @@ class Pages:
     """Contexts of random keys and values on shuffled blocks; NaN in every position that belongs to none."""
 
     def __init__(
-        self, lengths: list[int], shape: AttentionShape, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        lengths: list[int],
+        shape: AttentionShape,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         width = -(-max(lengths) // block_size) + 1
         order = torch.randperm(width * len(lengths)) + 1
@@ -80,10 +85,10 @@ def check_decode(
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("max_context", [PART_TOKENS, 2 * PART_TOKENS + 1])
-def test_decode_matches_the_reference(
-    shape: AttentionShape, max_context: int, device: torch.device
-) -> None:
-    lengths = [1, 64, 65, 200] if max_context == PART_TOKENS else [3, PART_TOKENS, PART_TOKENS + 9, max_context]
+def test_decode_matches_the_reference(shape: AttentionShape, max_context: int, device: torch.device) -> None:
+    lengths = (
+        [1, 64, 65, 200] if max_context == PART_TOKENS else [3, PART_TOKENS, PART_TOKENS + 9, max_context]
+    )
     check_decode(lengths, max_context, shape, torch.bfloat16, device)
 
 

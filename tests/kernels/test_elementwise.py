@@ -84,7 +84,9 @@ def test_the_norm_writes_only_what_is_asked_for(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_quantized_rows_match_the_reference(dtype: torch.dtype, device: torch.device) -> None:
-    x = random(6, 200, dtype=dtype, device=device) * torch.logspace(-6, 4, 6, device=device).unsqueeze(1).to(dtype)
+    x = random(6, 200, dtype=dtype, device=device) * torch.logspace(-6, 4, 6, device=device).unsqueeze(1).to(
+        dtype
+    )
     x[2] = 0
     quantized = poisoned_rows(6, 200, device)
 

@@ -32,9 +32,7 @@ def run(adapters: Adapters, x: Tensor, y: Tensor, slots: list[int], tile_rows: i
     """Shrink and expand into y, through scratch that is NaN wherever nothing is written."""
     tiles = tile_table(slots, tile_rows, x.device)
     splits = num_splits(adapters.projection.in_features, tile_rows)
-    shrunk = torch.full(
-        (splits, x.shape[0] + 1, adapters.max_total_rank + 3), torch.nan, device=x.device
-    )
+    shrunk = torch.full((splits, x.shape[0] + 1, adapters.max_total_rank + 3), torch.nan, device=x.device)
     lora_shrink(x, shrunk, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
     lora_expand(shrunk, y, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
     return shrunk
@@ -82,13 +80,17 @@ def check(
 
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("num_rows", [1, 21])
-def test_decode_rows_of_mixed_ranks_match_the_reference(mix: str, num_rows: int, device: torch.device) -> None:
+def test_decode_rows_of_mixed_ranks_match_the_reference(
+    mix: str, num_rows: int, device: torch.device
+) -> None:
     check(QKV, MIXED_RANKS, mix, num_rows, DECODE_TILE_ROWS, torch.bfloat16, device)
 
 
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, 128])
 @pytest.mark.parametrize("projection", [GATE_UP, DOWN], ids=["gate_up", "down"])
-def test_every_rank_matches_the_reference(rank: int, projection: ProjectionShape, device: torch.device) -> None:
+def test_every_rank_matches_the_reference(
+    rank: int, projection: ProjectionShape, device: torch.device
+) -> None:
     ranks = [(rank,) * len(projection.widths)] * 2
     check(projection, ranks, "distinct", 5, DECODE_TILE_ROWS, torch.bfloat16, device)
 
@@ -162,9 +164,7 @@ LLAMA_8B = {
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", list(LLAMA_8B))
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize(
-    ("num_rows", "tile_rows"), [(1, 16), (32, 16), (128, 16), (777, 64), (2048, 64)]
-)
+@pytest.mark.parametrize(("num_rows", "tile_rows"), [(1, 16), (32, 16), (128, 16), (777, 64), (2048, 64)])
 def test_real_shapes_match_the_reference(
     name: str, mix: str, num_rows: int, tile_rows: int, device: torch.device
 ) -> None:
