@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loraplex_server.kernels.lora import LoraBatch, LoraSegment, SegmentedLora
-from loraplex_server.kernels.paged_attention import AttentionShape, DecodeRows, PrefillChunk, paged_attention
+from loraplex_server.kernels.lora import LoraSegment, SegmentedLora
+from loraplex_server.kernels.paged_attention import AttentionShape, paged_attention
+
+if TYPE_CHECKING:
+    from loraplex_server.model.batch import DecodeRows, LoraBatch, PrefillChunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -199,7 +200,7 @@ def has_exact_int8_product() -> bool:
 
 
 @functools.cache
-def _is_exact(product: type[TileProduct] | type[_PackedProduct] | type[_RowMajorProduct]) -> bool:
+def _is_exact(product: Callable[[Tensor, Tensor], _Product]) -> bool:
     """Whether the product exists here and is right where it is hardest: pairs of products that pass 16 bits.
 
     Before VNNI, x86 added two 8-bit products in 16 bits that saturate, and libraries that use those instructions give
@@ -213,6 +214,6 @@ def _is_exact(product: type[TileProduct] | type[_PackedProduct] | type[_RowMajor
         is_right = torch.equal(packed(a, None), (a.int() @ weight.int().t()).float())
         is_reversible = torch.equal(packed.weight(), weight)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
-        log.info("%s is not available: %s", product.__name__, error)
+        log.info("%s is not available: %s", product, error)
         return False
     return is_right and is_reversible

@@ -12,7 +12,8 @@ from loraplex_server.kernels.cpu import launch
 from loraplex_server.kernels.cpu.ops import CpuOps
 from loraplex_server.kernels.layer_ops import HeadNorms, Rotation, TorchOps, layer_ops
 from loraplex_server.kernels.lora import LoraLayers, LoraPart, LoraProjection, LoraSegment, SegmentedLora
-from loraplex_server.kernels.paged_attention import AttentionShape, DecodeRows, PrefillChunk
+from loraplex_server.kernels.paged_attention import AttentionShape
+from loraplex_server.model.batch import DecodeRows, PrefillChunk
 
 EPS = 1e-5
 ROWS = [1, 2, 7, 64]

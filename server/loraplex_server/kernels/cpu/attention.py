@@ -40,7 +40,7 @@ def _load(address: int, element: int, is_bf16: bool) -> Value:
 
 
 @inlined
-def _load_one(address: int, element: int, is_bf16: bool) -> float:
+def _load_one(address: int, element: int, is_bf16: bool) -> Value:
     if is_bf16:
         return float_of_bf16(bf16s(address + element * 2, 1)[0])
     return floats(address + element * FLOAT_BYTES, 1)[0]

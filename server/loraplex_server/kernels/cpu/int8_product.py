@@ -168,7 +168,7 @@ def _int8_product(
             if num_rows > TILE_ROWS:
                 _clear2()
                 _clear3()
-                for step in range(steps):
+                for _step in range(steps):
                     _load6(b, TILE_BYTES)
                     _load7(b + _TILE, TILE_BYTES)
                     _load4(a, stride)
@@ -182,7 +182,7 @@ def _int8_product(
                 _store2(sums + 2 * _TILE, TILE_BYTES)
                 _store3(sums + 3 * _TILE, TILE_BYTES)
             else:
-                for step in range(steps):
+                for _step in range(steps):
                     for line in range(0, 2 * _TILE, 64):
                         prefetch(b + _AHEAD + line)
                     _load6(b, TILE_BYTES)

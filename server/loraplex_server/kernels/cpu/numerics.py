@@ -6,9 +6,8 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from loraplex_server.kernels.cpu.runtime import Value, exact, inlined
+from loraplex_server.kernels.cpu.runtime import Value, exact, inlined, intrinsic
 
 FLOAT_BYTES = 4
 _I32 = ir.IntType(32)
@@ -153,12 +152,12 @@ def prefetch(typing_context: Value, address: Value) -> Value:
 
 
 @inlined
-def magnitude_of_bits(bits: int) -> float:
+def magnitude_of_bits(bits: Value) -> Value:
     return _float_of_bits(bits)
 
 
 @exact
-def exp(x: float) -> float:
+def exp(x: Value) -> Value:
     """e^x for -87 <= x <= 88; what lies outside counts as the nearer bound."""
     x = min(max(x, _LOWEST), _HIGHEST)
     n = np.rint(x * _LOG2_E)

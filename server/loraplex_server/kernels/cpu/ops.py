@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from loraplex_server.kernels.cpu import attention, rows
+from loraplex_server.kernels.cpu.launch import address_of, spread, team_size
 from loraplex_server.kernels.cpu.lora import lora
 from loraplex_server.kernels.cpu.lora_batch import CpuLoraBatch
-from loraplex_server.kernels.cpu.launch import address_of, spread, team_size
 from loraplex_server.kernels.cpu.runtime import prepare
 from loraplex_server.kernels.layer_ops import HeadNorms, Rotation
-from loraplex_server.kernels.lora import LoraBatch, LoraSegment
-from loraplex_server.kernels.paged_attention import (
-    AttentionShape,
-    DecodeRows,
-    PrefillChunk,
-    prefill_attention,
-)
+from loraplex_server.kernels.lora import LoraSegment
+from loraplex_server.kernels.paged_attention import AttentionShape, prefill_attention
+
+if TYPE_CHECKING:
+    from loraplex_server.model.batch import DecodeRows, LoraBatch, PrefillChunk
 
 
 class CpuOps:

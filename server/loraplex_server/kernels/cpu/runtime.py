@@ -20,12 +20,14 @@ import llvmlite.binding as llvm
 import numba
 import torch
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 Value: TypeAlias = Any  # of a type that Numba infers
+
+intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
+"""Marks what returns (signature, generator of LLVM code) as callable from kernels."""
 
 # Sums may be reordered and fused, which vectorizing needs; division stays division, infinity stays infinity.
 _FAST_MATH = {"nnan", "nsz", "contract", "reassoc"}
