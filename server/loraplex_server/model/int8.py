@@ -9,17 +9,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from loraplex_server.kernels.layer_ops import TorchOps, layer_ops
-
-if TYPE_CHECKING:
-    from loraplex_server.kernels.cpu.tile_product import TileProduct
 
 log = logging.getLogger(__name__)
 
@@ -177,14 +173,15 @@ def _product_for(weight: Tensor, scale: Tensor, *, is_table: bool) -> _Product:
         return _RowMajorProduct(weight, scale)
     tiles = _tile_product()
     if tiles is not None and _is_exact(tiles):
-        return tiles(weight, scale)
+        tiled: _Product = tiles(weight, scale)
+        return tiled
     if not is_table and _is_exact(_PackedProduct):
         return _PackedProduct(weight, scale)
     return _RowMajorProduct(weight, scale) if _is_exact(_RowMajorProduct) else _FloatProduct(weight, scale)
 
 
 @functools.cache
-def _tile_product() -> type[TileProduct] | None:
+def _tile_product() -> type[Any] | None:
     """The product in AMX tiles, where Numba is installed and the CPU has them."""
     if importlib.util.find_spec("numba") is None:
         return None
@@ -200,7 +197,7 @@ def has_exact_int8_product() -> bool:
 
 
 @functools.cache
-def _is_exact(product: Callable[[Tensor, Tensor], _Product]) -> bool:
+def _is_exact(product: type[Any]) -> bool:
     """Whether the product exists here and is right where it is hardest: pairs of products that pass 16 bits.
 
     Before VNNI, x86 added two 8-bit products in 16 bits that saturate, and libraries that use those instructions give
@@ -210,10 +207,10 @@ def _is_exact(product: Callable[[Tensor, Tensor], _Product]) -> bool:
     weight[1::2].neg_()
     a = torch.tensor([127.0, 127.0, -127.0, 127.0]).repeat(3, 16)  # of scale 1
     try:
-        packed = product(weight, torch.ones(weight.shape[0]))
+        packed: _Product = product(weight, torch.ones(weight.shape[0]))
         is_right = torch.equal(packed(a, None), (a.int() @ weight.int().t()).float())
         is_reversible = torch.equal(packed.weight(), weight)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
-        log.info("%s is not available: %s", product, error)
+        log.info("%s is not available: %s", product.__name__, error)
         return False
     return is_right and is_reversible

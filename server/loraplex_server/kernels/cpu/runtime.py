@@ -9,8 +9,10 @@ and a launch costs a microsecond. The launchers in `ops` check what lies at thos
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import inspect
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,8 @@ import torch
 from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
+
+log = logging.getLogger(__name__)
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 Value: TypeAlias = Any  # of a type that Numba infers
@@ -47,6 +51,19 @@ def _version() -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
+def _use_disk_cache() -> bool:
+    """Point Numba at our folder; False where nothing can be written, and every start compiles."""
+    folder = default_kernel_cache_dir() / _version()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("compiled kernels cannot be kept: %s", error)
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    return os.access(folder, os.W_OK)
+
+
 def inlined(function: Kernel) -> Kernel:
     """Compile a piece of kernels that is always inlined."""
     compiled: Kernel = numba.njit(forceinline=True, fastmath=_FAST_MATH, error_model="numpy")(function)
@@ -67,8 +84,7 @@ def body(function: Kernel) -> Kernel:
 
 def kernel(function: Kernel) -> Kernel:
     """Compile what Python launches, and keep it on disk for the next start."""
-    numba.config.CACHE_DIR = str(default_kernel_cache_dir() / _version())
-    compiled: Kernel = numba.njit(cache=True, error_model="numpy")(function)
+    compiled: Kernel = numba.njit(cache=_use_disk_cache(), error_model="numpy")(function)
     return compiled
 
 
