@@ -40,7 +40,7 @@ DOMAIN = "loraplex"
 _RETRY_AFTER_RESTART_S = 1.0
 # A status travels in the response's trailers, of which clients accept 8 KiB in all. Message and violations both hold
 # the text of an InvalidRequestError, and the message goes twice.
-_MAX_MESSAGE_BYTES = 1600
+_MAX_MESSAGE_BYTES = 1000
 _MAX_MESSAGE_BESIDE_VIOLATIONS_BYTES = 400
 _MAX_FIELD_BYTES, _MAX_DESCRIPTION_BYTES, _MAX_VIOLATIONS_BYTES = 100, 500, 4000
 
