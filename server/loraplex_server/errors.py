@@ -13,6 +13,7 @@ LoraplexError
 │   ├── EngineRestartedError   the engine died while the request ran
 │   └── SequenceFailedError    the engine gave up on this one sequence
 ├── PortInUseError             the address is taken
+├── DataDirInUseError          another server holds the data folder
 └── BaseModelError
     ├── UnsupportedArchitectureError
     └── BaseModelInvalidError
@@ -97,6 +98,12 @@ class PortInUseError(LoraplexError):
     """The server cannot listen where it was told to."""
 
     reason = "PORT_IN_USE"
+
+
+class DataDirInUseError(LoraplexError):
+    """Two servers cannot share a data folder."""
+
+    reason = "DATA_DIR_IN_USE"
 
 
 class BaseModelError(LoraplexError):

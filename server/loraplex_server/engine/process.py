@@ -51,8 +51,11 @@ def run_engine(config: EngineConfig, command_address: str, message_address: str)
     try:
         engine = Engine(config)
     except (LoraplexError, ValueError, OSError, RuntimeError) as error:
-        log.exception("engine could not start")
-        reason = error.reason if isinstance(error, LoraplexError) else "ENGINE_START_FAILED"
+        reason = "ENGINE_START_FAILED"
+        if isinstance(error, LoraplexError):
+            reason = error.reason  # its message says it all
+        else:
+            log.exception("engine could not start")
         send(EngineFailed(message=str(error), reason=reason))
         context.destroy(linger=1000)
         raise SystemExit(1) from None
