@@ -22,6 +22,7 @@ from loraplex_adapters.errors import (
     AdapterUnavailableError,
     InvalidRequestError,
     LoraplexError,
+    StorageError,
 )
 from loraplex_server.errors import (
     BaseModelError,
@@ -59,6 +60,7 @@ STATUS_OF: dict[type[LoraplexError], grpc.StatusCode] = {
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineUnavailableError: grpc.StatusCode.UNAVAILABLE,
     EngineRestartedError: grpc.StatusCode.UNAVAILABLE,
+    StorageError: grpc.StatusCode.UNAVAILABLE,
     BaseModelError: grpc.StatusCode.UNAVAILABLE,
     SequenceFailedError: grpc.StatusCode.INTERNAL,
 }
