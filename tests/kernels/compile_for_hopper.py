@@ -42,6 +42,7 @@ HEADS, KV_HEADS, HEAD_DIM = 4, 2, 128
 POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.int8: "*i8",
     torch.int32: "*i32",
     torch.int64: "*i64",

@@ -129,15 +129,19 @@ def _truncate(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor, Te
 
 
 def _most_likely(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Masses and ids, best first: top_k of them, or at least as many as top_p keeps."""
+    """Masses and ids, best first and of equals the lowest id: top_k, or at least as many as top_p keeps."""
     vocab_size = probabilities.numel()
     if params.top_k > 0:
-        return probabilities.topk(min(params.top_k, vocab_size))
-    # Tokens below (1 - top_p) / vocab have less than 1 - top_p together, so top_p keeps none of them;
-    # sorting only the others is much cheaper. The factor is for rounding in float32.
-    ids = torch.nonzero(probabilities >= 0.99 * (1.0 - params.top_p) / vocab_size).squeeze(1)
+        # Which of the equals at the end are among the k, topk leaves open.
+        least = probabilities.topk(min(params.top_k, vocab_size)).values[-1]
+    else:
+        # Tokens below (1 - top_p) / vocab have less than 1 - top_p together, so top_p keeps none of them;
+        # sorting only the others is much cheaper. The factor is for rounding in float32.
+        least = torch.tensor(0.99 * (1.0 - params.top_p) / vocab_size)
+    ids = torch.nonzero(probabilities >= least).squeeze(1)
     kept, order = probabilities[ids].sort(descending=True, stable=True)
-    return kept, ids[order]
+    count = params.top_k or kept.numel()
+    return kept[:count], ids[order[:count]]
 
 
 def exponentials(seed: int, index: int, ids: Tensor) -> Tensor:
