@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,9 @@ class AdapterDirectory:
     @property
     def num_adapters(self) -> int:
         return len(self._by_name)
+
+    def is_registered(self, name: str) -> bool:
+        return name in self._by_name
 
     def get(self, name: str) -> RegisteredAdapter:
         """Raises AdapterNotFoundError."""
@@ -148,9 +151,11 @@ class AdapterDirectory:
 
     def _confined(self, path: str) -> Path:
         folder = Path(path)
-        if folder.is_absolute():
+        # What no file can be called, a loop of links (RuntimeError up to Python 3.12) or a folder that may not be read.
+        with suppress(OSError, RuntimeError, ValueError):
             resolved = folder.resolve()
-            if any(resolved.is_relative_to(root) for root in self._roots) and resolved.is_dir():
+            is_confined = any(resolved.is_relative_to(root) for root in self._roots)
+            if folder.is_absolute() and is_confined and resolved.is_dir():
                 return resolved
         raise InvalidRequestError(
             [

@@ -11,8 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from loraplex.v1 import (
@@ -24,7 +23,6 @@ from loraplex.v1 import (
     ops_pb2_grpc,
 )
 from loraplex_adapters.base_spec import BaseSpec
-from loraplex_adapters.errors import LoraplexError
 from loraplex_adapters.package import PackageLimits
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.store import PackageStore
@@ -34,11 +32,12 @@ from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.base.resolve import resolve_base
 from loraplex_server.config import ServerConfig
 from loraplex_server.engine.messages import EngineReady
-from loraplex_server.engine_client import EngineClient, EngineState
+from loraplex_server.engine_client import EngineClient, EngineState, OnProgress
 from loraplex_server.errors import PortInUseError
 from loraplex_server.generation import GenerationLimits, GenerationService
 from loraplex_server.metrics import Metrics
 from loraplex_server.rpc.adapters import AdapterServicer
+from loraplex_server.rpc.health import HealthServicer
 from loraplex_server.rpc.inference import InferenceServicer
 from loraplex_server.rpc.interceptors import ErrorInterceptor
 from loraplex_server.rpc.ops import OpsServicer
@@ -65,6 +64,7 @@ _SERVICES = tuple(
     )
 )
 _WITHDRAWAL_S = 0.2  # between NOT_SERVING and refusing, so that load balancers turn away first
+_GOODBYE_S = 0.5  # for statuses of the last requests to reach their clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +78,31 @@ class ServerAddress:
 OnReady = Callable[[ServerAddress], None]
 
 
-def run_server(config: ServerConfig, on_ready: OnReady | None = None) -> int:
-    """Serve until SIGTERM, SIGINT or Drain. Returns the exit code: 0 after a drain, 1 if it could not start."""
-    try:
-        asyncio.run(Server(config).serve(on_ready))
-    except LoraplexError as error:
-        log.error("the server could not start: %s", error, extra={"reason": error.reason})
-        return 1
-    return 0
+def run_server(
+    config: ServerConfig, on_ready: OnReady | None = None, on_progress: OnProgress | None = None
+) -> None:
+    """Serve until SIGTERM, SIGINT or Drain.
+
+    on_progress  called with (stage, done, total) while an engine starts, the first or a later one.
+
+    Raises LoraplexError if the server cannot start.
+    """
+    asyncio.run(Server(config, on_progress).serve(on_ready))
 
 
 class Server:
     """One server: gRPC front end, engine process, metrics port."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, on_progress: OnProgress | None = None) -> None:
         self._config = config
+        self._on_progress = on_progress
         self._version = importlib.metadata.version("loraplex")
         self._metrics = Metrics()
         self._serving = Serving()
-        self._health = HealthServicer()
+        self._health = HealthServicer(("", *_SERVICES))
         self._stop_requested = asyncio.Event()
         self._grace_s = config.drain_grace_s
+        self._grace: asyncio.Timeout | None = None  # while it runs
         self._is_draining = False
         self._engine: EngineClient | None = None
 
@@ -106,29 +110,26 @@ class Server:
         """Start, tell `on_ready`, run until told to stop, drain, stop. Raises LoraplexError if it cannot start."""
         self._install_signal_handlers()
         config = self._config
-        metrics_port = None
-        if config.metrics_port is not None:
-            metrics_port = self._metrics.serve(config.metrics_port, config.host)
+        metrics_port = self._serve_metrics()
         base_path = await asyncio.to_thread(resolve_base, config.base)
         engine = self._engine = EngineClient(
-            config.engine_config(base_path), self._engine_changed, self._metrics.engine_step
+            config.engine_config(base_path),
+            self._engine_changed,
+            self._metrics.engine_step,
+            self._on_progress,
         )
         server, port = self._build_grpc_server(engine)
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         log.info("listening", extra={"host": config.host, "port": port, "metrics_port": metrics_port})
+        directory = None
         try:
             spec = await asyncio.to_thread(base_spec, base_path)
             directory = await asyncio.to_thread(self._open_directory, spec)
             tokenizer = await asyncio.to_thread(BaseTokenizer, base_path)
             ready = await self._until_stopped(engine.start())
             if ready is not None:
-                directory.on_retired = engine.forget_adapter
-                directory.on_name_deleted = self._metrics.adapter_deleted
-                generation = GenerationService(engine, tokenizer, directory, self._limits(ready))
-                base_id = config.base or DEFAULT_BASE_ID
-                self._serving.begin(ServingParts(generation, tokenizer, directory, ready, base_id))
-                await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+                generation = self._begin_serving(engine, tokenizer, directory, ready)
+                self._health.set_serving(engine.state is EngineState.READY)
                 log.info(
                     "serving", extra={"load_seconds": ready.load_seconds, "quantization": ready.quantization}
                 )
@@ -136,17 +137,32 @@ class Server:
                     on_ready(ServerAddress(port, metrics_port))
                 await self._stop_requested.wait()
                 await self._drain(generation)
-            await directory.close()
         finally:
-            await server.stop(grace=0.5)
-            await engine.stop()
+            await engine.stop()  # first, so that what the grace left running is told why it ends
+            await server.stop(_GOODBYE_S)
+            if directory is not None:
+                await directory.close()
         log.info("stopped")
 
     def request_stop(self, grace_s: float | None = None) -> None:
-        """Begin draining; running requests get `grace_s` seconds, or the configured number."""
+        """Begin draining; running requests get `grace_s` seconds from now, or the configured number."""
         if grace_s is not None:
             self._grace_s = grace_s
+            if self._grace is not None:
+                self._grace.reschedule(asyncio.get_running_loop().time() + grace_s)
         self._stop_requested.set()
+
+    def _begin_serving(
+        self, engine: EngineClient, tokenizer: BaseTokenizer, directory: AdapterDirectory, ready: EngineReady
+    ) -> GenerationService:
+        """Join the parts and open the services for requests."""
+        directory.on_retired = engine.forget_adapter
+        directory.on_name_deleted = self._metrics.adapter_deleted
+        self._metrics.watch_adapters(lambda: directory.num_adapters, directory.is_registered)
+        generation = GenerationService(engine, tokenizer, directory, self._limits(ready))
+        base_id = self._config.base or DEFAULT_BASE_ID
+        self._serving.begin(ServingParts(generation, tokenizer, directory, ready, base_id))
+        return generation
 
     def _install_signal_handlers(self) -> None:
         loop = asyncio.get_running_loop()
@@ -179,6 +195,19 @@ class Server:
             config.data_dir / "uploads",
         )
 
+    def _serve_metrics(self) -> int | None:
+        """The port; None where metrics are switched off."""
+        config = self._config
+        if config.metrics_port is None:
+            return None
+        try:
+            return self._metrics.serve(config.metrics_port, config.host)
+        except OSError:
+            raise PortInUseError(
+                f"cannot listen on {config.host}:{config.metrics_port} for metrics; choose another metrics_port "
+                "(0 takes any free one, null switches metrics off)"
+            ) from None
+
     def _build_grpc_server(self, engine: EngineClient) -> tuple[grpc.aio.Server, int]:
         config = self._config
         server = grpc.aio.server(interceptors=[ErrorInterceptor(self._metrics)], options=_CHANNEL_OPTIONS)
@@ -189,7 +218,8 @@ class Server:
             server,
         )
         adapter_pb2_grpc.add_AdapterServiceServicer_to_server(
-            AdapterServicer(self._serving, engine, config.max_adapter_bytes), server
+            AdapterServicer(self._serving, engine, config.max_adapter_bytes, config.upload_idle_timeout_s),
+            server,
         )
         ops_pb2_grpc.add_OpsServiceServicer_to_server(
             OpsServicer(self._serving, engine, config, self._version, self.request_stop), server
@@ -224,28 +254,21 @@ class Server:
             self._metrics.engine_ready(self._engine.ready, self._version)
         if self._is_draining or not self._serving.has_begun:
             return
-        serving = state is EngineState.READY
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        task = asyncio.get_running_loop().create_task(self._set_health(status))
-        task.add_done_callback(lambda done: done.exception())
-
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        for service in ("", *_SERVICES):
-            await self._health.set(service, status)
+        self._health.set_serving(state is EngineState.READY)
 
     async def _drain(self, generation: GenerationService) -> None:
         """Turn new requests away, let running ones finish within the grace."""
         self._is_draining = True
         log.info("draining", extra={"in_flight": generation.num_in_flight, "grace_seconds": self._grace_s})
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.set_serving(False)
         await asyncio.sleep(_WITHDRAWAL_S)
         generation.start_draining()
         try:
-            async with asyncio.timeout(self._grace_s):
+            async with asyncio.timeout(self._grace_s) as self._grace:
                 await generation.wait_until_idle()
         except TimeoutError:
             log.warning(
                 "requests cut off by the end of the grace", extra={"in_flight": generation.num_in_flight}
             )
+        finally:
+            self._grace = None

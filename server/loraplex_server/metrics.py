@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 
 from loraplex_server.engine.messages import EngineReady, EngineStats
+from loraplex_server.histogram import LoopHistogram
 
 MAX_ADAPTER_LABELS = 200
 """Adapters that get a label of their own; the rest share "other", so that the series stay bounded."""
@@ -63,6 +66,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self._labels: set[str] = set()
+        self._is_registered: Callable[[str], bool] = lambda adapter: False
         self._time_to_first_token = _histogram(
             registry, "time_to_first_token_seconds", "Admission until the first token.", _LATENCY_S
         )
@@ -188,8 +192,10 @@ class Metrics:
     def rpc_ended(self, method: str, code: str, seconds: float) -> None:
         self._rpc.labels(method, code).observe(seconds)
 
-    def adapters_registered(self, count: int) -> None:
-        self._adapters.set(count)
+    def watch_adapters(self, count: Callable[[], int], is_registered: Callable[[str], bool]) -> None:
+        """`count` is called from the scrape's thread, `is_registered` before an adapter gets a label of its own."""
+        self._adapters.set_function(count)
+        self._is_registered = is_registered
 
     def adapter_deleted(self, adapter: str) -> None:
         """Drop the adapter's series."""
@@ -200,18 +206,20 @@ class Metrics:
             self._requests.remove_by_labels({"adapter": adapter})
 
     def _adapter_label(self, adapter: str) -> str:
-        """Only registered names come here, so a caller cannot invent labels."""
+        """A caller cannot invent labels, nor can a request that outlives its adapter bring the label back."""
         if not adapter:
             return _BASE
         if adapter not in self._labels:
-            if len(self._labels) >= MAX_ADAPTER_LABELS:
+            if len(self._labels) >= MAX_ADAPTER_LABELS or not self._is_registered(adapter):
                 return _OTHER
             self._labels.add(adapter)
         return adapter
 
 
-def _histogram(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-    return Histogram(f"loraplex_{name}", text, buckets=buckets, registry=registry)
+def _histogram(
+    registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]
+) -> LoopHistogram:
+    return LoopHistogram(registry, f"loraplex_{name}", text, buckets)
 
 
 def _gauge(registry: CollectorRegistry, name: str, text: str) -> Gauge:

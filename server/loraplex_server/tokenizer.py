@@ -46,28 +46,33 @@ class BaseTokenizer:
                 "the base's folder has no tokenizer.json; save its fast tokenizer there"
             )
         self.backend: Tokenizer = Tokenizer.from_file(str(path))
+        # The file may hold what its trainer cut and filled up rows to.
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        size: int = self.backend.get_vocab_size(with_added_tokens=True)
+        # A tokenizer may have more tokens than its model has embeddings, and the other way round.
+        self.vocab_size: int = min(size, _read_json(folder / "config.json").get("vocab_size", size))
+        """Ids are below this."""
         settings = _read_json(folder / "tokenizer_config.json")
         self._special_tokens = {name: _token_text(settings.get(name)) for name in _SPECIAL_TOKENS}
         source = read_chat_template(folder)
         self._template = _environment().from_string(source) if source is not None else None
 
-    @property
-    def vocab_size(self) -> int:
-        """Ids are below this."""
-        size: int = self.backend.get_vocab_size(with_added_tokens=True)
-        return size
-
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises InvalidRequestError for what the template refuses."""
         if isinstance(prompt, str):
-            ids: list[int] = self.backend.encode(prompt, add_special_tokens=True).ids
-            return ids
+            return self._ids(prompt, add_special_tokens=True)
         if prompt and isinstance(prompt[0], ChatMessage):
             # The template writes its special tokens itself.
             rendered = self.render([message for message in prompt if isinstance(message, ChatMessage)])
-            ids = self.backend.encode(rendered, add_special_tokens=False).ids
-            return ids
+            return self._ids(rendered, add_special_tokens=False)
         return [token_id for token_id in prompt if isinstance(token_id, int)]
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # Unlike `encode`, the batch call releases the interpreter's lock: a long prompt stops nobody else.
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
+        return ids
 
     def render(self, messages: list[ChatMessage]) -> str:
         """The conversation as the model was trained to see it, ready for the assistant's turn."""

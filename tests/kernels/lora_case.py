@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraplex_server.kernels.lora_shrink import MAX_RANK_GROUPS, ShrinkScratch
 from loraplex_server.kernels.lora_tables import (
-    NO_SLOT,
     RECORD_FIELDS,
     LoraTables,
     ProjectionShape,
@@ -98,4 +98,8 @@ def random_adapters(
     return Adapters(LoraTables(arena, records.to(device)), projection, 1, max(1, *(sum(r) for r in ranks)))
 
 
-__all__ = ["MIXES", "NO_SLOT", "Adapters", "random_adapters", "runs_of", "slots_of_rows", "tile_table"]
+def poisoned_scratch(num_parts: int, num_tiles: int, device: torch.device) -> ShrinkScratch:
+    """Scratch just large enough, NaN wherever nothing is written."""
+    scratch = ShrinkScratch.allocate(num_parts, num_tiles * MAX_RANK_GROUPS, device)
+    scratch.parts.fill_(torch.nan)
+    return scratch

@@ -15,7 +15,7 @@ from loraplex_server.kernels.norm import rms_norm, rms_norm_reference
 from loraplex_server.kernels.quantize import QuantizedRows, quantize_rows, quantize_rows_reference
 from loraplex_server.kernels.rope import HeadNorms, rope_and_write, rope_and_write_reference
 from loraplex_server.kernels.swiglu import swiglu, swiglu_reference
-from tests.kernels.lora_case import random_adapters, slots_of_rows, tile_table
+from tests.kernels.lora_case import poisoned_scratch, random_adapters, slots_of_rows, tile_table
 
 EPS = 1e-5
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -45,7 +45,7 @@ def assert_quantizes(quantized: QuantizedRows, rows: Tensor) -> None:
     assert torch.allclose(quantized.scales, scales, rtol=1e-6)
     difference = (quantized.values.int() - values.int()).abs()
     assert int(difference.max()) <= 1
-    assert float(difference.float().mean()) < 1e-3
+    assert int(difference.sum()) <= 1 + rows.numel() // 500
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -126,7 +126,9 @@ def test_rotation_and_pages_match_the_reference(
     slots[3] = -1
     norms = None
     if has_norms:
-        norms = HeadNorms(*(random(head_dim, dtype=dtype, device=device) for _ in range(2)), EPS)
+        norms = HeadNorms(
+            random(head_dim, dtype=dtype, device=device), random(head_dim, dtype=dtype, device=device), EPS
+        )
     cache = poisoned(8, 4, 2 * num_kv_heads * head_dim, dtype=dtype, device=device)
     expected, expected_cache = qkv.clone(), cache.clone()
     arguments = (cos, sin, positions, slots)
@@ -139,7 +141,7 @@ def test_rotation_and_pages_match_the_reference(
     assert relative_error(cache.nan_to_num(), expected_cache.nan_to_num()) < TOLERANCE[dtype]
 
 
-RANKS = [(8, 8, 8), (40, 0, 16), (1, 3, 7)]
+RANKS: list[tuple[int, ...]] = [(8, 8, 8), (40, 0, 16), (1, 3, 7)]
 
 
 @pytest.mark.parametrize("mix", ["uniform", "skewed"])
@@ -207,8 +209,9 @@ def epilogue_and_sum(
     y = random(rows, sum(shape.widths), dtype=torch.bfloat16, device=device)
     tiles = tile_table(slots_of_rows(mix, rows, len(ranks), generator), tile_rows, device)
     splits = num_splits(shape.in_features, tile_rows)
-    shrunk = poisoned(splits, rows, adapters.max_total_rank, dtype=torch.float32, device=device)
-    lora_shrink(x, shrunk, adapters.tables, tiles, adapters.layer, shape, tile_rows)
+    shrunk = poisoned(rows, adapters.max_total_rank, dtype=torch.bfloat16, device=device)
+    scratch = poisoned_scratch(splits * shrunk.numel(), tiles.shape[0], device)
+    lora_shrink(x, shrunk, scratch, adapters.tables, tiles, adapters.layer, shape, tile_rows)
     added = y.clone()
     lora_expand(shrunk, added, adapters.tables, tiles, adapters.layer, shape, tile_rows)
     return LoraEpilogue(shrunk, adapters.tables, tiles, adapters.layer, shape, tile_rows), y, added

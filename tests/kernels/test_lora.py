@@ -15,12 +15,19 @@ from loraplex_server.kernels.lora_tables import (
     plan_row_tiles,
     projection_record,
 )
-from tests.kernels.lora_case import MIXES, Adapters, random_adapters, slots_of_rows, tile_table
+from tests.kernels.lora_case import (
+    MIXES,
+    Adapters,
+    poisoned_scratch,
+    random_adapters,
+    slots_of_rows,
+    tile_table,
+)
 
 QKV = ProjectionShape(0, 328, (160, 40, 40))
 GATE_UP = ProjectionShape(2, 72, (296, 296))
 DOWN = ProjectionShape(3, 528, (72,))
-MIXED_RANKS = [(8, 8, 8), (64, 0, 16), (1, 3, 7), (0, 0, 40), (128, 16, 1)]
+MIXED_RANKS: list[tuple[int, ...]] = [(8, 8, 8), (64, 0, 16), (1, 3, 7), (0, 0, 40), (128, 16, 1)]
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 
 
@@ -32,8 +39,11 @@ def run(adapters: Adapters, x: Tensor, y: Tensor, slots: list[int], tile_rows: i
     """Shrink and expand into y, through scratch that is NaN wherever nothing is written."""
     tiles = tile_table(slots, tile_rows, x.device)
     splits = num_splits(adapters.projection.in_features, tile_rows)
-    shrunk = torch.full((splits, x.shape[0] + 1, adapters.max_total_rank + 3), torch.nan, device=x.device)
-    lora_shrink(x, shrunk, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
+    rank_stride = adapters.max_total_rank + 3
+    shrunk = torch.full((x.shape[0] + 1, rank_stride), torch.nan, dtype=x.dtype, device=x.device)
+    scratch = poisoned_scratch(splits * x.shape[0] * rank_stride, tiles.shape[0], x.device)
+    lora_shrink(x, shrunk, scratch, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
+    assert not scratch.counters.any()
     lora_expand(shrunk, y, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
     return shrunk
 
@@ -91,7 +101,7 @@ def test_decode_rows_of_mixed_ranks_match_the_reference(
 def test_every_rank_matches_the_reference(
     rank: int, projection: ProjectionShape, device: torch.device
 ) -> None:
-    ranks = [(rank,) * len(projection.widths)] * 2
+    ranks: list[tuple[int, ...]] = [(rank,) * len(projection.widths)] * 2
     check(projection, ranks, "distinct", 5, DECODE_TILE_ROWS, torch.bfloat16, device)
 
 
@@ -122,7 +132,7 @@ def test_a_row_is_the_same_alone_and_in_a_mixed_batch(tile_rows: int, device: to
     assert torch.equal(y, alone)
 
 
-def test_partial_sums_are_written_for_true_ranks_only(device: torch.device) -> None:
+def test_shrunk_rows_are_written_for_true_ranks_only(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(3)
     adapters = random_adapters(QKV, [(0, 0, 5), (2, 0, 0)], torch.bfloat16, device, generator)
     x = torch.randn(3, QKV.in_features, generator=generator).bfloat16().to(device)
@@ -130,7 +140,7 @@ def test_partial_sums_are_written_for_true_ranks_only(device: torch.device) -> N
 
     shrunk = run(adapters, x, y, [-1, 0, 1], DECODE_TILE_ROWS)
 
-    assert shrunk[0].isfinite().sum(dim=1).tolist() == [0, 5, 2, 0]
+    assert shrunk.isfinite().sum(dim=1).tolist() == [0, 5, 2, 0]
 
 
 def test_row_tiles_never_span_two_adapters() -> None:

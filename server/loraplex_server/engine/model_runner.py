@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from loraplex_server.engine.adapter_residency import AdapterResidency
+from loraplex_server.engine.adapter_arena import AdapterArena
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.scheduler import SampledToken
@@ -17,23 +20,46 @@ from loraplex_server.model.batch import DecodeRows, ForwardBatch, LoraBatch, Pre
 from loraplex_server.model.decoder import Decoder
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A step that was over when it was launched: on a CPU nothing runs ahead."""
+
+    sampled: list[SampledToken]
+    device_seconds: float
+    idle_seconds: None = None
+
+    def tokens(self) -> list[SampledToken]:
+        return self.sampled
+
+
 class ModelRunner:
     """ScheduledBatch -> sampled tokens. Owns the KV tensors; takes no locks."""
+
+    overlaps = False
 
     def __init__(
         self,
         decoder: Decoder,
         kv_cache: list[Tensor],
-        residency: AdapterResidency,
+        arena: AdapterArena,
         sampler: Sampler,
         device: torch.device,
     ) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._block_size = kv_cache[0].shape[1]
-        self._residency = residency
+        self._arena = arena
         self._sampler = sampler
         self._device = device
+
+    def warm_up(self, on_progress: Callable[[int, int], None]) -> None:
+        """Nothing is compiled on a CPU."""
+
+    def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> FinishedStep:
+        """Run a step."""
+        started = time.monotonic()
+        sampled = self.run(batch)
+        return FinishedStep(sampled, time.monotonic() - started)
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
@@ -107,7 +133,7 @@ class ModelRunner:
             for slot, run in itertools.groupby(rows, key=lambda row: row.sequence.adapter_slot):
                 row_stop = row_start + sum(row.num_tokens for row in run)
                 if slot != BASE_SLOT:
-                    segments.append(LoraSegment(row_start, row_stop, self._residency.layers_of_slot(slot)))
+                    segments.append(LoraSegment(row_start, row_stop, self._arena.layers_of_slot(slot)))
                 row_start = row_stop
         return self._decoder.ops.lora_batch(segments, len(batch.decodes)) if segments else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable
 
 import msgspec
@@ -18,6 +19,7 @@ from loraplex_server.engine.messages import (
     Command,
     EngineFailed,
     EngineMessage,
+    EngineProgress,
     ForgetAdapter,
     Shutdown,
     StepOutputs,
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 MessageSender = Callable[[EngineMessage], None]
 
 _ADAPTER_POLL_MS = 2  # how often an idle engine looks whether an adapter has arrived
-_IDLE_POLL_MS = 1000  # how often it looks whether its parent still lives
+_IDLE_POLL_MS = 1000  # how often it looks whether the front end still lives
 
 
 def run_engine(config: EngineConfig, command_address: str, message_address: str) -> None:
@@ -47,10 +49,14 @@ def run_engine(config: EngineConfig, command_address: str, message_address: str)
     def send(message: EngineMessage) -> None:
         messages.send(encoder.encode(message))
 
+    def report(stage: str, done: int, total: int) -> None:
+        send(EngineProgress(stage, done, total))
+
     try:
-        engine = Engine(config)
+        engine = Engine(config, report)
     except (LoraplexError, ValueError, OSError, RuntimeError) as error:
-        log.exception("engine could not start")
+        if not isinstance(error, LoraplexError):  # the message of one that is says it all
+            log.exception("engine could not start")
         reason = error.reason if isinstance(error, LoraplexError) else "ENGINE_START_FAILED"
         send(EngineFailed(message=str(error), reason=reason))
         context.destroy(linger=1000)
@@ -71,25 +77,30 @@ class EngineLoop:
         self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
         self._parent = multiprocessing.parent_process()
         self._running = True
+        self._has_news = False  # the state changed, and no step has told it yet
 
     def run(self) -> None:
-        """Until a Shutdown arrives or the parent process is gone."""
-        while self._running:
+        """Until a Shutdown arrives or the front end is gone."""
+        while self._running and self._has_front_end():
             outputs = self._take_commands()
-            if outputs:
+            if outputs or self._has_news:
                 self._send(StepOutputs(outputs, self._engine.stats()))
+                self._has_news = False
             result = self._engine.step() if self._engine.has_work() else None
             if result is not None:
                 self._send(result)
-            elif self._running:
-                self._sleep()
+            elif self._running and not self._engine.has_step_in_flight:
+                # Shortly while adapters are on their way.
+                self._commands.poll(
+                    _ADAPTER_POLL_MS if self._engine.is_waiting_for_adapters else _IDLE_POLL_MS
+                )
 
-    def _sleep(self) -> None:
-        """Wait for a command; shortly while adapters are on their way."""
-        self._commands.poll(_ADAPTER_POLL_MS if self._engine.is_waiting_for_adapters else _IDLE_POLL_MS)
-        if self._parent is not None and not self._parent.is_alive():
-            log.warning("the front end is gone; the engine stops")
-            self._running = False
+    def _has_front_end(self) -> bool:
+        """False once the process that spawned this one has died: then another one is the parent."""
+        if self._parent is None or os.getppid() == self._parent.pid:
+            return True
+        log.warning("the front end is gone; the engine stops")
+        return False
 
     def _take_commands(self) -> list[TokenOutput]:
         """Carry out every command that waits; returns the outputs of aborted sequences."""
@@ -106,6 +117,7 @@ class EngineLoop:
                     outputs += self._engine.abort(ids)
                 case ForgetAdapter(digest=digest):
                     self._engine.forget_adapter(digest)
+                    self._has_news = True
                 case Shutdown():
                     self._running = False
         return outputs

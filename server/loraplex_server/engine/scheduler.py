@@ -32,6 +32,8 @@ class AdapterResidency(Protocol):
 
     def prefetch(self, digest: str) -> None: ...
 
+    def cancel_prefetch(self, digest: str) -> None: ...
+
     def acquire(self, digest: str) -> int | None: ...
 
     def release(self, digest: str) -> None: ...
@@ -322,6 +324,9 @@ class Scheduler:
         (self._running if sequence in self._running else self._waiting).remove(sequence)
         if sequence is self._blocked:
             self._blocked = None
+        digest = sequence.adapter_digest
+        if digest is not None and all(other.adapter_digest != digest for other in self._waiting):
+            self._residency.cancel_prefetch(digest)
 
     def _fail(self, sequence: Sequence, reason: str, message: str) -> None:
         self._failures.append(

@@ -23,7 +23,9 @@ from loraplex_server.kernels.triton_runtime import (
 )
 
 PART_TOKENS = 256  # positions of one part
-_BLOCK_TOKENS = 64  # positions of one product
+_BLOCK_TOKENS = 128  # positions of one product
+_NUM_WARPS = 4
+_NUM_STAGES = 3  # of the pipeline that looks up a block, then reads it, then multiplies
 _LOG2_E = 1.4426950408889634
 
 
@@ -237,8 +239,8 @@ def decode_attention(
         BLOCK_T=_BLOCK_TOKENS,
         HAS_WINDOW=window is not None,
         PDL=pdl,
-        num_warps=4,
-        num_stages=3,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
         launch_pdl=pdl,
     )
     if parts == 1:

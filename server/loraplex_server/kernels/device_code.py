@@ -55,14 +55,14 @@ def round_to_int(x: Block) -> Block:
 @jit
 def quantize_row(x: Block) -> tuple[Block, Block]:
     """One row of fp32 -> (integers in [-127, 127] as fp32, scale); a row of zeros stays zero."""
-    scale = tl.maximum(tl.max(tl.abs(x), axis=0), 1e-12) / 127.0
-    return round_to_int(tl.div_rn(x, scale)), scale
+    top = tl.maximum(tl.max(tl.abs(x), axis=0), 1e-12)
+    return round_to_int(x * (127.0 / top)), top / 127.0
 
 
 @jit
 def lora_delta(
     arena_ptr: Pointer,  # the arena
-    shrunk_ptr: Pointer,  # [SPLITS, rows, RANK_STRIDE] fp32, partial sums of A x
+    shrunk_ptr: Pointer,  # [rows, RANK_STRIDE], A x
     record_ptr: Pointer,  # the slot's record of this layer and projection, see kernels.lora_tables
     module: Scalar,  # 0, 1 or 2: which module of the projection
     is_adapted: Scalar,  # whether the rows carry an adapter at all
@@ -71,9 +71,7 @@ def lora_delta(
     columns: Block,  # [BLOCK_N] columns within the module
     column_mask: Block,
     width: Scalar,  # of the module
-    split_stride: Scalar,  # elements between two partial sums
     RANK_STRIDE: constexpr,
-    SPLITS: constexpr,
     BLOCK_M: constexpr,
     BLOCK_N: constexpr,
     BLOCK_R: constexpr,
@@ -81,7 +79,7 @@ def lora_delta(
 ) -> Block:
     """[BLOCK_M, BLOCK_N] fp32: B (A x) of one module, zeros where it has rank 0. Waits for the previous kernel.
 
-    The first rows of B are requested before the wait. The partial sums are added in a fixed order.
+    The first rows of B are requested before the wait, and later ones before the product that precedes theirs.
     """
     rank = tl.load(record_ptr + 5 + module, mask=is_adapted, other=0)
     rank_start = tl.load(record_ptr + 5, mask=is_adapted & (module > 0), other=0)
@@ -95,15 +93,13 @@ def lora_delta(
     shrunk_ptrs = shrunk_ptr + rows[:, None] * RANK_STRIDE + rank_start + ranks[None, :]
     for first in range(0, rank, BLOCK_R):
         mask = row_mask[:, None] & (ranks[None, :] < rank - first)
-        shrunk = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-        for split in tl.static_range(SPLITS):
-            shrunk += tl.load(shrunk_ptrs + first + split * split_stride, mask=mask, other=0.0)
+        shrunk = tl.load(shrunk_ptrs + first, mask=mask, other=0.0)
         following = first + BLOCK_R
         b_next = tl.load(
             b_ptrs + following * width,
             mask=(ranks[:, None] < rank - following) & column_mask[None, :],
             other=0.0,
         )
-        delta = dot(cast(shrunk, b.dtype), b, delta)
+        delta = dot(shrunk, b, delta)
         b = b_next
     return delta

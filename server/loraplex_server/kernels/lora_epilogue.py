@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.lora_shrink import num_splits
 from loraplex_server.kernels.lora_tables import RECORD_FIELDS, LoraTables, ProjectionShape
 from loraplex_server.kernels.triton_runtime import require
 
@@ -16,17 +15,12 @@ from loraplex_server.kernels.triton_runtime import require
 class LoraEpilogue:
     """The arguments that `lora_shrink` was given. Its row tiles cover all rows, those of the base alone included."""
 
-    shrunk: Tensor  # [splits, rows, rank_stride] fp32
+    shrunk: Tensor  # [rows, rank_stride] in the dtype of the arena
     tables: LoraTables
     row_tiles: Tensor  # [tiles, 4] int32
     layer: int
     projection: ProjectionShape
     tile_rows: int
-
-    @property
-    def splits(self) -> int:
-        """Partial sums to add."""
-        return num_splits(self.projection.in_features, self.tile_rows)
 
     @property
     def record_start(self) -> int:
@@ -38,14 +32,20 @@ class LoraEpilogue:
         """Elements of `records` per slot."""
         return self.tables.records.shape[1] * self.tables.records.shape[2] * RECORD_FIELDS
 
+    @property
+    def block_r(self) -> int:
+        """Ranks per product: more where a few adapters cannot fill the device, as measured."""
+        return 32 if 4 < self.row_tiles.shape[0] <= 16 else 16
+
     def check(self, rows: Tensor, widths: tuple[int, ...]) -> None:
         """Raises ValueError unless these fit `rows` and a projection with modules of these widths."""
         require(self.projection.widths == widths, f"modules {self.projection.widths} are not {widths}")
         require(all(width % 8 == 0 for width in widths), f"widths {widths}: not multiples of 8")
-        require(self.shrunk.dtype == torch.float32 and self.shrunk.is_contiguous(), "shrunk must be fp32")
         require(
-            self.shrunk.shape[0] >= self.splits and self.shrunk.shape[1] >= rows.shape[0],
-            f"shrunk {tuple(self.shrunk.shape)} is too small",
+            self.shrunk.dtype == self.tables.arena.dtype
+            and self.shrunk.is_contiguous()
+            and self.shrunk.shape[0] >= rows.shape[0],
+            f"shrunk {tuple(self.shrunk.shape)} does not hold the rows in the dtype of the arena",
         )
         require(
             self.row_tiles.dtype == torch.int32 and self.row_tiles.is_contiguous(), "row_tiles must be int32"

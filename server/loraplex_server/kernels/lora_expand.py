@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.device_code import cast, lora_delta
-from loraplex_server.kernels.lora_shrink import num_splits
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -38,7 +37,8 @@ class ExpandConfig:
 
 CONFIGS: dict[int, tuple[tuple[int, ExpandConfig], ...]] = {
     DECODE_TILE_ROWS: (
-        (4, ExpandConfig(block_n=128, block_r=16, num_warps=4)),
+        (4, ExpandConfig(block_n=64, block_r=16, num_warps=4)),
+        (16, ExpandConfig(block_n=128, block_r=32, num_warps=4)),
         (1 << 30, ExpandConfig(block_n=256, block_r=16, num_warps=4)),
     ),
     PREFILL_TILE_ROWS: ((1 << 30, ExpandConfig(block_n=128, block_r=16, num_warps=4)),),
@@ -73,12 +73,10 @@ def _expand_kernel(
     record_start: Scalar,
     slot_stride: Scalar,
     y_stride: Scalar,
-    split_stride: Scalar,
     END_0: constexpr,  # where the modules' columns end
     END_1: constexpr,
     END_2: constexpr,
     RANK_STRIDE: constexpr,
-    SPLITS: constexpr,
     BLOCK_M: constexpr,
     BLOCK_N: constexpr,
     BLOCK_R: constexpr,
@@ -116,9 +114,7 @@ def _expand_kernel(
         columns,
         column_mask,
         width,
-        split_stride,
         RANK_STRIDE,
-        SPLITS,
         BLOCK_M,
         BLOCK_N,
         BLOCK_R,
@@ -146,12 +142,13 @@ def lora_expand(
     y       [n, out], rows contiguous; the projection's output, or the residual stream it is added to
     """
     end_0, end_1, end_2 = projection.column_ends
-    splits = num_splits(projection.in_features, tile_rows)
     require(y.ndim == 2 and y.shape[1] == end_2, f"y {tuple(y.shape)} is not [n, {end_2}]")
     require(y.stride(1) == 1, "rows of y must be contiguous")
     require(all(width % 8 == 0 for width in projection.widths), f"widths {projection.widths}: not ×8")
-    require(shrunk.dtype == torch.float32 and shrunk.is_contiguous(), "shrunk must be contiguous fp32")
-    require(shrunk.shape[0] >= splits and shrunk.shape[1] >= y.shape[0], "shrunk is too small")
+    require(
+        shrunk.dtype == tables.arena.dtype and shrunk.is_contiguous() and shrunk.shape[0] >= y.shape[0],
+        f"shrunk {tuple(shrunk.shape)} does not hold the rows of y in the dtype of the arena",
+    )
     require(
         row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
     )
@@ -168,16 +165,15 @@ def lora_expand(
         (layer * num_projections + projection.index) * RECORD_FIELDS,
         num_layers * num_projections * RECORD_FIELDS,
         y.stride(0),
-        shrunk.stride(0),
         END_0=end_0,
         END_1=end_1,
         END_2=end_2,
-        RANK_STRIDE=shrunk.shape[2],
-        SPLITS=splits,
+        RANK_STRIDE=shrunk.shape[1],
         BLOCK_M=tile_rows,
         BLOCK_N=config.block_n,
         BLOCK_R=config.block_r,
         PDL=pdl,
         num_warps=config.num_warps,
+        num_stages=1,  # the loop requests its next rows of B itself
         launch_pdl=pdl,
     )

@@ -1,7 +1,8 @@
 """LoRA's first product, A x, for all adapters of a batch in one launch.
 
-The sum over `in` is split into parts of fixed length, whatever else is in the batch; the parts are added in a fixed
-order by whoever reads them. So a row's result depends on the row and its adapter alone.
+The sum over `in` is split into parts of fixed length, whatever else is in the batch. Programs leave their parts in
+scratch, and the one that finishes last adds them in the order of the parts. So a row's result depends on the row and
+its adapter alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from loraplex_server.kernels.lora_tables import (
     ProjectionShape,
 )
 from loraplex_server.kernels.triton_runtime import (
+    Block,
     Pointer,
     Scalar,
     constexpr,
@@ -31,6 +33,7 @@ from loraplex_server.kernels.triton_runtime import (
 )
 
 PREFILL_SPLITS = 4
+MAX_RANK_GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,8 @@ class ShrinkConfig:
 
 
 DECODE_CONFIGS: tuple[tuple[int, ShrinkConfig], ...] = (
-    (4, ShrinkConfig(block_r=16, rank_groups=6, num_warps=4)),
-    (16, ShrinkConfig(block_r=16, rank_groups=4, num_warps=4)),
+    (4, ShrinkConfig(block_r=16, rank_groups=4, num_warps=4)),
+    (16, ShrinkConfig(block_r=32, rank_groups=4, num_warps=4)),
     (1 << 30, ShrinkConfig(block_r=32, rank_groups=2, num_warps=4)),
 )
 """(row tiles up to, configuration): few tiles need more programs each to fill the device."""
@@ -60,6 +63,22 @@ def num_splits(in_features: int, tile_rows: int) -> int:
     if tile_rows == DECODE_TILE_ROWS:
         return -(-in_features // decode_part(in_features))
     return PREFILL_SPLITS
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkScratch:
+    """What the programs of a shrink hand to one another. Shrinks in one stream may share it."""
+
+    parts: Tensor  # [elements] fp32
+    counters: Tensor  # [row tiles · MAX_RANK_GROUPS] int32; all zero before and after a shrink
+
+    @classmethod
+    def allocate(cls, num_parts: int, num_counters: int, device: torch.device) -> ShrinkScratch:
+        """Scratch for shrinks whose splits · rows · rank_stride and counters are at most these."""
+        return cls(
+            torch.empty(num_parts, dtype=torch.float32, device=device),
+            torch.zeros(num_counters, dtype=torch.int32, device=device),
+        )
 
 
 def lora_shrink_reference(
@@ -83,9 +102,37 @@ def lora_shrink_reference(
 
 
 @jit
+def _is_last(counter_ptr: Pointer, SPLITS: constexpr) -> Block:
+    """Whether the other programs of this counter are done and what they stored is visible; resets the counter."""
+    tl.debug_barrier()  # every thread has stored before one of them counts
+    is_last = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    if is_last:
+        tl.store(counter_ptr, 0)
+    return is_last
+
+
+@jit
+def _sum_of_parts(
+    part_ptrs: Block,
+    mask: Block,
+    split_stride: Scalar,
+    SPLITS: constexpr,
+    BLOCK_M: constexpr,
+    BLOCK_R: constexpr,
+) -> Block:
+    """The parts added in their order, past the first-level cache, which other programs' stores do not reach."""
+    sums = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    for split in tl.static_range(SPLITS):
+        sums += tl.load(part_ptrs + split * split_stride, mask=mask, other=0.0, cache_modifier=".cg")
+    return sums
+
+
+@jit
 def _shrink_decode_kernel(
     x_ptr: Pointer,
     shrunk_ptr: Pointer,
+    parts_ptr: Pointer,
+    counters_ptr: Pointer,
     arena_ptr: Pointer,
     records_ptr: Pointer,
     tiles_ptr: Pointer,
@@ -94,6 +141,7 @@ def _shrink_decode_kernel(
     x_stride: Scalar,
     split_stride: Scalar,
     IN_FEATURES: constexpr,
+    SPLITS: constexpr,
     RANK_STRIDE: constexpr,
     RANK_GROUPS: constexpr,
     BLOCK_M: constexpr,
@@ -127,7 +175,8 @@ def _shrink_decode_kernel(
             mask=row_mask[:, None] & feature_mask[None, :],
             other=0.0,
         )
-        shrunk_ptrs = shrunk_ptr + split * split_stride + rows[:, None] * RANK_STRIDE + ranks[None, :]
+        places = rows[:, None] * RANK_STRIDE + ranks[None, :]
+        part_ptrs = parts_ptr + places
         step = RANK_GROUPS * BLOCK_R
         for first in range(0, total_rank - group * BLOCK_R, step):
             following = first + step
@@ -137,16 +186,23 @@ def _shrink_decode_kernel(
                 other=0.0,
             )
             sums = dot(x, tl.trans(a), tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32))
-            tl.store(
-                shrunk_ptrs + first, sums, mask=row_mask[:, None] & (ranks[None, :] < total_rank - first)
-            )
+            mask = row_mask[:, None] & (ranks[None, :] < total_rank - first)
+            tl.store(part_ptrs + split * split_stride + first, sums, mask=mask)
             a = a_next
+        counter_ptr = counters_ptr + tl.program_id(2) * RANK_GROUPS + group
+        if _is_last(counter_ptr, SPLITS):
+            for first in range(0, total_rank - group * BLOCK_R, step):
+                mask = row_mask[:, None] & (ranks[None, :] < total_rank - first)
+                sums = _sum_of_parts(part_ptrs + first, mask, split_stride, SPLITS, BLOCK_M, BLOCK_R)
+                tl.store(shrunk_ptr + places + first, cast(sums, shrunk_ptr.dtype.element_ty), mask=mask)
 
 
 @jit
 def _shrink_prefill_kernel(
     x_ptr: Pointer,
     shrunk_ptr: Pointer,
+    parts_ptr: Pointer,
+    counters_ptr: Pointer,
     arena_ptr: Pointer,
     records_ptr: Pointer,
     tiles_ptr: Pointer,
@@ -155,6 +211,7 @@ def _shrink_prefill_kernel(
     x_stride: Scalar,
     split_stride: Scalar,
     IN_FEATURES: constexpr,
+    SPLITS: constexpr,
     RANK_STRIDE: constexpr,
     PART: constexpr,
     BLOCK_M: constexpr,
@@ -191,52 +248,60 @@ def _shrink_prefill_kernel(
                 a_ptrs + features[:, None], mask=feature_mask[:, None] & rank_mask[None, :], other=0.0
             )
             sums = dot(x, a, sums)
-        tl.store(
-            shrunk_ptr + split * split_stride + rows[:, None] * RANK_STRIDE + ranks[None, :],
-            cast(sums, tl.float32),
-            mask=row_mask[:, None] & rank_mask[None, :],
-        )
+        places = rows[:, None] * RANK_STRIDE + ranks[None, :]
+        mask = row_mask[:, None] & rank_mask[None, :]
+        tl.store(parts_ptr + split * split_stride + places, sums, mask=mask)
+        counter_ptr = counters_ptr + tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        if _is_last(counter_ptr, SPLITS):
+            sums = _sum_of_parts(parts_ptr + places, mask, split_stride, SPLITS, BLOCK_M, BLOCK_R)
+            tl.store(shrunk_ptr + places, cast(sums, shrunk_ptr.dtype.element_ty), mask=mask)
 
 
 def lora_shrink(
     x: Tensor,
     shrunk: Tensor,
+    scratch: ShrinkScratch,
     tables: LoraTables,
     row_tiles: Tensor,
     layer: int,
     projection: ProjectionShape,
     tile_rows: int,
 ) -> None:
-    """Partial sums of A x of each row, for all modules of a projection at once.
+    """A x of each row, for all modules of a projection at once.
 
     x          [n, in], rows contiguous, in the arena's dtype
-    shrunk     [>= num_splits(in, tile_rows), >= n, rank_stride] fp32, contiguous; rank_stride is at least the largest
-               sum of ranks of an adapter's modules. Written where the row's adapter has a rank, else left as it is
+    shrunk     [>= n, rank_stride] contiguous, in the arena's dtype; rank_stride is at least the largest sum of ranks of
+               an adapter's modules. Written where the row's adapter has a rank, else left as it is
+    scratch    parts for num_splits(in, tile_rows) · n · rank_stride elements, MAX_RANK_GROUPS counters per row tile
     row_tiles  [tiles, 4] int32 of `row_tile_table`, planned with `tile_rows`
     tile_rows  DECODE_TILE_ROWS or PREFILL_TILE_ROWS
     """
-    in_features = projection.in_features
+    num_rows, in_features = x.shape
     splits = num_splits(in_features, tile_rows)
-    require(x.ndim == 2 and x.shape[1] == in_features, f"x {tuple(x.shape)} is not [n, {in_features}]")
+    rank_stride = shrunk.shape[1]
+    require(in_features == projection.in_features, f"x {tuple(x.shape)} is not [n, {projection.in_features}]")
     require(x.stride(1) == 1 and x.stride(0) % 8 == 0, "rows of x must be contiguous and 16-byte aligned")
-    require(x.dtype == tables.arena.dtype, f"x is {x.dtype}, the arena {tables.arena.dtype}")
     require(in_features % 8 == 0, f"in_features {in_features} is not a multiple of 8")
-    require(shrunk.dtype == torch.float32 and shrunk.is_contiguous(), "shrunk must be contiguous fp32")
+    require(x.dtype == tables.arena.dtype, f"x is {x.dtype}, the arena {tables.arena.dtype}")
     require(
-        shrunk.shape[0] >= splits and shrunk.shape[1] >= x.shape[0],
-        f"shrunk {tuple(shrunk.shape)} does not hold {splits} parts of {x.shape[0]} rows",
+        shrunk.dtype == x.dtype and shrunk.is_contiguous() and shrunk.shape[0] >= num_rows,
+        f"shrunk {tuple(shrunk.shape)} does not hold {num_rows} contiguous rows of {x.dtype}",
+    )
+    num_parts, num_counters = splits * num_rows * rank_stride, row_tiles.shape[0] * MAX_RANK_GROUPS
+    require(
+        scratch.parts.numel() >= num_parts and scratch.counters.numel() >= num_counters,
+        f"scratch is too small for {num_parts} parts and {num_counters} counters",
     )
     require(
         row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
     )
-    num_slots, num_layers, num_projections, _ = tables.records.shape
+    _, num_layers, num_projections, _ = tables.records.shape
     slot_stride = num_layers * num_projections * RECORD_FIELDS
     record_start = (layer * num_projections + projection.index) * RECORD_FIELDS
-    rank_stride = shrunk.shape[2]
     pdl = overlaps_launches(x)
     arguments = (
-        *(x, shrunk, tables.arena, tables.records, row_tiles),
-        *(record_start, slot_stride, x.stride(0), shrunk.stride(0)),
+        *(x, shrunk, scratch.parts, scratch.counters, tables.arena, tables.records, row_tiles),
+        *(record_start, slot_stride, x.stride(0), num_rows * rank_stride),
     )
     if tile_rows == DECODE_TILE_ROWS:
         config = next(c for limit, c in DECODE_CONFIGS if row_tiles.shape[0] <= limit)
@@ -245,6 +310,7 @@ def lora_shrink(
         _shrink_decode_kernel[(splits, groups, row_tiles.shape[0])](
             *arguments,
             IN_FEATURES=in_features,
+            SPLITS=splits,
             RANK_STRIDE=rank_stride,
             RANK_GROUPS=groups,
             BLOCK_M=tile_rows,
@@ -257,13 +323,17 @@ def lora_shrink(
         return
     require(tile_rows == PREFILL_TILE_ROWS, f"no configuration for tiles of {tile_rows} rows")
     block_r = min(64, max(16, next_power_of_2(rank_stride)))
+    num_blocks = -(-rank_stride // block_r)
+    require(
+        num_blocks <= MAX_RANK_GROUPS, f"a sum of ranks of {rank_stride} is beyond {64 * MAX_RANK_GROUPS}"
+    )
     block_k = 64
-    part = -(-in_features // (splits * block_k)) * block_k
-    _shrink_prefill_kernel[(splits, -(-rank_stride // block_r), row_tiles.shape[0])](
+    _shrink_prefill_kernel[(splits, num_blocks, row_tiles.shape[0])](
         *arguments,
         IN_FEATURES=in_features,
+        SPLITS=splits,
         RANK_STRIDE=rank_stride,
-        PART=part,
+        PART=-(-in_features // (splits * block_k)) * block_k,
         BLOCK_M=tile_rows,
         BLOCK_R=block_r,
         BLOCK_K=block_k,

@@ -23,6 +23,8 @@ from loraplex_server.kernels.triton_runtime import (
 
 TILE_ROWS = 64  # query rows of one program
 _BLOCK_TOKENS = 64
+_NUM_WARPS = 4
+_NUM_STAGES = 3  # of the pipeline that looks up a block, then reads it, then multiplies
 _LOG2_E = 1.4426950408889634
 
 
@@ -249,7 +251,7 @@ def prefill_attention(
         BLOCK_T=_BLOCK_TOKENS,
         HAS_WINDOW=shape.sliding_window is not None,
         PDL=pdl,
-        num_warps=4,
-        num_stages=3,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
         launch_pdl=pdl,
     )

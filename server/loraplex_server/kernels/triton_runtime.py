@@ -8,25 +8,44 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 try:
     import triton
-    import triton.language as tl
+    from triton import language as tl
 except ImportError:  # an install for CPUs
     triton = None
     tl = None
 
+__all__ = [
+    "HAS_TRITON",
+    "IS_INTERPRETED",
+    "Block",
+    "Pointer",
+    "Scalar",
+    "constexpr",
+    "global_constexpr",
+    "jit",
+    "next_power_of_2",
+    "overlaps_launches",
+    "require",
+    "tl",
+]
+
 HAS_TRITON = triton is not None
 IS_INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 
-Pointer: TypeAlias = Any  # of a kernel's parameter: a tensor outside, a pointer inside
-Scalar: TypeAlias = Any  # of a kernel's parameter: an int or float of the launch
-constexpr: TypeAlias = Any  # Triton recognizes compile-time parameters by this name in their annotation
-Block: TypeAlias = Any  # a value inside a kernel
+if TYPE_CHECKING or not HAS_TRITON:
+    Pointer: TypeAlias = Any  # of a kernel's parameter: a tensor outside, a pointer inside
+    Scalar: TypeAlias = Any  # of a kernel's parameter: an int or float of the launch
+    Block: TypeAlias = Any  # a value inside a kernel
+    constexpr: TypeAlias = Any  # Triton recognizes compile-time parameters by this name in their annotation
+else:  # Triton's compiler looks annotations up and takes nothing but its own classes
+    Pointer = Scalar = Block = tl.tensor
+    constexpr = tl.constexpr
 
 
 def jit(function: Callable[..., Any]) -> Any:

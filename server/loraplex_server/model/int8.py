@@ -172,7 +172,7 @@ def _product_for(weight: Tensor, scale: Tensor, *, is_table: bool) -> _Product:
     if weight.is_cuda:
         return _RowMajorProduct(weight, scale)
     tiles = _tile_product()
-    if tiles is not None and _is_exact(tiles):
+    if tiles is not None and _is_exact(tiles):  # type: ignore[arg-type]  # a class is hashable
         tiled: _Product = tiles(weight, scale)
         return tiled
     if not is_table and _is_exact(_PackedProduct):

@@ -38,11 +38,11 @@ class LoadedDecoder:
 def load_decoder(
     folder: Path,
     quantization: str = "auto",
-    device: str = "auto",
+    device: str = "cpu",
     max_context_tokens: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> LoadedDecoder:
-    """Load and quantize.
+    """Load and quantize the decoder in plain torch: the one that serves on a CPU, and the reference elsewhere.
 
     max_context_tokens  lowered to what the base supports; None takes that.
     on_layer            called with (layers done, layers in all) for a progress display.
@@ -51,10 +51,8 @@ def load_decoder(
     """
     config = DecoderConfig.from_folder(folder)
     numerics = resolve_numerics(quantization, device)
-    context = min(max_context_tokens or config.max_position_embeddings, config.max_position_embeddings)
-    checkpoint = Checkpoint(folder)
-    checkpoint.check(expected_tensors(config))
-    builder = _Builder(checkpoint, config, numerics)
+    context = context_tokens(config, max_context_tokens)
+    builder = _Builder(open_checkpoint(folder, config), config, numerics)
     layers = []
     for index in range(config.num_layers):
         layers.append(builder.layer(index))
@@ -75,6 +73,18 @@ def load_decoder(
         parameter_count=parameter_count(config),
         max_context_tokens=context,
     )
+
+
+def open_checkpoint(folder: Path, config: DecoderConfig) -> Checkpoint:
+    """The folder's weights, checked to be those of `config`. Raises BaseModelError."""
+    checkpoint = Checkpoint(folder)
+    checkpoint.check(expected_tensors(config))
+    return checkpoint
+
+
+def context_tokens(config: DecoderConfig, wanted: int | None) -> int:
+    """The longest context that is wanted and that the base supports."""
+    return min(wanted or config.max_position_embeddings, config.max_position_embeddings)
 
 
 class _Builder:

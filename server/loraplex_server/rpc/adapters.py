@@ -10,6 +10,7 @@ from pathlib import Path
 
 from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
+from loraplex_adapters.names import validate_adapter_name
 from loraplex_server.adapter_directory import AdapterDirectory, remove_staging
 from loraplex_server.engine_client import EngineClient
 from loraplex_server.errors import DeadlineExceededError, UploadTooLargeError
@@ -21,16 +22,19 @@ MAX_CHUNK_BYTES = 1 << 20
 _FILE_NAMES = ("adapter_config.json", "adapter_model.safetensors")
 _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1000
 _PAGE_TOKEN_PREFIX = b"adapters:"
-_IDLE_TIMEOUT_S = 30.0  # between two messages of an upload
 
 
 class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
     """The directory does the work; this speaks for it."""
 
-    def __init__(self, serving: Serving, engine: EngineClient, max_adapter_bytes: int) -> None:
+    def __init__(
+        self, serving: Serving, engine: EngineClient, max_adapter_bytes: int, upload_idle_timeout_s: float
+    ) -> None:
+        """`upload_idle_timeout_s` bounds the time between two messages of an upload."""
         self._serving = serving
         self._engine = engine
         self._max_adapter_bytes = max_adapter_bytes
+        self._upload_idle_timeout_s = upload_idle_timeout_s
 
     @property
     def _directory(self) -> AdapterDirectory:
@@ -95,15 +99,16 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
     async def _header(
         self, requests: AsyncIterator[adapter_pb2.UploadAdapterRequest]
     ) -> adapter_pb2.UploadAdapterRequest.Header:
-        first = await _next(requests)
+        first = await self._next(requests)
         if first is None or first.WhichOneof("message") != "header":
             raise _invalid("header", "the first message of an upload must carry the header")
+        validate_adapter_name(first.header.name)  # before megabytes are taken in
         return first.header
 
     async def _receive(self, requests: AsyncIterator[adapter_pb2.UploadAdapterRequest], folder: Path) -> None:
         """Write the chunks of both files, each in order of offset, within the byte budget."""
         written: dict[str, int] = {}
-        while (message := await _next(requests)) is not None:
+        while (message := await self._next(requests)) is not None:
             chunk = message.chunk
             if message.WhichOneof("message") != "chunk":
                 raise _invalid("chunk", "every message after the first must carry a chunk")
@@ -123,16 +128,16 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
                 )
             await asyncio.to_thread(_append, folder / chunk.file_name, chunk.data)
 
-
-async def _next(
-    requests: AsyncIterator[adapter_pb2.UploadAdapterRequest],
-) -> adapter_pb2.UploadAdapterRequest | None:
-    """The next message; None at the end. Raises DeadlineExceededError when the client falls silent."""
-    try:
-        async with asyncio.timeout(_IDLE_TIMEOUT_S):
-            return await anext(requests, None)
-    except TimeoutError:
-        raise DeadlineExceededError(f"no message of the upload came for {_IDLE_TIMEOUT_S:g} s") from None
+    async def _next(
+        self, requests: AsyncIterator[adapter_pb2.UploadAdapterRequest]
+    ) -> adapter_pb2.UploadAdapterRequest | None:
+        """The next message; None at the end. Raises DeadlineExceededError when the client falls silent."""
+        idle_s = self._upload_idle_timeout_s
+        try:
+            async with asyncio.timeout(idle_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise DeadlineExceededError(f"no message of the upload came for {idle_s:g} s") from None
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -136,8 +136,9 @@ class _Call:
         await context.abort_with_status(status)
 
     async def abort_for(self, context: Context, error: Exception) -> None:
-        """End the RPC with the status of `error`; grpc's own abort passes through."""
+        """End the RPC with the status of `error`; an abort by the service itself passes through."""
         if isinstance(error, grpc.aio.AbortError):
+            self._code = _code_name(context.code())
             raise error
         if isinstance(error, LoraplexError):
             if status_code(error) is grpc.StatusCode.INTERNAL:
@@ -148,6 +149,11 @@ class _Call:
         else:
             log.error("unexpected error in a handler", exc_info=error, extra={"request_id": self.request_id})
             await self.abort(context, internal_status(self.request_id), "INTERNAL")
+
+
+def _code_name(code: grpc.StatusCode | int) -> str:
+    """aio's contexts give the enumeration or its number, depending on who set it."""
+    return next((known.name for known in grpc.StatusCode if code in (known, known.value[0])), "UNKNOWN")
 
 
 def _safe(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:

@@ -46,6 +46,9 @@ class FakeResidency:
         if not self._arrives_at_once and digest not in self.slots:
             self.loading.add(digest)
 
+    def cancel_prefetch(self, digest: str) -> None:
+        self.loading.discard(digest)
+
     def arrive(self) -> None:
         self.loading.clear()
 

@@ -1,0 +1,158 @@
+"""Adapters that come, go, break and take turns while requests run on them."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from loraplex_client import (
+    AdapterState,
+    AsyncLoraplexClient,
+    Completion,
+    LoraplexClient,
+    NotFoundError,
+    PreconditionError,
+)
+from tests.integration.conftest import ADAPTERS, NewAdapter
+from tests.integration.live_server import LiveServer, await_idle, eventually
+from tests.integration.streams import GREEDY, PROMPT, answer_all, begin, collect_async
+
+LONG: dict[str, Any] = {**GREEDY, "max_tokens": 600}
+
+
+async def test_a_stream_finishes_on_an_adapter_that_is_deleted_meanwhile(
+    server: LiveServer, client: LoraplexClient, aclient: AsyncLoraplexClient, new_adapter: NewAdapter
+) -> None:
+    adapter = client.adapters.create("leaving", new_adapter("leaving"))
+    whole = client.generate(PROMPT, adapter="leaving", **LONG)
+    slots_used = client.server_info().load.adapter_slots_used
+
+    stream = await begin(aclient.stream(PROMPT, adapter="leaving", **LONG))
+    await aclient.adapters.delete("leaving")
+    with pytest.raises(NotFoundError):
+        await aclient.generate(PROMPT, adapter="leaving", **GREEDY)
+    rest = [event async for event in stream]
+
+    assert rest[-1].usage.completion_tokens == whole.usage.completion_tokens == 600  # type: ignore[union-attr]
+    eventually(lambda: not (server.data_dir / "adapters" / adapter.digest).exists())
+    eventually(lambda: client.server_info().load.adapter_slots_used == slots_used - 1)
+    await_idle(client)
+
+
+async def test_requests_that_began_before_a_name_changed_hands_finish_on_the_old_weights(
+    client: LoraplexClient, aclient: AsyncLoraplexClient, packages: Path
+) -> None:
+    old, new = (client.generate(PROMPT, adapter=name, **LONG) for name in ("red", "green"))
+    client.adapters.create("moving", packages / "red")
+
+    before = [asyncio.create_task(aclient.generate(PROMPT, adapter="moving", **LONG)) for _ in range(4)]
+    async with await begin(aclient.stream(PROMPT, adapter="moving", **LONG)):
+        await aclient.adapters.delete("moving")
+        await aclient.adapters.create("moving", packages / "green")
+        after = await aclient.generate(PROMPT, adapter="moving", **LONG)
+
+    assert {(await task).token_ids for task in before} == {old.token_ids}
+    assert after.token_ids == new.token_ids
+    client.adapters.delete("moving")
+
+
+async def test_many_first_requests_for_a_cold_adapter_load_it_once(
+    server: LiveServer, client: LoraplexClient, aclient: AsyncLoraplexClient, new_adapter: NewAdapter
+) -> None:
+    client.adapters.create("cold", new_adapter("cold"))
+    loads = server.metric("loraplex_adapter_loads_total")
+
+    answers = await answer_all(aclient, [{"prompt": PROMPT, "adapter": "cold", **GREEDY}] * 20)
+
+    assert len({answer.token_ids for answer in answers}) == 1
+    assert server.metric("loraplex_adapter_loads_total") == loads + 1
+    assert any(answer.timings.adapter_load_seconds > 0 for answer in answers)
+    client.adapters.delete("cold")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
+async def test_a_package_that_breaks_on_disk_fails_its_own_requests_alone(
+    server: LiveServer,
+    client: LoraplexClient,
+    aclient: AsyncLoraplexClient,
+    new_adapter: NewAdapter,
+    packages: Path,
+    damage: str,
+) -> None:
+    folder = new_adapter(f"breaking-{damage}")
+    adapter = client.adapters.create("breaking", folder)
+    stored = server.data_dir / "adapters" / adapter.digest
+    if damage == "missing":
+        shutil.rmtree(stored)
+    elif damage == "truncated":
+        (stored / "adapter_model.safetensors").write_bytes(b"\0" * 20)
+    else:
+        shutil.copy(packages / "red" / "adapter_model.safetensors", stored)
+    good = client.generate(PROMPT, adapter="green", **GREEDY)
+
+    others = asyncio.create_task(answer_all(aclient, [{"prompt": PROMPT, "adapter": "green", **GREEDY}] * 4))
+    with pytest.raises(PreconditionError) as caught:
+        await aclient.generate(PROMPT, adapter="breaking", **GREEDY)
+
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.reason == "ADAPTER_UNAVAILABLE"
+    assert str(server.data_dir) not in caught.value.message
+    assert {answer.token_ids for answer in await others} == {good.token_ids}
+    assert client.adapters.get("breaking").state is AdapterState.FAILED
+    client.adapters.create("breaking", folder)  # mends it
+    assert client.adapters.get("breaking").state is AdapterState.READY
+    assert client.generate(PROMPT, adapter="breaking", **GREEDY).adapter_digest == adapter.digest
+    client.adapters.delete("breaking")
+
+
+@pytest.fixture
+def many_adapters(tight_client: LoraplexClient, new_adapter: NewAdapter) -> list[str]:
+    """More names than the tight server has slots: its own three and two of ranks that need other extents."""
+    for number, rank in enumerate((1, 9)):
+        folder = new_adapter(f"extra{number}", r=rank, target_modules=["q_proj", "down_proj"])
+        tight_client.adapters.upload(f"extra{number}", folder)
+    return [*ADAPTERS, "extra0", "extra1"]
+
+
+async def test_more_adapters_than_slots_take_turns_and_answer_as_before(
+    tight_server: LiveServer, tight_client: LoraplexClient, many_adapters: list[str]
+) -> None:
+    def ask(name: str) -> Completion:
+        return tight_client.generate(PROMPT, adapter=name, **GREEDY)
+
+    first = {name: ask(name).token_ids for name in many_adapters}
+    evictions = tight_server.metric("loraplex_adapter_evictions_total")
+
+    in_turn = [(name, ask(name).token_ids) for _ in range(3) for name in many_adapters]
+    async with AsyncLoraplexClient(tight_server.target, timeout_s=60) as aclient:
+        requests: list[dict[str, Any]] = [
+            {"prompt": PROMPT, "adapter": name, **GREEDY} for name in many_adapters * 3
+        ]
+        at_once = await answer_all(aclient, requests, concurrency=4)
+
+    assert len(set(first.values())) == 5
+    assert all(token_ids == first[name] for name, token_ids in in_turn)
+    assert [answer.token_ids for answer in at_once] == [first[name] for name in many_adapters * 3]
+    # A round of five over two slots with least-recently-used eviction never finds its adapter resident.
+    assert tight_server.metric("loraplex_adapter_evictions_total") >= evictions + 15
+    assert tight_client.server_info().load.adapter_slots_used == 2
+    for name in ("extra0", "extra1"):
+        tight_client.adapters.delete(name)
+
+
+async def test_an_adapter_in_use_is_not_evicted_for_another(
+    tight_server: LiveServer, tight_client: LoraplexClient
+) -> None:
+    alone = {name: tight_client.generate(PROMPT, adapter=name, **LONG).token_ids for name in ADAPTERS}
+
+    async with AsyncLoraplexClient(tight_server.target, timeout_s=60) as aclient:
+        streams = [aclient.stream(PROMPT, adapter=name, **LONG) for name in ("red", "green")]
+        waiting = aclient.generate(PROMPT, adapter="blue", **LONG)
+        first, second, third = await asyncio.gather(*map(collect_async, streams), waiting)
+
+    assert [first.token_ids, second.token_ids, third.token_ids] == list(alone.values())
