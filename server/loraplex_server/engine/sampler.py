@@ -7,7 +7,7 @@ hardly ever changes with the rounding of the logits, which does depend on the ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,19 +15,26 @@ from torch import Tensor
 from loraplex_server.engine.messages import SamplingParams, TokenLogprob
 from loraplex_server.engine.scheduler import SampledToken
 from loraplex_server.engine.sequence import Sequence
-from loraplex_server.kernels.layer_ops import layer_ops
 
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 _MIN_TEMPERATURE = 1e-6  # below it, scaled logits would overflow; it is as good as greedy
 
 
+def _argmax_rows(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=-1)
+
+
 class Sampler:
     """Chooses the next token of each row. Stateless but for the end-of-sequence ids."""
 
-    def __init__(self, eos_token_ids: Iterable[int], device: torch.device | None = None) -> None:
-        """`device` is where the logits will be; None: the CPU."""
+    def __init__(
+        self,
+        eos_token_ids: Iterable[int],
+        argmax_rows: Callable[[Tensor], Tensor] = _argmax_rows,
+    ) -> None:
+        """argmax_rows  [rows, vocab] -> [rows] int64, of equals the first; see `LayerOps.argmax_rows`."""
         self._eos_token_ids = tuple(eos_token_ids)
-        self._argmax_rows = layer_ops(device or torch.device("cpu"), torch.float32).argmax_rows
+        self._argmax_rows = argmax_rows
 
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
         """logits [rows, vocab] fp32, changed in place; one sequence per row.
