@@ -34,6 +34,8 @@ class TransformersSubject:
         dtype     a floating dtype of torch, for the base and the adapters
         packages  adapter name -> PEFT folder; empty: no PEFT at all
         """
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
         self._dtype = dtype
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, dtype), local_files_only=True

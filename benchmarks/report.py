@@ -15,7 +15,7 @@ from benchmarks.workload import Run
 Results = dict[str, dict[str, list[Run]]]
 """Comparison -> subject -> one Run per round."""
 
-# One core pair's figures of llama-server, docs/benchmarks.md: total tokens/s of three adapters, prefill included.
+# Of llama-server on two such cores (docs/benchmarks.md): tokens/s of three adapters, prefill included.
 LLAMA_SERVER_TOTAL = {1: 51.0, 8: 50.0, 32: 52.0}
 
 GOALS = {

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.embedding import embed, embed_reference
+from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.lora_expand import lora_expand
 from loraplex_server.kernels.lora_shrink import lora_shrink, num_splits
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, PREFILL_TILE_ROWS, ProjectionShape
 from loraplex_server.kernels.norm import rms_norm, rms_norm_reference
 from loraplex_server.kernels.quantize import QuantizedRows, quantize_rows, quantize_rows_reference
-from loraplex_server.kernels.rope import HeadNorms, rope_and_write, rope_and_write_reference
+from loraplex_server.kernels.rope import rope_and_write, rope_and_write_reference
 from loraplex_server.kernels.swiglu import swiglu, swiglu_reference
 from tests.kernels.lora_case import poisoned_scratch, random_adapters, slots_of_rows, tile_table
 

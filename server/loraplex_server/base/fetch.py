@@ -50,7 +50,9 @@ def fetch_default_base(progress: StageProgress | None = None, cache_dir: Path | 
     folder = default_base_folder(cache_dir)
     if folder.is_dir():
         return folder
-    from loraplex_server.base.gguf_convert import convert_gguf  # brings torch, which a front end has no other use for
+    from loraplex_server.base.gguf_convert import (
+        convert_gguf,  # brings torch, which a front end has no other use for
+    )
 
     report = progress or (lambda stage, done, total: None)
     folder.parent.mkdir(parents=True, exist_ok=True)

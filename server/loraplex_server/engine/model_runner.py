@@ -15,8 +15,8 @@ from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.scheduler import SampledToken
 from loraplex_server.engine.sequence import BASE_SLOT
-from loraplex_server.kernels.lora import LoraBatch, LoraSegment
-from loraplex_server.model.batch import DecodeRows, ForwardBatch, PrefillChunk
+from loraplex_server.kernels.lora import LoraSegment
+from loraplex_server.model.batch import DecodeRows, ForwardBatch, LoraBatch, PrefillChunk
 from loraplex_server.model.decoder import Decoder
 
 

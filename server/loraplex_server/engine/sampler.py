@@ -15,6 +15,7 @@ from torch import Tensor
 from loraplex_server.engine.messages import SamplingParams, TokenLogprob
 from loraplex_server.engine.scheduler import SampledToken
 from loraplex_server.engine.sequence import Sequence
+from loraplex_server.kernels.layer_ops import layer_ops
 
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 _MIN_TEMPERATURE = 1e-6  # below it, scaled logits would overflow; it is as good as greedy
@@ -23,8 +24,10 @@ _MIN_TEMPERATURE = 1e-6  # below it, scaled logits would overflow; it is as good
 class Sampler:
     """Chooses the next token of each row. Stateless but for the end-of-sequence ids."""
 
-    def __init__(self, eos_token_ids: Iterable[int]) -> None:
+    def __init__(self, eos_token_ids: Iterable[int], device: torch.device | None = None) -> None:
+        """`device` is where the logits will be; None: the CPU."""
         self._eos_token_ids = tuple(eos_token_ids)
+        self._argmax_rows = layer_ops(device or torch.device("cpu"), torch.float32).argmax_rows
 
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
         """logits [rows, vocab] fp32, changed in place; one sequence per row.
@@ -38,7 +41,7 @@ class Sampler:
         token_ids: dict[int, int] = {}
         if greedy:
             chosen = logits[greedy] if drawn else logits
-            token_ids.update(zip(greedy, chosen.argmax(dim=-1).tolist(), strict=True))
+            token_ids.update(zip(greedy, self._argmax_rows(chosen).tolist(), strict=True))
         if drawn:
             chosen = logits[drawn] if greedy else logits
             token_ids.update(zip(drawn, draw(chosen, [sequences[row] for row in drawn]), strict=True))

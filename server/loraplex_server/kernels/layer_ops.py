@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loraplex_server.kernels.lora import LoraBatch, LoraSegment, SegmentedLora
-from loraplex_server.kernels.paged_attention import AttentionShape, DecodeRows, PrefillChunk, paged_attention
+from loraplex_server.kernels.lora import LoraSegment, SegmentedLora
+from loraplex_server.kernels.paged_attention import AttentionShape, paged_attention
+
+if TYPE_CHECKING:
+    from loraplex_server.model.batch import DecodeRows, LoraBatch, PrefillChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,10 @@ class LayerOps(Protocol):
         """y = y · row_scale + bias in place; y [n, m] fp32, row_scale [n, 1], bias [m]."""
         ...
 
+    def argmax_rows(self, x: Tensor) -> Tensor:
+        """Where each row of x [n, k] is largest, [n] int64; of equals the first."""
+        ...
+
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         """The adapters of a batch; no segment has rows on both sides of `num_decode_rows`."""
         ...
@@ -134,6 +141,9 @@ class TorchOps:
         y.mul_(row_scale)
         if bias is not None:
             y.add_(bias)
+
+    def argmax_rows(self, x: Tensor) -> Tensor:
+        return x.argmax(dim=-1)
 
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         return SegmentedLora(segments)

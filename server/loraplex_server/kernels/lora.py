@@ -6,7 +6,7 @@ The plain-torch version below is the reference and the CPU path. A module that a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -45,20 +45,8 @@ class LoraSegment:
     layers: LoraLayers
 
 
-class LoraBatch(Protocol):
-    """The adapters of a batch. Rows that carry none are left as they are."""
-
-    def add(self, layer: int, projection: str, x: Tensor, y: Tensor) -> None:
-        """y += scaling · B (A x) for each row of its adapter.
-
-        x [n, in] is the projection's input, y [n, out] its output, changed in place; `projection` is a name of
-        `loraplex_server.model.projections.PROJECTIONS`.
-        """
-        ...
-
-
 class SegmentedLora:
-    """The adapters of one forward pass in plain torch. Implements `LoraBatch`."""
+    """The adapters of one forward pass in plain torch. Implements `loraplex_server.model.batch.LoraBatch`."""
 
     def __init__(self, segments: list[LoraSegment]) -> None:
         self._segments = segments

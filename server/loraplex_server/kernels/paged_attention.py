@@ -7,30 +7,14 @@ a prefill chunk is one product over its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """Consecutive tokens of one sequence among the rows of a batch."""
-
-    row_start: int  # first row in the batch
-    row_stop: int
-    context_start: int  # position of the first row in its sequence
-    block_ids: Tensor  # [ceil((context_start + rows) / block_size)] int64, the sequence's blocks in order
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeRows:
-    """The first `count` rows of a batch: one token each of as many sequences."""
-
-    count: int
-    block_tables: Tensor  # [count, max_blocks] int64; entries past a sequence's blocks are any valid block
-    context_lengths: Tensor  # [count] int64, positions to attend to, the row's own included
-    max_context: int  # largest of context_lengths, known to the host
+if TYPE_CHECKING:
+    from loraplex_server.model.batch import DecodeRows, PrefillChunk
 
 
 @dataclass(frozen=True, slots=True)

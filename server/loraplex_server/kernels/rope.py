@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from loraplex_server.kernels.device_code import cast, lora_delta, wait_for_previous
+from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.triton_runtime import (
     Block,
@@ -19,15 +18,6 @@ from loraplex_server.kernels.triton_runtime import (
     require,
     tl,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class HeadNorms:
-    """RMS norms of each query and key head by itself (Qwen3)."""
-
-    query: Tensor  # [head_dim]
-    key: Tensor  # [head_dim]
-    eps: float
 
 
 def rope_and_write_reference(

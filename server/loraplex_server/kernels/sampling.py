@@ -1,11 +1,9 @@
 """The next token of each row, chosen on the device without a word from the host.
 
-Greedy rows take the largest logit. Others invert their cumulative distribution at one uniform number that depends on
-(seed, index) alone: over token ids in order where nothing but min-p truncates, else over tokens from the most likely
-on, as `loraplex_server.engine.sampler` does. No row is sorted: what sorting would decide (the k-th logit, the end of
-the nucleus, the token under a cumulative mass) is found by searching the bits of the logits, sixteen
-probes at a time. Of equal logits the
-lowest id comes first.
+Greedy rows take the largest logit. In the others tokens race, as in `loraplex_server.engine.sampler.draw`: each has a
+random delay that depends on (seed, index, id) alone. No row is sorted: what sorting would decide (the k-th logit, the
+end of the nucleus) is found by searching the bits of the logits, sixteen probes at a time. Of equal logits the lowest
+id comes first.
 """
 
 from __future__ import annotations
@@ -17,10 +15,10 @@ from torch import Tensor
 
 from loraplex_server.kernels.device_code import wait_for_previous
 from loraplex_server.kernels.sampling_code import (
-    draw_by_id,
+    draw_key,
+    end_of_truncation,
+    first_to_arrive,
     gather_candidates,
-    place_by_mass,
-    uniform,
 )
 from loraplex_server.kernels.triton_runtime import (
     Pointer,
@@ -148,12 +146,12 @@ def _choose_kernel(
             top_k = tl.load(top_k_ptr + row)
             top_p = tl.load(top_p_ptr + row)
             min_p = tl.load(min_p_ptr + row)
-            number = uniform(tl.load(seed_ptr + row), tl.load(index_ptr + row))
+            low, high = draw_key(tl.load(seed_ptr + row), tl.load(index_ptr + row))
             row_ptr = logits_ptr + row * row_stride
+            value_ids_ptr = candidate_ids_ptr + row * CAPACITY
             if (top_k > 0) | (top_p < 1.0):
                 top_k = tl.minimum(top_k, VOCAB)
                 values_ptr = candidates_ptr + row * CAPACITY
-                value_ids_ptr = candidate_ids_ptr + row * CAPACITY
                 num_candidates, total = gather_candidates(
                     row_ptr,
                     values_ptr,
@@ -167,22 +165,40 @@ def _choose_kernel(
                     BLOCK,
                 )
                 is_gathered = num_candidates > 0
-                place = place_by_mass(
-                    tl.where(is_gathered, values_ptr, row_ptr),
-                    tl.where(is_gathered, num_candidates, VOCAB),
-                    total,
-                    number,
+                values_ptr = tl.where(is_gathered, values_ptr, row_ptr)
+                num_values = tl.where(is_gathered, num_candidates, VOCAB)
+                key, quota = end_of_truncation(
+                    values_ptr, num_values, total, top, temperature, top_k, top_p, CANDIDATE_BLOCK
+                )
+                chosen = first_to_arrive(
+                    values_ptr,
+                    value_ids_ptr,
+                    num_values,
+                    is_gathered,
+                    key,
+                    quota,
+                    low,
+                    high,
                     top,
                     temperature,
-                    top_k,
-                    top_p,
                     min_p,
                     CANDIDATE_BLOCK,
                 )
-                chosen = tl.load(value_ids_ptr + place, mask=is_gathered, other=0)
-                chosen = tl.where(is_gathered, chosen, place)
             else:
-                chosen = draw_by_id(row_ptr, VOCAB, number, top, temperature, min_p, BLOCK)
+                chosen = first_to_arrive(
+                    row_ptr,
+                    value_ids_ptr,
+                    VOCAB,
+                    False,
+                    -0x80000000,
+                    0,
+                    low,
+                    high,
+                    top,
+                    temperature,
+                    min_p,
+                    BLOCK,
+                )
     tl.store(out_ptr + row, chosen.to(tl.int64))
 
 

@@ -1,4 +1,4 @@
-"""Pieces of the kernel that draws a token: random numbers, sums of masses, and searches among logits in any order.
+"""Pieces of the kernel that draws a token: random delays, sums of masses, and searches among logits in any order.
 
 Masses are relative to the largest logit's. Order keys are the logits as integers in the same order.
 """
@@ -16,14 +16,28 @@ def _order_key(x: Block) -> Block:
 
 
 @jit
-def uniform(seed: Scalar, index: Scalar) -> Scalar:
-    """In [0, 1): SplitMix64, as `loraplex_server.engine.sampler.uniform`."""
+def draw_key(seed: Scalar, index: Scalar) -> tuple[Scalar, Scalar]:
+    """Two words of 32 bits: SplitMix64, as `loraplex_server.engine.sampler.exponentials`."""
     z = seed.to(tl.uint64) * 0xD1342543DE82EF95 + (index + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     for _ in tl.static_range(2):
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB
         z = z ^ (z >> 31)
-    return (z >> 11).to(tl.int64).to(tl.float64) * 1.1102230246251565e-16  # 2**-53
+    return (z & 0xFFFFFFFF).to(tl.uint32), (z >> 32).to(tl.uint32)
+
+
+@jit
+def _delays(ids: Block, low: Scalar, high: Scalar) -> Block:
+    """Exp(1) of each id, as `loraplex_server.engine.sampler.exponentials`; `low` and `high` are the draw's key."""
+    x = ids.to(tl.uint32) * 0x9E3779B1 + low
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = ((x ^ (x >> 15)) + high) * 0x846CA68B
+    x = x ^ (x >> 16)
+    u = ((x & 0x7FFFFFFF).to(tl.float32) + 0.5) * 4.656612873077393e-10  # 2**-31
+    u = tl.minimum(u, 0.9999999403953552)  # 1 - 2**-24
+    # -log(1 - u). The logarithm is exact to 2**-22 or so of 1, too little for the small ones, which win.
+    series = u * (1 + u * (1 / 2 + u * (1 / 3 + u * (1 / 4 + u * (1 / 5 + u * (1 / 6 + u * (1 / 7)))))))
+    return tl.where(u < 0.0625, series, -tl.log(1.0 - u))
 
 
 @jit
@@ -45,15 +59,14 @@ def _mass_from(
     key: Scalar,
     top: Scalar,
     temperature: Scalar,
-    min_p: Scalar,
     BLOCK: constexpr,
 ) -> tuple[Scalar, Scalar]:
-    """(tokens, their mass) with an order key of at least `key` and a relative mass of at least `min_p`."""
+    """(tokens, their mass) with an order key of at least `key`."""
     count_sums = tl.zeros((BLOCK,), dtype=tl.int32)
     mass_sums = tl.zeros((BLOCK,), dtype=tl.float64)
     for first in range(0, num_values, BLOCK):
         _places, keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
-        counted = (keys >= key) & (mass >= min_p)
+        counted = keys >= key
         count_sums += counted.to(tl.int32)
         mass_sums += tl.where(counted, mass, 0.0).to(tl.float64)
     count = tl.sum(count_sums, axis=0)
@@ -68,7 +81,6 @@ def _largest_key(
     low: Scalar,  # a key that is known to reach the target
     top: Scalar,
     temperature: Scalar,
-    min_p: Scalar,
     count_target: Scalar,
     mass_target: Scalar,
     BLOCK: constexpr,
@@ -86,7 +98,7 @@ def _largest_key(
         mass_sums = tl.zeros((BLOCK, 16), dtype=tl.float32)
         for first in range(0, num_values, BLOCK):
             _places, keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
-            counted = (keys[:, None] >= probe_keys[None, :]) & (mass >= min_p)[:, None]
+            counted = keys[:, None] >= probe_keys[None, :]
             count_sums += counted.to(tl.int32)
             mass_sums += tl.where(counted, mass[:, None], 0.0)
         counts = tl.sum(count_sums, axis=0)
@@ -106,71 +118,54 @@ def _around_key(
     key: Scalar,
     top: Scalar,
     temperature: Scalar,
-    min_p: Scalar,
     BLOCK: constexpr,
 ) -> tuple[Scalar, Scalar, Scalar, Scalar]:
     """(tokens above a key, their mass, tokens at the key, mass of each)."""
-    above, mass_above = _mass_from(values_ptr, num_values, key + 1, top, temperature, min_p, BLOCK)
-    at_least, mass_at_least = _mass_from(values_ptr, num_values, key, top, temperature, min_p, BLOCK)
+    above, mass_above = _mass_from(values_ptr, num_values, key + 1, top, temperature, BLOCK)
+    at_least, mass_at_least = _mass_from(values_ptr, num_values, key, top, temperature, BLOCK)
     equals = at_least - above
     return above, mass_above, equals, (mass_at_least - mass_above) / tl.maximum(equals, 1)
 
 
 @jit
-def _place_at_key(
+def first_to_arrive(
     values_ptr: Pointer,
+    ids_ptr: Pointer,  # of the values where `is_gathered`; else value i is token i
     num_values: Scalar,
+    is_gathered: Scalar,
     key: Scalar,
-    skip: Scalar,
-    top: Scalar,
-    temperature: Scalar,
-    BLOCK: constexpr,
-) -> Scalar:
-    """The place of the token that follows `skip` others with exactly this key; of the last if there are fewer."""
-    seen = tl.zeros((), dtype=tl.int32)
-    last = tl.zeros((), dtype=tl.int32)
-    first = tl.zeros((), dtype=tl.int32)
-    while (first < num_values) & (seen <= skip):
-        places, keys, _mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
-        equal = (keys == key).to(tl.int32)
-        rank = seen + tl.cumsum(equal, axis=0) - 1
-        last = tl.maximum(last, tl.max(tl.where((equal == 1) & (rank <= skip), places, 0), axis=0))
-        seen += tl.sum(equal, axis=0)
-        first += BLOCK
-    return last
-
-
-@jit
-def draw_by_id(
-    values_ptr: Pointer,
-    num_values: Scalar,
-    uniform: Scalar,
+    quota: Scalar,
+    low: Scalar,
+    high: Scalar,
     top: Scalar,
     temperature: Scalar,
     min_p: Scalar,
     BLOCK: constexpr,
 ) -> Scalar:
-    """Invert the cumulative distribution over ids in order."""
-    lowest = tl.full((), -0x80000000, dtype=tl.int32)
-    _count, total = _mass_from(values_ptr, num_values, lowest, top, temperature, min_p, BLOCK)
-    target = uniform * total
-    before = tl.zeros((), dtype=tl.float64)
-    chosen = tl.full((), -1, dtype=tl.int32)
-    first = tl.zeros((), dtype=tl.int32)
-    last = tl.zeros((), dtype=tl.int32)
-    while (first < num_values) & (chosen < 0):
-        ids, _keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
-        mass = tl.where(mass >= min_p, mass, 0.0).to(tl.float64)
-        # Rounding may leave the target at the very end: then the last token with mass is meant.
-        last = tl.maximum(last, tl.max(tl.where(mass > 0, ids, 0), axis=0))
-        here = tl.sum(mass, axis=0)
-        if before + here > target:
-            passed = (before + tl.cumsum(mass, axis=0) > target) & (mass > 0)
-            found = tl.min(tl.where(passed, ids, num_values), axis=0)
-            chosen = tl.where(found < num_values, found, last)
-        before += here
-        first += BLOCK
-    return tl.where(chosen < 0, last, chosen)
+    """The token that wins the race of `loraplex_server.engine.sampler.draw`.
+
+    Those run that lie above an order key, and of those at it the first `quota`, with a relative mass of at least
+    `min_p`.
+    """
+    seen = tl.zeros((), dtype=tl.int32)
+    # One winner per thread until the end: a reduction per step would cost more than the step.
+    best = tl.full((BLOCK,), -1.0, dtype=tl.float32)
+    best_ids = tl.zeros((BLOCK,), dtype=tl.int32)
+    for first in range(0, num_values, BLOCK):
+        places, keys, mass = _masses(values_ptr, num_values, first, top, temperature, BLOCK)
+        ids = tl.load(ids_ptr + places, mask=(places < num_values) & is_gathered, other=0)
+        ids = tl.where(is_gathered, ids, places)
+        runs = keys > key
+        if quota > 0:
+            equal = (keys == key).to(tl.int32)
+            runs = runs | ((equal == 1) & (seen + tl.cumsum(equal, axis=0) <= quota))
+            seen += tl.sum(equal, axis=0)
+        speed = tl.where(runs & (mass >= min_p), mass / _delays(ids, low, high), -1.0)
+        is_faster = speed > best
+        best = tl.where(is_faster, speed, best)
+        best_ids = tl.where(is_faster, ids, best_ids)
+    fastest = tl.max(best, axis=0)
+    return tl.min(tl.where(best == fastest, best_ids, 0x7FFFFFFF), axis=0)
 
 
 @jit
@@ -247,28 +242,22 @@ def gather_candidates(
 
 
 @jit
-def place_by_mass(
+def end_of_truncation(
     values_ptr: Pointer,
     num_values: Scalar,
     all_mass: Scalar,  # of all tokens, these or others
-    uniform: Scalar,
     top: Scalar,
     temperature: Scalar,
     top_k: Scalar,
     top_p: Scalar,
-    min_p: Scalar,
     BLOCK: constexpr,
-) -> Scalar:
-    """Invert the cumulative distribution over tokens from the most likely on, after top-k, top-p and min-p.
-
-    What is kept is every token above a key and the first so many, by id, at that key.
-    """
-    lowest = tl.full((), -0x7FFFFFFF, dtype=tl.int32)
-    key = lowest
+) -> tuple[Scalar, Scalar]:
+    """(key, quota): top-k and top-p keep every token above the order key and, by id, the first `quota` at it."""
+    key = tl.full((), -0x7FFFFFFF, dtype=tl.int32)
     total = all_mass
     if top_k > 0:
-        key = _largest_key(values_ptr, num_values, lowest, top, temperature, 0.0, top_k, -1.0, BLOCK)
-    above, mass_above, equals, each = _around_key(values_ptr, num_values, key, top, temperature, 0.0, BLOCK)
+        key = _largest_key(values_ptr, num_values, key, top, temperature, top_k, -1.0, BLOCK)
+    above, mass_above, equals, each = _around_key(values_ptr, num_values, key, top, temperature, BLOCK)
     quota = equals
     if top_k > 0:
         quota = tl.minimum(equals, top_k - above)
@@ -278,26 +267,15 @@ def place_by_mass(
         limit = top_p.to(tl.float64) * total
         if mass_above >= limit:
             # The nucleus ends above: at the largest key from which on the mass reaches the limit.
-            key = _largest_key(
-                values_ptr, num_values, key, top, temperature, 0.0, 1, limit * (1.0 - 1e-12), BLOCK
-            )
+            key = _largest_key(values_ptr, num_values, key, top, temperature, 1, limit * (1.0 - 1e-12), BLOCK)
             above, mass_above, equals, each = _around_key(
-                values_ptr, num_values, key, top, temperature, 0.0, BLOCK
+                values_ptr, num_values, key, top, temperature, BLOCK
             )
             quota = equals
         needed = tl.minimum(tl.ceil((limit - mass_above) / tl.maximum(each, 1e-300)), 1e9).to(tl.int32)
         # The most likely token stays, whatever top_p is.
         quota = tl.minimum(quota, tl.maximum(needed, tl.where(above == 0, 1, 0)))
-    if each < min_p:
+    if quota == equals:  # nobody has to be counted
+        key -= 1
         quota = quota * 0
-        _count, mass_above = _mass_from(values_ptr, num_values, key + 1, top, temperature, min_p, BLOCK)
-    target = uniform * (mass_above + each * quota)
-    if mass_above > target:
-        key = _largest_key(values_ptr, num_values, key, top, temperature, min_p, 1, target, BLOCK)
-        above, mass_above, equals, each = _around_key(
-            values_ptr, num_values, key, top, temperature, min_p, BLOCK
-        )
-        quota = equals
-    skip = tl.minimum(tl.floor(tl.maximum(target - mass_above, 0.0) / tl.maximum(each, 1e-300)), 1e9)
-    skip = tl.minimum(skip.to(tl.int32), quota - 1)
-    return _place_at_key(values_ptr, num_values, key, skip, top, temperature, BLOCK)
+    return key, quota

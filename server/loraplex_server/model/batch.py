@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from loraplex_server.kernels.lora import LoraBatch
-from loraplex_server.kernels.paged_attention import DecodeRows, PrefillChunk
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Consecutive tokens of one sequence among the rows of a batch."""
+
+    row_start: int  # first row in the batch
+    row_stop: int
+    context_start: int  # position of the first row in its sequence
+    block_ids: Tensor  # [ceil((context_start + rows) / block_size)] int64, the sequence's blocks in order
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """The first `count` rows of a batch: one token each of as many sequences."""
+
+    count: int
+    block_tables: Tensor  # [count, max_blocks] int64; entries past a sequence's blocks are any valid block
+    context_lengths: Tensor  # [count] int64, positions to attend to, the row's own included
+    max_context: int  # largest of context_lengths, known to the host
+
+
+class LoraBatch(Protocol):
+    """The adapters of a batch. Rows that carry none are left as they are."""
+
+    def add(self, layer: int, projection: str, x: Tensor, y: Tensor) -> None:
+        """y += scaling · B (A x) for each row of its adapter.
+
+        x [n, in] is the projection's input, y [n, out] its output, changed in place; `projection` is a name of
+        `loraplex_server.model.projections.PROJECTIONS`.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

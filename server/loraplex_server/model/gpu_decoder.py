@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loraplex_server.kernels.decode_attention import decode_attention
 from loraplex_server.kernels.embedding import embed
+from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.lora_expand import lora_expand
 from loraplex_server.kernels.lora_shrink import lora_shrink
@@ -23,7 +24,7 @@ from loraplex_server.kernels.norm import rms_norm
 from loraplex_server.kernels.paged_attention import AttentionShape
 from loraplex_server.kernels.prefill_attention import prefill_attention
 from loraplex_server.kernels.quantize import quantize_rows
-from loraplex_server.kernels.rope import HeadNorms, rope_and_write
+from loraplex_server.kernels.rope import rope_and_write
 from loraplex_server.kernels.side_stream import SideStream
 from loraplex_server.kernels.swiglu import swiglu
 from loraplex_server.model.config import DecoderConfig

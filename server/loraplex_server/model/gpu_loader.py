@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.int8_matmul import Int8Weight
+from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.nf4_weight import Nf4Weight
-from loraplex_server.kernels.rope import HeadNorms
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.gpu_decoder import GpuDecoder, GpuDecoderLayer, GpuDecoderWeights
 from loraplex_server.model.gpu_linear import DenseGpuLinear, GpuLinear, Int8GpuLinear, Nf4GpuLinear

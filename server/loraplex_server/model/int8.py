@@ -9,16 +9,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from loraplex_server.kernels.layer_ops import TorchOps, layer_ops
-
-if TYPE_CHECKING:
-    from loraplex_server.kernels.cpu.tile_product import TileProduct
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +181,7 @@ def _product_for(weight: Tensor, scale: Tensor, *, is_table: bool) -> _Product:
 
 
 @functools.cache
-def _tile_product() -> type[TileProduct] | None:
+def _tile_product() -> Callable[[Tensor, Tensor], _Product] | None:
     """The product in AMX tiles, where Numba is installed and the CPU has them."""
     if importlib.util.find_spec("numba") is None:
         return None
@@ -195,11 +193,14 @@ def _tile_product() -> type[TileProduct] | None:
 
 def has_exact_int8_product() -> bool:
     """Whether this CPU multiplies int8 without saturating; those without VNNI do not."""
-    return _is_exact(_PackedProduct) or _is_exact(_RowMajorProduct)
+    tiles = _tile_product()
+    return (
+        (tiles is not None and _is_exact(tiles)) or _is_exact(_PackedProduct) or _is_exact(_RowMajorProduct)
+    )
 
 
 @functools.cache
-def _is_exact(product: type[TileProduct] | type[_PackedProduct] | type[_RowMajorProduct]) -> bool:
+def _is_exact(product: Callable[[Tensor, Tensor], _Product]) -> bool:
     """Whether the product exists here and is right where it is hardest: pairs of products that pass 16 bits.
 
     Before VNNI, x86 added two 8-bit products in 16 bits that saturate, and libraries that use those instructions give
@@ -209,10 +210,10 @@ def _is_exact(product: type[TileProduct] | type[_PackedProduct] | type[_RowMajor
     weight[1::2].neg_()
     a = torch.tensor([127.0, 127.0, -127.0, 127.0]).repeat(3, 16)  # of scale 1
     try:
-        packed = product(weight, torch.ones(weight.shape[0]))
+        packed: _Product = product(weight, torch.ones(weight.shape[0]))
         is_right = torch.equal(packed(a, None), (a.int() @ weight.int().t()).float())
         is_reversible = torch.equal(packed.weight(), weight)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
-        log.info("%s is not available: %s", product.__name__, error)
+        log.info("%r is not available: %s", product, error)
         return False
     return is_right and is_reversible

@@ -187,16 +187,16 @@ def _check_stop_strings(stops: list[str], checks: _Checks) -> None:
     checks.require(fits, "stopping.stop_strings", f"each must have 1 to {MAX_STOP_STRING_BYTES} bytes")
 
 
-def fill_delta(
-    message: inference_pb2.Delta, delta: TextDelta, tokenizer: BaseTokenizer, include_token_ids: bool
-) -> None:
-    """A piece of the completion, written into the message that carries it: once per token, a copy would tell."""
-    message.text = delta.text
-    message.token_count = len(delta.token_ids)
+def delta_message(
+    delta: TextDelta, tokenizer: BaseTokenizer, *, include_token_ids: bool
+) -> inference_pb2.Delta:
+    """A piece of the completion."""
+    message = inference_pb2.Delta(text=delta.text, token_count=len(delta.token_ids))
     if include_token_ids:
         message.token_ids.extend(delta.token_ids)
     if delta.logprobs:
         message.logprobs.extend(position_logprobs(position, tokenizer) for position in delta.logprobs)
+    return message
 
 
 def position_logprobs(position: TokenLogprob, tokenizer: BaseTokenizer) -> inference_pb2.PositionLogprobs:

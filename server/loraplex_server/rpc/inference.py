@@ -77,8 +77,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     observation.see(event)
                     match event:
                         case TextDelta() as delta:
-                            message = inference_pb2.StreamGenerateResponse()
-                            convert.fill_delta(message.delta, delta, parts.tokenizer, include_ids)
+                            message = inference_pb2.StreamGenerateResponse(
+                                delta=convert.delta_message(
+                                    delta, parts.tokenizer, include_token_ids=include_ids
+                                )
+                            )
                         case Started() as started:
                             message = inference_pb2.StreamGenerateResponse(
                                 started=inference_pb2.Started(

@@ -287,14 +287,15 @@ def test_a_delta_shows_ids_and_log_probabilities_only_if_there_are_any(tokenizer
     [a, b] = tokenizer.encode("a") + tokenizer.encode("b")
     delta = TextDelta("ab", [a, b], [TokenLogprob(a, -0.5, [(a, -0.5), (b, -math.inf)])])
 
-    message = convert.delta_message(delta, tokenizer, include_token_ids=True)
+    message, short = inference_pb2.Delta(), inference_pb2.Delta()
+    convert.fill_delta(message, delta, tokenizer, include_token_ids=True)
+    convert.fill_delta(short, TextDelta("ab", [a, b]), tokenizer, include_token_ids=False)
 
     assert (message.text, message.token_count, list(message.token_ids)) == ("ab", 2, [a, b])
     [position] = message.logprobs
     assert (position.chosen.token_id, position.chosen.text, position.chosen.logprob) == (a, "a", -0.5)
     assert [(entry.text, entry.logprob) for entry in position.top] == [("a", -0.5), ("b", -1e9)]
-    bare = convert.delta_message(TextDelta("ab", [a, b]), tokenizer, include_token_ids=False)
-    assert bare == inference_pb2.Delta(text="ab", token_count=2)
+    assert short == inference_pb2.Delta(text="ab", token_count=2)
 
 
 def test_the_end_of_a_completion_is_told_whole() -> None:

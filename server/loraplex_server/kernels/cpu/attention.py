@@ -14,6 +14,7 @@ from loraplex_server.kernels.cpu.numerics import (
     floats,
     int64s,
     larger,
+    prefetch,
 )
 from loraplex_server.kernels.cpu.runtime import Value, body, inlined, kernel, parallel
 from loraplex_server.kernels.cpu.vectors import (
@@ -39,7 +40,7 @@ def _load(address: int, element: int, is_bf16: bool) -> Value:
 
 
 @inlined
-def _load_one(address: int, element: int, is_bf16: bool) -> float:
+def _load_one(address: int, element: int, is_bf16: bool) -> Value:
     if is_bf16:
         return float_of_bf16(bf16s(address + element * 2, 1)[0])
     return floats(address + element * FLOAT_BYTES, 1)[0]
@@ -113,6 +114,14 @@ def _mix(weights: Value, values: int, stride: int, dim: int, is_bf16: bool, out:
             sums[d] += weights[i] * _load_one(values, i * stride + d, is_bf16)
 
 
+@inlined
+def _fetch(address: int, count: int, stride: int, length: int) -> None:
+    """Start to fetch `length` bytes in each of `count` entries, `stride` bytes apart."""
+    for i in range(count):
+        for line in range(0, length, 64):
+            prefetch(address + i * stride + line)
+
+
 @body
 def _attend_heads(
     queries: int,
@@ -132,8 +141,20 @@ def _attend_heads(
     scores = np.empty((group, length - first), np.float32)
     scale = ONE / np.sqrt(np.float32(dim))
     element = 2 if is_bf16 else FLOAT_BYTES
-    for block in range(first // block_size, (length - 1) // block_size + 1):
+    last_block = (length - 1) // block_size
+    for block in range(first // block_size, last_block + 1):
         begin, end = max(first, block * block_size), min(length, (block + 1) * block_size)
+        # One head is a narrow column of the cache, which the CPU does not foresee.
+        _fetch(
+            values + table[block] * block_size * entry * element, block_size, entry * element, dim * element
+        )
+        if block < last_block:
+            _fetch(
+                keys + table[block + 1] * block_size * entry * element,
+                block_size,
+                entry * element,
+                dim * element,
+            )
         base = keys + (table[block] * block_size + begin - block * block_size) * entry * element
         for head in range(group):
             own = scores[head, begin - first : end - first]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from loraplex_server.kernels.cpu.launch import address_of
 from loraplex_server.kernels.cpu.lora import RECORD_FIELDS, lora
 from loraplex_server.kernels.lora import LoraLayers, LoraProjection, LoraSegment, SegmentedLora
 
@@ -17,7 +17,7 @@ Records = npt.NDArray[np.int64]
 
 
 class CpuLoraBatch:
-    """Implements `loraplex_server.kernels.lora.LoraBatch`."""
+    """Implements `loraplex_server.model.batch.LoraBatch`."""
 
     def __init__(self, segments: list[LoraSegment], num_decode_rows: int, threads: int) -> None:
         decodes = [segment for segment in segments if segment.row_stop <= num_decode_rows]
@@ -31,10 +31,15 @@ class CpuLoraBatch:
 
     def add(self, layer: int, projection: str, x: Tensor, y: Tensor) -> None:
         if self._records is not None:
-            assert x.dtype is y.dtype is torch.float32 and x.is_contiguous() and y.is_contiguous()
             records = self._records[layer, _PROJECTIONS[projection]].ctypes.data
             lora(
-                x.data_ptr(), x.shape[1], y.data_ptr(), y.shape[1], records, self._num_records, self._threads
+                address_of(x),
+                x.shape[1],
+                address_of(y),
+                y.shape[1],
+                records,
+                self._num_records,
+                self._threads,
             )
         if self._chunks is not None:
             self._chunks.add(layer, projection, x, y)
@@ -51,8 +56,8 @@ def _batch_records(segments: list[LoraSegment]) -> Records:
 
 
 def _adapter_records(layers: LoraLayers) -> Records:
-    """[layers, projections, parts, RECORD_FIELDS] of one adapter, rows left open; computed once while it is resident."""
-    records = layers.records
+    """[layers, projections, parts, RECORD_FIELDS] of one adapter, rows left open; computed once."""
+    records: Records | None = layers.records
     if records is None:
         records = np.zeros((len(layers), len(_PROJECTIONS), _MAX_PARTS, RECORD_FIELDS), dtype=np.int64)
         for layer, projections in enumerate(layers):
@@ -63,15 +68,13 @@ def _adapter_records(layers: LoraLayers) -> Records:
 
 
 def _fill(records: Records, weights: LoraProjection) -> None:
-    assert weights.a.dtype is torch.float32 and weights.a.is_contiguous()
     for record, part in zip(records, weights.parts, strict=False):
-        assert part.b.dtype is torch.float32 and part.b.is_contiguous()
         record[2:] = (
-            weights.a.data_ptr(),
+            address_of(weights.a),
             weights.a.shape[1],
             part.rank_start,
             part.rank_stop - part.rank_start,
-            part.b.data_ptr(),
+            address_of(part.b),
             part.column_start,
             part.column_stop - part.column_start,
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
-from numba.extending import intrinsic
+from numba.core import cgutils
 
-from loraplex_server.kernels.cpu.runtime import Value, exact, inlined
+from loraplex_server.kernels.cpu.runtime import Value, exact, inlined, intrinsic
 
 FLOAT_BYTES = 4
 _I32 = ir.IntType(32)
@@ -137,13 +137,27 @@ def larger(typing_context: Value, a: Value, b: Value) -> Value:
     return types.float32(types.float32, types.float32), generate
 
 
+@intrinsic
+def prefetch(typing_context: Value, address: Value) -> Value:
+    """Start to fetch the cache line at an address, which may be past the end of anything."""
+
+    def generate(context: Value, builder: Value, signature: Value, values: Value) -> Value:
+        pointer = builder.inttoptr(values[0], ir.IntType(8).as_pointer())
+        signature = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        builder.call(fetch, [pointer, _I32(0), _I32(2), _I32(1)])  # to read, into the second cache, as data
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
 @inlined
-def magnitude_of_bits(bits: int) -> float:
+def magnitude_of_bits(bits: Value) -> Value:
     return _float_of_bits(bits)
 
 
 @exact
-def exp(x: float) -> float:
+def exp(x: Value) -> Value:
     """e^x for -87 <= x <= 88; what lies outside counts as the nearer bound."""
     x = min(max(x, _LOWEST), _HIGHEST)
     n = np.rint(x * _LOG2_E)

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from loraplex_server.kernels.cpu import attention, rows
-from loraplex_server.kernels.cpu.lora_batch import CpuLoraBatch
 from loraplex_server.kernels.cpu.launch import address_of, spread, team_size
+from loraplex_server.kernels.cpu.lora import lora
+from loraplex_server.kernels.cpu.lora_batch import CpuLoraBatch
+from loraplex_server.kernels.cpu.runtime import prepare
 from loraplex_server.kernels.layer_ops import HeadNorms, Rotation
-from loraplex_server.kernels.lora import LoraBatch, LoraSegment
-from loraplex_server.kernels.paged_attention import (
-    AttentionShape,
-    DecodeRows,
-    PrefillChunk,
-    prefill_attention,
-)
+from loraplex_server.kernels.lora import LoraSegment
+from loraplex_server.kernels.paged_attention import AttentionShape, prefill_attention
+
+if TYPE_CHECKING:
+    from loraplex_server.model.batch import DecodeRows, LoraBatch, PrefillChunk
 
 
 class CpuOps:
     """Implements `loraplex_server.kernels.layer_ops.LayerOps`. A row's result never depends on the other rows."""
 
     def __init__(self) -> None:
+        prepare(
+            rows.rms_norm,
+            rows.rotate_and_store,
+            rows.silu_mul,
+            rows.quantize_rows,
+            rows.scale_rows,
+            rows.argmax_rows,
+            attention.decode_attention,
+            lora,
+        )
         self._threads = team_size()
 
     def rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
@@ -128,6 +140,12 @@ class CpuOps:
         rows.scale_rows(
             address_of(y), address_of(row_scale), added, n, width, spread(self._threads, n * width)
         )
+
+    def argmax_rows(self, x: Tensor) -> Tensor:
+        n, width = x.shape
+        out = torch.empty(n, dtype=torch.int64)
+        rows.argmax_rows(address_of(x), out.data_ptr(), n, width, spread(self._threads, x.numel()))
+        return out
 
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         return CpuLoraBatch(segments, num_decode_rows, self._threads)

@@ -15,6 +15,7 @@ from loraplex_server.kernels.cpu.numerics import (
     int8_of_float,
     int8s,
     int64s,
+    larger,
     larger_magnitude,
     magnitude_of_bits,
 )
@@ -23,6 +24,7 @@ from loraplex_server.kernels.cpu.vectors import LANES, add, load, multiply, stor
 
 _INT8_MAX = np.float32(127)
 _SMALLEST_MAXIMUM = np.float32(1e-12)
+_ARGMAX_BLOCK = 1024
 
 
 @body
@@ -209,3 +211,29 @@ def rotate_and_store(
         rows,
         threads,
     )
+
+
+@body
+def _argmax_rows(x: int, out: int, width: int, start: int, stop: int) -> None:
+    winners = int64s(out, stop)
+    for row in range(start, stop):
+        best, best_value = 0, floats(x + row * width * FLOAT_BYTES, width)[0]
+        for begin in range(0, width, _ARGMAX_BLOCK):
+            length = min(_ARGMAX_BLOCK, width - begin)
+            numbers = floats(x + (row * width + begin) * FLOAT_BYTES, length)
+            largest = numbers[0]
+            for i in range(length):
+                largest = larger(largest, numbers[i])
+            if largest > best_value or begin == 0:
+                best_value = largest
+                place = 0
+                while place < length - 1 and numbers[place] != largest:
+                    place += 1
+                best = begin + place
+        winners[row] = best
+
+
+@kernel
+def argmax_rows(x: int, out: int, rows: int, width: int, threads: int) -> None:
+    """out [rows] int64 = where each row of x [rows, width] is largest; of equals the first."""
+    parallel(_argmax_rows, (x, out, width), rows, threads)

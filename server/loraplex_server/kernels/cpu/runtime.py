@@ -9,7 +9,10 @@ and a launch costs a microsecond. The launchers in `ops` check what lies at thos
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
+import inspect
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +22,16 @@ import llvmlite.binding as llvm
 import numba
 import torch
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+log = logging.getLogger(__name__)
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 Value: TypeAlias = Any  # of a type that Numba infers
+
+intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
+"""Marks what returns (signature, generator of LLVM code) as callable from kernels."""
 
 # Sums may be reordered and fused, which vectorizing needs; division stays division, infinity stays infinity.
 _FAST_MATH = {"nnan", "nsz", "contract", "reassoc"}
@@ -42,6 +49,19 @@ def _version() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _use_disk_cache() -> bool:
+    """Point Numba at our folder; False where nothing can be written, and every start compiles."""
+    folder = default_kernel_cache_dir() / _version()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("compiled kernels cannot be kept: %s", error)
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    return os.access(folder, os.W_OK)
 
 
 def inlined(function: Kernel) -> Kernel:
@@ -64,9 +84,19 @@ def body(function: Kernel) -> Kernel:
 
 def kernel(function: Kernel) -> Kernel:
     """Compile what Python launches, and keep it on disk for the next start."""
-    numba.config.CACHE_DIR = str(default_kernel_cache_dir() / _version())
-    compiled: Kernel = numba.njit(cache=True, error_model="numpy")(function)
+    compiled: Kernel = numba.njit(cache=_use_disk_cache(), error_model="numpy")(function)
     return compiled
+
+
+_TYPES = {"int": types.int64, "float": types.float64, "bool": types.boolean}
+
+
+def prepare(*kernels: Callable[..., Any]) -> None:
+    """Compile kernels, or read what an earlier start compiled, so that no request has to wait for it."""
+    for compiled in kernels:
+        function: Any = compiled
+        parameters = inspect.signature(function.py_func).parameters.values()
+        function.compile(tuple(_TYPES[parameter.annotation] for parameter in parameters))
 
 
 @intrinsic

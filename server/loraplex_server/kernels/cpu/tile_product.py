@@ -8,6 +8,7 @@ from torch import Tensor
 from loraplex_server.kernels.cpu.int8_product import int8_product, pack_weight, padded_features, unpack_rows
 from loraplex_server.kernels.cpu.launch import address_of, spread, team_size
 from loraplex_server.kernels.cpu.rows import quantize_rows
+from loraplex_server.kernels.cpu.runtime import prepare
 from loraplex_server.kernels.cpu.tiles import TILE_BYTES
 
 
@@ -19,6 +20,7 @@ class TileProduct:
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         """weight [out, in] int8, scale [out] fp32: W = weight · scale."""
+        prepare(quantize_rows, int8_product)
         self._out_features, self._in_features = weight.shape
         self._stride = padded_features(self._in_features)
         self._packed = pack_weight(weight)

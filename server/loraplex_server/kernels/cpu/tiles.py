@@ -10,9 +10,8 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from loraplex_server.kernels.cpu.runtime import Value
+from loraplex_server.kernels.cpu.runtime import Value, intrinsic
 
 TILE_ROWS = 16
 TILE_BYTES = 64  # of a row
@@ -29,7 +28,8 @@ def has_tiles() -> bool:
     features = llvm.get_host_cpu_features()
     if not (features.get("amx-tile") and features.get("amx-int8")):
         return False
-    return ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0
+    refused: int = ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
+    return refused == 0
 
 
 def _call(builder: Value, name: str, arguments: list[Value]) -> None:

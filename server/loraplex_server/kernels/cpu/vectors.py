@@ -11,16 +11,15 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models, register_default
-from numba.extending import intrinsic
 
-from loraplex_server.kernels.cpu.runtime import Value
+from loraplex_server.kernels.cpu.runtime import Value, intrinsic
 
 LANES = 16
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
 _SHORTS = ir.VectorType(ir.IntType(16), LANES)
 
 
-class _VectorType(types.Type):
+class _VectorType(types.Type):  # type: ignore[misc]
     """The type of a vector for Numba."""
 
     def __init__(self) -> None:

@@ -1,0 +1,31 @@
+"""Triton's kernels run on the GPU where there is one and in its interpreter elsewhere.
+
+Triton decides when it is first imported, so the interpreter is chosen before any test module is.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+
+def use_interpreter() -> None:
+    """Let Triton interpret kernels, and mend what its release 3.6 cannot do with NumPy 2.4."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        # Bounds of loops are arrays of one element, which int() no longer takes.
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_mend
+
+
+if find_spec("triton") is not None and not torch.cuda.is_available():
+    use_interpreter()
