@@ -1,4 +1,4 @@
-"""Triton's kernels run on the GPU where there is one and in its interpreter elsewhere.
+"""Settings of all tests; and Triton's kernels run on the GPU where there is one and in its interpreter elsewhere.
 
 Triton decides when it is first imported, so the interpreter is chosen before any test module is.
 """
@@ -10,6 +10,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from hypothesis import HealthCheck, settings
+
+# Hypothesis measures by the clock on the wall. On a shared machine any example may be paused for longer than its
+# deadline of 200 ms, which says nothing about the code; a test that hangs meets pytest's own timeout.
+settings.register_profile("loraplex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loraplex")
 
 
 def use_interpreter() -> None:
