@@ -8,6 +8,7 @@ LoraplexError
 │   ├── AdapterInvalidError      the package itself is malformed or uses an unsupported PEFT feature
 │   ├── AdapterIncompatibleError the package is sound but does not fit this base
 │   └── AdapterUnavailableError  registered, but its stored package is missing or damaged
+├── StorageError                 the disk or the registry's database fails
 └── (server branches: loraplex_server.errors)
 """
 
@@ -78,3 +79,9 @@ class AdapterUnavailableError(AdapterError):
     """The stored package of a registered adapter is missing or damaged."""
 
     reason = "ADAPTER_UNAVAILABLE"
+
+
+class StorageError(LoraplexError):
+    """The disk or the registry's database cannot take or give what it should; the log has the cause."""
+
+    reason = "STORAGE_UNAVAILABLE"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -16,6 +16,7 @@ from sqlalchemy.pool import StaticPool
 
 from loraplex_adapters.errors import AdapterExistsError, AdapterNotFoundError
 from loraplex_adapters.names import MAX_NAME_CHARACTERS, validate_adapter_name
+from loraplex_adapters.storage_faults import database_faults
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BUSY_TIMEOUT_MS = 10_000  # how long a writer of SQLite waits for another
@@ -62,6 +63,10 @@ class _AdapterRow(_Base):
     created_at_us: Mapped[int] = mapped_column(BigInteger)
 
 
+class _NameTakenError(Exception):
+    """A row of that name is there."""
+
+
 class AdapterRegistry:
     """Registered adapters. Calls block on the database (SQLite: well under 10 ms); any thread may make them.
 
@@ -71,10 +76,13 @@ class AdapterRegistry:
     def __init__(self, url: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         """Open the database at a SQLAlchemy URL ("sqlite:////var/lib/loraplex/registry.db") and create its
         table.
+
+        Here and in every call, a database that fails is a StorageError.
         """
-        self._engine = _open_engine(url)
         self._clock = clock
-        _Base.metadata.create_all(self._engine)
+        with database_faults():
+            self._engine = _open_engine(url)
+            _Base.metadata.create_all(self._engine)
 
     def register(
         self,
@@ -105,14 +113,14 @@ class AdapterRegistry:
         }
         try:
             return self._insert(fields)
-        except IntegrityError:  # the name is taken; the database decides, so two callers cannot both win
+        except _NameTakenError:  # the database decides, so two callers cannot both win
             with suppress(AdapterNotFoundError):  # deleted just now: the name is free again
                 return self._register_again(name, digest, base_fingerprint)
         return self._insert(fields)
 
     def get(self, name: str) -> RegisteredAdapter:
         """Raises AdapterNotFoundError."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             return _adapter_of(_row_of(session, name))
 
     def list_page(self, page_size: int, after_name: str = "") -> list[RegisteredAdapter]:
@@ -124,30 +132,30 @@ class AdapterRegistry:
         query = select(_AdapterRow).order_by(_AdapterRow.name).limit(page_size)
         if after_name:
             query = query.where(_AdapterRow.name > after_name)
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             return [_adapter_of(row) for row in session.scalars(query)]
 
     def count(self) -> int:
         """How many adapters are registered, in any state."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             return session.scalar(select(func.count()).select_from(_AdapterRow)) or 0
 
     def names_of_digest(self, digest: str) -> list[str]:
         """All names of a package, sorted; empty when no adapter needs it any more."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             query = select(_AdapterRow.name).where(_AdapterRow.digest == digest).order_by(_AdapterRow.name)
             return list(session.scalars(query))
 
     def mark_failed(self, name: str) -> RegisteredAdapter:
         """Its package turned out missing or damaged. Raises AdapterNotFoundError."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             row = _row_of(session, name)
             row.state = AdapterState.FAILED
             return _adapter_of(row)
 
     def delete(self, name: str) -> RegisteredAdapter:
         """Remove the row and return what it was. The package stays. Raises AdapterNotFoundError."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             row = _row_of(session, name)
             session.delete(row)
             return _adapter_of(row)
@@ -156,15 +164,24 @@ class AdapterRegistry:
         """Close all connections. The registry may not be used afterwards."""
         self._engine.dispose()
 
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        """Committed at the end of the block, or undone."""
+        with database_faults(), Session(self._engine) as session, session.begin():
+            yield session
+
     def _insert(self, fields: dict[str, Any]) -> RegisteredAdapter:
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             row = _AdapterRow(**fields)
             session.add(row)
-            session.flush()
+            try:
+                session.flush()
+            except IntegrityError as error:
+                raise _NameTakenError from error
             return _adapter_of(row)
 
     def _register_again(self, name: str, digest: str, base_fingerprint: str) -> RegisteredAdapter:
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             row = _row_of(session, name)
             if row.digest != digest:
                 raise AdapterExistsError(

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from loraplex_adapters.errors import (
     AdapterUnavailableError,
     FieldViolation,
     InvalidRequestError,
+    StorageError,
 )
 from loraplex_adapters.leases import AdapterLeases
 from loraplex_adapters.names import validate_adapter_name
 from loraplex_adapters.package import PackageLimits, read_package
 from loraplex_adapters.registry import AdapterRegistry, AdapterState, RegisteredAdapter
+from loraplex_adapters.storage_faults import disk_faults
 from loraplex_adapters.store import PackageStore
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,18 @@ class AdapterDirectory:
         self._deletions: set[asyncio.Task[None]] = set()
         self.on_retired: DigestListener = lambda digest: None
         self.on_name_deleted: DigestListener = lambda name: None
+
+    def remove_unnamed_packages(self) -> None:
+        """Delete stored packages that no adapter needs: a crash came between two steps of a change. Blocks.
+
+        Only for a store that no other registry refers to.
+        """
+        named = {adapter.digest for adapter in self._by_name.values()}
+        with disk_faults():
+            for digest in self._store.digests():
+                if digest not in named:
+                    log.info("removing a package that no adapter needs", extra={"digest": digest[:12]})
+                    self._store.delete(digest)
 
     @property
     def num_adapters(self) -> int:
@@ -111,7 +126,7 @@ class AdapterDirectory:
         """Check the package against the base, store it, register it.
 
         The same name with the same digest returns what is there. Raises AdapterInvalidError,
-        AdapterIncompatibleError, AdapterExistsError, InvalidRequestError.
+        AdapterIncompatibleError, AdapterExistsError, InvalidRequestError, StorageError.
         """
         validate_adapter_name(name)
         async with self._writing:
@@ -137,12 +152,15 @@ class AdapterDirectory:
         """Its stored package turned out to be missing or damaged."""
         async with self._writing:
             if name in self._by_name:
-                self._by_name[name] = await asyncio.to_thread(self._registry.mark_failed, name)
+                self._by_name[name] = replace(self._by_name[name], state=AdapterState.FAILED)
                 log.error("adapter failed", extra={"adapter": name})
+                with suppress(StorageError):  # after a restart it will be found out anew
+                    await asyncio.to_thread(self._registry.mark_failed, name)
 
     def staging_folder(self) -> Path:
-        """A fresh private folder for an upload; the caller removes it."""
-        return Path(tempfile.mkdtemp(dir=self._staging_root))
+        """A fresh private folder for an upload; the caller removes it. Raises StorageError."""
+        with disk_faults():
+            return Path(tempfile.mkdtemp(dir=self._staging_root))
 
     async def close(self) -> None:
         """Finish pending deletions and close the registry."""
@@ -190,7 +208,8 @@ class AdapterDirectory:
             return RegisteredAdapter(
                 name=name, state=AdapterState.READY, created_at=datetime.now(UTC), **details
             )
-        self._store.put(folder)
+        with disk_faults():
+            self._store.put(folder)
         return self._registry.register(name, **details)
 
     def _on_unused(self, digest: str) -> None:
@@ -203,7 +222,9 @@ class AdapterDirectory:
     async def _delete_package(self, digest: str) -> None:
         async with self._writing:
             if not any(adapter.digest == digest for adapter in self._by_name.values()):
-                await asyncio.to_thread(self._store.delete, digest)
+                # If the disk fails, the package stays until the next start.
+                with suppress(StorageError), disk_faults():
+                    await asyncio.to_thread(self._store.delete, digest)
 
 
 def remove_staging(folder: Path) -> None:

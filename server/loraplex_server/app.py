@@ -31,6 +31,7 @@ from loraplex_server.base.fetch import DEFAULT_BASE_ID
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.base.resolve import resolve_base
 from loraplex_server.config import ServerConfig
+from loraplex_server.data_dir import exclusive_use
 from loraplex_server.engine.messages import EngineReady
 from loraplex_server.engine_client import EngineClient, EngineState, OnProgress
 from loraplex_server.errors import PortInUseError
@@ -109,6 +110,10 @@ class Server:
     async def serve(self, on_ready: OnReady | None = None) -> None:
         """Start, tell `on_ready`, run until told to stop, drain, stop. Raises LoraplexError if it cannot start."""
         self._install_signal_handlers()
+        with exclusive_use(self._config.data_dir):
+            await self._serve(on_ready)
+
+    async def _serve(self, on_ready: OnReady | None) -> None:
         config = self._config
         metrics_port = self._serve_metrics()
         base_path = await asyncio.to_thread(resolve_base, config.base)
@@ -184,9 +189,8 @@ class Server:
 
     def _open_directory(self, spec: BaseSpec) -> AdapterDirectory:
         config = self._config
-        config.data_dir.mkdir(parents=True, exist_ok=True)
         limits = PackageLimits(max_bytes=config.max_adapter_bytes, max_rank=config.max_lora_rank)
-        return AdapterDirectory(
+        directory = AdapterDirectory(
             AdapterRegistry(config.resolved_registry_url),
             PackageStore(config.store_path, limits),
             spec,
@@ -194,6 +198,9 @@ class Server:
             config.adapter_roots,
             config.data_dir / "uploads",
         )
+        if config.registry_url is None:  # else the store may serve another registry on another day
+            directory.remove_unnamed_packages()
+        return directory
 
     def _serve_metrics(self) -> int | None:
         """The port; None where metrics are switched off."""

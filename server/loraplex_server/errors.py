@@ -14,6 +14,7 @@ LoraplexError
 │   ├── SequenceFailedError    the engine gave up on this one sequence
 │   └── KernelError            a kernel does not compile, load or launch on this GPU
 ├── PortInUseError             the address is taken
+├── DataDirInUseError          another server holds the data folder
 └── BaseModelError
     ├── UnsupportedArchitectureError
     └── BaseModelInvalidError
@@ -104,6 +105,12 @@ class PortInUseError(LoraplexError):
     """The server cannot listen where it was told to."""
 
     reason = "PORT_IN_USE"
+
+
+class DataDirInUseError(LoraplexError):
+    """Two servers cannot share a data folder."""
+
+    reason = "DATA_DIR_IN_USE"
 
 
 class BaseModelError(LoraplexError):

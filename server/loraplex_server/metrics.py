@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 
 from loraplex_server.engine.messages import EngineReady, EngineStats
+from loraplex_server.errors import PortInUseError
 from loraplex_server.histogram import LoopHistogram
 
 MAX_ADAPTER_LABELS = 200
@@ -130,8 +131,14 @@ class Metrics:
         self._build = Info("loraplex_build", "Version and base model.", registry=registry)
 
     def serve(self, port: int, host: str) -> int:
-        """Expose the metrics over HTTP from a thread; returns the port."""
-        server, _ = start_http_server(port, addr=host, registry=self.registry)
+        """Expose the metrics over HTTP from a thread; returns the port. Raises PortInUseError."""
+        try:
+            server, _ = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise PortInUseError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another metrics_port "
+                "(0 takes any free one, null switches it off)"
+            ) from None
         bound: int = server.server_port
         return bound
 

@@ -27,6 +27,7 @@ from loraplex_server.kernels import (
     sampling,
     swiglu,
 )
+from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
@@ -41,6 +42,7 @@ HEADS, KV_HEADS, HEAD_DIM = 4, 2, 128
 POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.int8: "*i8",
     torch.int32: "*i32",
     torch.int64: "*i64",
@@ -97,7 +99,7 @@ def launch_lora_and_its_epilogues() -> None:
 
 def launch_rope(lora: LoraEpilogue | None) -> None:
     table, index = torch.empty(64, HEAD_DIM // 2), torch.zeros(ROWS, dtype=torch.int64)
-    norms = rope.HeadNorms(b16(HEAD_DIM), b16(HEAD_DIM), 1e-6)
+    norms = HeadNorms(b16(HEAD_DIM), b16(HEAD_DIM), 1e-6)
     qkv, cache = b16(ROWS, (HEADS + 2 * KV_HEADS) * HEAD_DIM), b16(8, 16, 2 * KV_HEADS * HEAD_DIM)
     rope.rope_and_write(qkv, table, table, index, index, cache, HEADS, KV_HEADS, norms, lora)
 

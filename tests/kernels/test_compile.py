@@ -23,8 +23,9 @@ KERNELS = {
     "_rms_norm_kernel",
     "_quantize_rows_kernel",
     "_embed_kernel",
-    "_tile_top_kernel",
-    "_choose_kernel",
+    "survey_kernel",
+    "race_kernel",
+    "choose_kernel",
 }
 
 

@@ -109,9 +109,10 @@ def _cpu_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) ->
     layout = AdapterLayout(spec)
     dtype = loaded.compute_dtype
     arena = AdapterArena(config.adapter_arena_bytes // dtype.itemsize, dtype, layout)
+    sampler = Sampler(decoder.config.eos_token_ids, decoder.ops.argmax_rows)
     return Backend(
         config=decoder.config,
-        runner=ModelRunner(decoder, kv_cache, arena, Sampler(decoder.config.eos_token_ids), loaded.device),
+        runner=ModelRunner(decoder, kv_cache, arena, sampler, loaded.device),
         adapter_memory=arena,
         pack_adapter=lambda weights: layout.pack(weights, dtype),
         num_blocks=num_blocks,

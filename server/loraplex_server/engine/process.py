@@ -55,9 +55,11 @@ def run_engine(config: EngineConfig, command_address: str, message_address: str)
     try:
         engine = Engine(config, report)
     except (LoraplexError, ValueError, OSError, RuntimeError) as error:
-        if not isinstance(error, LoraplexError):  # the message of one that is says it all
+        reason = "ENGINE_START_FAILED"
+        if isinstance(error, LoraplexError):
+            reason = error.reason  # its message says it all
+        else:
             log.exception("engine could not start")
-        reason = error.reason if isinstance(error, LoraplexError) else "ENGINE_START_FAILED"
         send(EngineFailed(message=str(error), reason=reason))
         context.destroy(linger=1000)
         raise SystemExit(1) from None

@@ -7,7 +7,7 @@ hardly ever changes with the rounding of the logits, which does depend on the ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,19 +15,26 @@ from torch import Tensor
 from loraplex_server.engine.messages import SamplingParams, TokenLogprob
 from loraplex_server.engine.scheduler import SampledToken
 from loraplex_server.engine.sequence import Sequence
-from loraplex_server.kernels.layer_ops import layer_ops
 
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 _MIN_TEMPERATURE = 1e-6  # below it, scaled logits would overflow; it is as good as greedy
 
 
+def _argmax_rows(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=-1)
+
+
 class Sampler:
     """Chooses the next token of each row. Stateless but for the end-of-sequence ids."""
 
-    def __init__(self, eos_token_ids: Iterable[int], device: torch.device | None = None) -> None:
-        """`device` is where the logits will be; None: the CPU."""
+    def __init__(
+        self,
+        eos_token_ids: Iterable[int],
+        argmax_rows: Callable[[Tensor], Tensor] = _argmax_rows,
+    ) -> None:
+        """argmax_rows  [rows, vocab] -> [rows] int64, of equals the first; see `LayerOps.argmax_rows`."""
         self._eos_token_ids = tuple(eos_token_ids)
-        self._argmax_rows = layer_ops(device or torch.device("cpu"), torch.float32).argmax_rows
+        self._argmax_rows = argmax_rows
 
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
         """logits [rows, vocab] fp32, changed in place; one sequence per row.
@@ -129,15 +136,19 @@ def _truncate(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor, Te
 
 
 def _most_likely(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Masses and ids, best first: top_k of them, or at least as many as top_p keeps."""
+    """Masses and ids, best first and of equals the lowest id: top_k, or at least as many as top_p keeps."""
     vocab_size = probabilities.numel()
     if params.top_k > 0:
-        return probabilities.topk(min(params.top_k, vocab_size))
-    # Tokens below (1 - top_p) / vocab have less than 1 - top_p together, so top_p keeps none of them;
-    # sorting only the others is much cheaper. The factor is for rounding in float32.
-    ids = torch.nonzero(probabilities >= 0.99 * (1.0 - params.top_p) / vocab_size).squeeze(1)
+        # Which of the equals at the end are among the k, topk leaves open.
+        least = probabilities.topk(min(params.top_k, vocab_size)).values[-1]
+    else:
+        # Tokens below (1 - top_p) / vocab have less than 1 - top_p together, so top_p keeps none of them;
+        # sorting only the others is much cheaper. The factor is for rounding in float32.
+        least = torch.tensor(0.99 * (1.0 - params.top_p) / vocab_size)
+    ids = torch.nonzero(probabilities >= least).squeeze(1)
     kept, order = probabilities[ids].sort(descending=True, stable=True)
-    return kept, ids[order]
+    count = params.top_k or kept.numel()
+    return kept[:count], ids[order[:count]]
 
 
 def exponentials(seed: int, index: int, ids: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """The next token of each row, chosen on the device without a word from the host.
 
-Greedy rows take the largest logit. In the others tokens race, as in `loraplex_server.engine.sampler.draw`: each has a
-random delay that depends on (seed, index, id) alone. No row is sorted: what sorting would decide (the k-th logit, the
-end of the nucleus) is found by searching the bits of the logits, sixteen probes at a time. Of equal logits the lowest
-id comes first.
+Greedy rows take the largest logit. Others hold the race of `loraplex_server.engine.sampler`: the same hash gives the
+same exponentials, so that both choose the same token of equal logits, except where two arrive at almost the same time
+or the end of what top-k, top-p and min-p keep is a matter of rounding. Of equal logits the lowest id comes first.
+
+No row is sorted, and all but the last launch spread every row over many programs. The first counts what lies above
+some probes; from that the second knows which tokens are kept whatever the details, and races them. Only those
+between two probes are left for the last launch, which searches the bits of their logits.
 """
 
 from __future__ import annotations
@@ -13,27 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.device_code import wait_for_previous
-from loraplex_server.kernels.sampling_code import (
-    draw_key,
-    end_of_truncation,
-    first_to_arrive,
-    gather_candidates,
-)
-from loraplex_server.kernels.triton_runtime import (
-    Pointer,
-    Scalar,
-    constexpr,
-    jit,
-    overlaps_launches,
-    require,
-    tl,
-)
+from loraplex_server.kernels.sampling_kernels import choose_kernel, race_kernel, survey_kernel
+from loraplex_server.kernels.triton_runtime import next_power_of_2, overlaps_launches, require
 
-_TILE = 4096  # logits of one program of the first launch
-_BLOCK = 8192  # logits of one step of the second
-_CAPACITY = 32768  # tokens of a row that truncation is looked for among, if that many suffice
-_CANDIDATE_BLOCK = 1024
+_TILE = 4096  # logits of one program of the first two launches
+_PROBES = 16
+_SAMPLE = 128  # logits of a row that the probes are picked from
+_SURVEY_BLOCK = 512  # logits of one step of the first launch
+_CAPACITY = 32768  # undecided tokens of a row that are listed; of more, the last launch reads the whole row
+_CHOOSE_BLOCK = 1024  # tokens of one step of the last launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +50,38 @@ class RowSampling:
 class SampleScratch:
     """What the launches of `sample` hand to one another."""
 
-    tile_tops: Tensor  # [rows, tiles] fp32
-    tile_ids: Tensor  # [rows, tiles] int32
-    candidates: Tensor  # [rows, _CAPACITY] fp32
-    candidate_ids: Tensor  # [rows, _CAPACITY] int32
+    tile_tops: Tensor  # [rows, tiles] fp32, the largest logit
+    tile_ids: Tensor  # [rows, tiles] int32, its id
+    probe_keys: Tensor  # [rows, _PROBES] int32
+    probe_counts: Tensor  # [rows, tiles, _PROBES] int32, tokens from a probe on
+    probe_masses: Tensor  # [rows, tiles, _PROBES] fp32, their mass
+    tile_speeds: Tensor  # [rows, tiles] fp32, of the first to arrive
+    tile_winners: Tensor  # [rows, tiles] int32, its id
+    undecided: Tensor  # [rows, _CAPACITY] fp32
+    undecided_ids: Tensor  # [rows, _CAPACITY] int32, ascending
+    bounds: Tensor  # [rows, 4] int32: keys that the undecided lie in, tokens above, how many
+    bound_masses: Tensor  # [rows, 2] fp64: mass of the tokens above and of the row
 
     @classmethod
     def allocate(cls, max_rows: int, vocab_size: int, device: torch.device) -> SampleScratch:
         """Scratch for up to `max_rows` rows."""
         tiles = -(-vocab_size // _TILE)
+
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(max_rows, *shape, dtype=dtype, device=device)
+
         return cls(
-            torch.empty(max_rows, tiles, dtype=torch.float32, device=device),
-            torch.empty(max_rows, tiles, dtype=torch.int32, device=device),
-            torch.empty(max_rows, _CAPACITY, dtype=torch.float32, device=device),
-            torch.empty(max_rows, _CAPACITY, dtype=torch.int32, device=device),
+            empty(tiles, dtype=torch.float32),
+            empty(tiles, dtype=torch.int32),
+            empty(_PROBES, dtype=torch.int32),
+            empty(tiles, _PROBES, dtype=torch.int32),
+            empty(tiles, _PROBES, dtype=torch.float32),
+            empty(tiles, dtype=torch.float32),
+            empty(tiles, dtype=torch.int32),
+            empty(_CAPACITY, dtype=torch.float32),
+            empty(_CAPACITY, dtype=torch.int32),
+            empty(4, dtype=torch.int32),
+            empty(2, dtype=torch.float64),
         )
 
     def check(self, rows: int, vocab_size: int) -> None:
@@ -84,124 +93,6 @@ class SampleScratch:
         )
 
 
-@jit
-def _tile_top_kernel(
-    logits_ptr: Pointer,
-    tops_ptr: Pointer,
-    ids_ptr: Pointer,
-    row_stride: Scalar,
-    VOCAB: constexpr,
-    TILES: constexpr,
-    TILE: constexpr,
-    PDL: constexpr,
-) -> None:
-    """Program (tile, row): its largest logit and the lowest id that has it."""
-    tile = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
-    ids = tile * TILE + tl.arange(0, TILE)
-    wait_for_previous(PDL)
-    x = tl.load(logits_ptr + row * row_stride + ids, mask=ids < VOCAB, other=-float("inf"))
-    top = tl.max(x, axis=0)
-    tl.store(tops_ptr + row * TILES + tile, top)
-    tl.store(ids_ptr + row * TILES + tile, tl.min(tl.where(x == top, ids, VOCAB), axis=0))
-
-
-@jit
-def _choose_kernel(
-    logits_ptr: Pointer,
-    tops_ptr: Pointer,
-    ids_ptr: Pointer,
-    temperature_ptr: Pointer,
-    top_k_ptr: Pointer,
-    top_p_ptr: Pointer,
-    min_p_ptr: Pointer,
-    seed_ptr: Pointer,
-    index_ptr: Pointer,
-    candidates_ptr: Pointer,
-    candidate_ids_ptr: Pointer,
-    out_ptr: Pointer,
-    row_stride: Scalar,
-    IS_GREEDY: constexpr,
-    VOCAB: constexpr,
-    TILES: constexpr,
-    TILES_BLOCK: constexpr,
-    CAPACITY: constexpr,
-    BLOCK: constexpr,
-    CANDIDATE_BLOCK: constexpr,
-    PDL: constexpr,
-) -> None:
-    """Program (row)."""
-    row = tl.program_id(0).to(tl.int64)
-    tiles = tl.arange(0, TILES_BLOCK)
-    mask = tiles < TILES
-    wait_for_previous(PDL)
-    tops = tl.load(tops_ptr + row * TILES + tiles, mask=mask, other=-float("inf"))
-    ids = tl.load(ids_ptr + row * TILES + tiles, mask=mask, other=VOCAB)
-    top = tl.max(tops, axis=0)
-    chosen = tl.min(tl.where(tops == top, ids, VOCAB), axis=0)
-    if not IS_GREEDY:
-        temperature = tl.load(temperature_ptr + row)
-        if temperature > 0:
-            temperature = tl.maximum(temperature, 1e-6)
-            top_k = tl.load(top_k_ptr + row)
-            top_p = tl.load(top_p_ptr + row)
-            min_p = tl.load(min_p_ptr + row)
-            low, high = draw_key(tl.load(seed_ptr + row), tl.load(index_ptr + row))
-            row_ptr = logits_ptr + row * row_stride
-            value_ids_ptr = candidate_ids_ptr + row * CAPACITY
-            if (top_k > 0) | (top_p < 1.0):
-                top_k = tl.minimum(top_k, VOCAB)
-                values_ptr = candidates_ptr + row * CAPACITY
-                num_candidates, total = gather_candidates(
-                    row_ptr,
-                    values_ptr,
-                    value_ids_ptr,
-                    top,
-                    temperature,
-                    top_k,
-                    top_p,
-                    VOCAB,
-                    CAPACITY,
-                    BLOCK,
-                )
-                is_gathered = num_candidates > 0
-                values_ptr = tl.where(is_gathered, values_ptr, row_ptr)
-                num_values = tl.where(is_gathered, num_candidates, VOCAB)
-                key, quota = end_of_truncation(
-                    values_ptr, num_values, total, top, temperature, top_k, top_p, CANDIDATE_BLOCK
-                )
-                chosen = first_to_arrive(
-                    values_ptr,
-                    value_ids_ptr,
-                    num_values,
-                    is_gathered,
-                    key,
-                    quota,
-                    low,
-                    high,
-                    top,
-                    temperature,
-                    min_p,
-                    CANDIDATE_BLOCK,
-                )
-            else:
-                chosen = first_to_arrive(
-                    row_ptr,
-                    value_ids_ptr,
-                    VOCAB,
-                    False,
-                    -0x80000000,
-                    0,
-                    low,
-                    high,
-                    top,
-                    temperature,
-                    min_p,
-                    BLOCK,
-                )
-    tl.store(out_ptr + row, chosen.to(tl.int64))
-
-
 def sample(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch, out: Tensor) -> None:
     """The next token of each row; greedy for all rows if `sampling` is None.
 
@@ -209,7 +100,6 @@ def sample(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch,
     out        [>= rows] int64
     """
     num_rows, vocab_size = logits.shape
-    tiles = -(-vocab_size // _TILE)
     require(
         logits.dtype == torch.float32 and logits.stride(1) == 1, "logits must be fp32 with contiguous rows"
     )
@@ -217,20 +107,80 @@ def sample(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch,
     require(out.dtype == torch.int64 and out.shape[0] >= num_rows, f"out is not int64 [{num_rows}]")
     if sampling is not None:
         sampling.check(num_rows)
+    _survey(logits, sampling, scratch)
+    if sampling is not None:
+        _race(logits, sampling, scratch)
+    _choose(logits, sampling, scratch, out)
+
+
+def _survey(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch) -> None:
+    num_rows, vocab_size = logits.shape
+    tiles = scratch.tile_tops.shape[1]
     pdl = overlaps_launches(logits)
-    _tile_top_kernel[(tiles, num_rows)](
+    survey_kernel[(tiles, num_rows)](
         logits,
         scratch.tile_tops,
         scratch.tile_ids,
+        None if sampling is None else sampling.temperature,
+        None if sampling is None else sampling.top_k,
+        None if sampling is None else sampling.top_p,
+        scratch.probe_keys,
+        scratch.probe_counts,
+        scratch.probe_masses,
         logits.stride(0),
+        IS_GREEDY=sampling is None,
         VOCAB=vocab_size,
         TILES=tiles,
         TILE=_TILE,
+        SAMPLE=_SAMPLE,
+        PROBES=_PROBES,
+        BLOCK=_SURVEY_BLOCK,
         PDL=pdl,
         num_warps=8,
         launch_pdl=pdl,
     )
-    _choose_kernel[(num_rows,)](
+
+
+def _race(logits: Tensor, sampling: RowSampling, scratch: SampleScratch) -> None:
+    num_rows, vocab_size = logits.shape
+    tiles = scratch.tile_tops.shape[1]
+    pdl = overlaps_launches(logits)
+    race_kernel[(tiles, num_rows)](
+        logits,
+        scratch.tile_tops,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.seed,
+        sampling.index,
+        scratch.probe_keys,
+        scratch.probe_counts,
+        scratch.probe_masses,
+        scratch.tile_speeds,
+        scratch.tile_winners,
+        scratch.undecided,
+        scratch.undecided_ids,
+        scratch.bounds,
+        scratch.bound_masses,
+        logits.stride(0),
+        VOCAB=vocab_size,
+        TILES=tiles,
+        TILES_BLOCK=next_power_of_2(tiles),
+        TILE=_TILE,
+        PROBES=_PROBES,
+        CAPACITY=_CAPACITY,
+        PDL=pdl,
+        num_warps=8,
+        launch_pdl=pdl,
+    )
+
+
+def _choose(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch, out: Tensor) -> None:
+    num_rows, vocab_size = logits.shape
+    tiles = scratch.tile_tops.shape[1]
+    pdl = overlaps_launches(logits)
+    choose_kernel[(num_rows,)](
         logits,
         scratch.tile_tops,
         scratch.tile_ids,
@@ -240,17 +190,20 @@ def sample(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch,
         None if sampling is None else sampling.min_p,
         None if sampling is None else sampling.seed,
         None if sampling is None else sampling.index,
-        scratch.candidates,
-        scratch.candidate_ids,
+        scratch.tile_speeds,
+        scratch.tile_winners,
+        scratch.undecided,
+        scratch.undecided_ids,
+        scratch.bounds,
+        scratch.bound_masses,
         out,
         logits.stride(0),
         IS_GREEDY=sampling is None,
         VOCAB=vocab_size,
         TILES=tiles,
-        TILES_BLOCK=1 << max(0, (tiles - 1).bit_length()),
+        TILES_BLOCK=next_power_of_2(tiles),
         CAPACITY=_CAPACITY,
-        BLOCK=_BLOCK,
-        CANDIDATE_BLOCK=_CANDIDATE_BLOCK,
+        BLOCK=_CHOOSE_BLOCK,
         PDL=pdl,
         num_warps=1 if sampling is None else 16,
         launch_pdl=pdl,

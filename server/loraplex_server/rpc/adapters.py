@@ -11,6 +11,7 @@ from pathlib import Path
 from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
 from loraplex_adapters.names import validate_adapter_name
+from loraplex_adapters.storage_faults import disk_faults
 from loraplex_server.adapter_directory import AdapterDirectory, remove_staging
 from loraplex_server.engine_client import EngineClient
 from loraplex_server.errors import DeadlineExceededError, UploadTooLargeError
@@ -141,7 +142,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
 
 
 def _append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
+    with disk_faults(), path.open("ab") as file:
         file.write(data)
 
 

@@ -22,6 +22,7 @@ from loraplex_adapters.errors import (
     AdapterUnavailableError,
     InvalidRequestError,
     LoraplexError,
+    StorageError,
 )
 from loraplex_server.errors import (
     BaseModelError,
@@ -40,7 +41,7 @@ DOMAIN = "loraplex"
 _RETRY_AFTER_RESTART_S = 1.0
 # A status travels in the response's trailers, of which clients accept 8 KiB in all. Message and violations both hold
 # the text of an InvalidRequestError, and the message goes twice.
-_MAX_MESSAGE_BYTES = 1600
+_MAX_MESSAGE_BYTES = 1000
 _MAX_MESSAGE_BESIDE_VIOLATIONS_BYTES = 400
 _MAX_FIELD_BYTES, _MAX_DESCRIPTION_BYTES, _MAX_VIOLATIONS_BYTES = 100, 500, 4000
 
@@ -59,6 +60,7 @@ STATUS_OF: dict[type[LoraplexError], grpc.StatusCode] = {
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     EngineUnavailableError: grpc.StatusCode.UNAVAILABLE,
     EngineRestartedError: grpc.StatusCode.UNAVAILABLE,
+    StorageError: grpc.StatusCode.UNAVAILABLE,
     BaseModelError: grpc.StatusCode.UNAVAILABLE,
     SequenceFailedError: grpc.StatusCode.INTERNAL,
 }

@@ -167,6 +167,16 @@ def test_equal_logits_go_to_the_lowest_id() -> None:
     assert [t.token_id for t in Sampler([EOS])(logits, [greedy] * 3)] == [0, 70, 11]
 
 
+def test_of_equal_logits_top_k_keeps_the_lowest_ids() -> None:
+    logits = torch.zeros(1, 5000)
+    logits[0, [4000, 4500]] = 1.0
+    sequences = [sequence_of(SamplingParams(top_k=6, seed=s), [1], []) for s in range(80)]
+
+    picked = {t.token_id for t in Sampler([EOS])(logits.repeat(80, 1), sequences)}
+
+    assert picked == {0, 1, 2, 3, 4000, 4500}
+
+
 def test_top_p_holds_when_the_mass_is_spread_over_most_of_a_large_vocabulary() -> None:
     logits = random_logits(seed=5, vocab_size=20_000) / 30
     masses, order = torch.softmax(logits[0].double(), 0).sort(descending=True)

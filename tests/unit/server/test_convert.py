@@ -17,7 +17,7 @@ from loraplex.v1.inference_pb2 import CountTokensRequest, GenerateRequest
 from loraplex_adapters.errors import InvalidRequestError
 from loraplex_adapters.registry import AdapterState, RegisteredAdapter
 from loraplex_server.engine.messages import FinishReason, SamplingParams, SequenceTimings, TokenLogprob
-from loraplex_server.generation import Finished, GenerationRequest, TextDelta
+from loraplex_server.generation import DEFAULT_MAX_TOKENS, Finished, GenerationRequest, TextDelta
 from loraplex_server.rpc import convert
 from loraplex_server.rpc.convert import count_request, generation_request
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage
@@ -90,7 +90,7 @@ ACCEPTED: list[dict[str, object]] = [
     {"sampling": {"seed": 2**64 - 1}},
     {"stopping": {"max_tokens": 1}},
     {"stopping": {"max_tokens": MAX_OUTPUT, "min_tokens": MAX_OUTPUT}},
-    {"stopping": {"min_tokens": MAX_OUTPUT}},
+    {"stopping": {"min_tokens": DEFAULT_MAX_TOKENS}},
     {"stopping": {"stop_strings": ["x"] * 16}},
     {"stopping": {"stop_strings": ["x" * 256, "é" * 128]}},
     {"stopping": {"stop_token_ids": [VOCAB_SIZE - 1] * 64}},
@@ -108,7 +108,7 @@ REFUSED: list[tuple[dict[str, object], list[str]]] = [
     ({"stopping": {"max_tokens": 0}}, ["stopping.max_tokens"]),
     ({"stopping": {"max_tokens": MAX_OUTPUT + 1}}, ["stopping.max_tokens"]),
     ({"stopping": {"max_tokens": 4, "min_tokens": 5}}, ["stopping.min_tokens"]),
-    ({"stopping": {"min_tokens": MAX_OUTPUT + 1}}, ["stopping.min_tokens"]),
+    ({"stopping": {"min_tokens": DEFAULT_MAX_TOKENS + 1}}, ["stopping.min_tokens"]),
     ({"stopping": {"stop_strings": ["x"] * 17}}, ["stopping.stop_strings"]),
     ({"stopping": {"stop_strings": [""]}}, ["stopping.stop_strings"]),
     ({"stopping": {"stop_strings": ["é" * 129]}}, ["stopping.stop_strings"]),
@@ -287,9 +287,8 @@ def test_a_delta_shows_ids_and_log_probabilities_only_if_there_are_any(tokenizer
     [a, b] = tokenizer.encode("a") + tokenizer.encode("b")
     delta = TextDelta("ab", [a, b], [TokenLogprob(a, -0.5, [(a, -0.5), (b, -math.inf)])])
 
-    message, short = inference_pb2.Delta(), inference_pb2.Delta()
-    convert.fill_delta(message, delta, tokenizer, include_token_ids=True)
-    convert.fill_delta(short, TextDelta("ab", [a, b]), tokenizer, include_token_ids=False)
+    message = convert.delta_message(delta, tokenizer, include_token_ids=True)
+    short = convert.delta_message(TextDelta("ab", [a, b]), tokenizer, include_token_ids=False)
 
     assert (message.text, message.token_count, list(message.token_ids)) == ("ab", 2, [a, b])
     [position] = message.logprobs

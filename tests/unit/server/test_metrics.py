@@ -12,8 +12,16 @@ from loraplex_server.metrics import MAX_ADAPTER_LABELS, Metrics
 
 
 @pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
+def deleted() -> set[str]:
+    """Adapters that are not registered any more."""
+    return set()
+
+
+@pytest.fixture
+def metrics(deleted: set[str]) -> Metrics:
+    metrics = Metrics()
+    metrics.watch_adapters(lambda: 5, lambda name: name not in deleted)
+    return metrics
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -29,7 +37,7 @@ def adapter_labels(metrics: Metrics) -> dict[str, set[str]]:
     }
 
 
-def end_request(metrics: Metrics, adapter: str | None, finish: str = "stop") -> None:
+def end_request(metrics: Metrics, adapter: str, finish: str = "stop") -> None:
     metrics.request_ended(adapter, finish, seconds=1.5, prompt_tokens=10, completion_tokens=4)
 
 
@@ -76,11 +84,14 @@ def test_deleting_an_adapter_that_was_never_asked_is_no_error(metrics: Metrics) 
     assert adapter_labels(metrics) == {}
 
 
-def test_a_request_that_outlives_its_adapter_does_not_bring_its_label_back(metrics: Metrics) -> None:
+def test_a_request_that_outlives_its_adapter_does_not_bring_its_label_back(
+    metrics: Metrics, deleted: set[str]
+) -> None:
     end_request(metrics, "gone")
+    deleted.add("gone")
     metrics.adapter_deleted("gone")
 
-    end_request(metrics, None)
+    end_request(metrics, "gone")
 
     assert all(labels == {"other"} for labels in adapter_labels(metrics).values())
 
@@ -128,7 +139,6 @@ def test_latencies_and_refusals_are_counted(metrics: Metrics) -> None:
     metrics.inter_token(0.02)
     metrics.rejected("QUEUE_FULL")
     metrics.rpc_ended("Generate", "OK", 1.0)
-    metrics.watch_adapters(lambda: 5, lambda name: True)
 
     assert value(metrics, "time_to_first_token_seconds_sum") == 0.3
     assert value(metrics, "queue_seconds_sum") == 0.1

@@ -1,0 +1,120 @@
+"""What was acknowledged is there after a restart, however the server ended."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loraplex_client import AdapterState, LoraplexApiError, NotFoundError, PreconditionError
+from tests.integration.conftest import ADAPTERS, NewAdapter, register_all
+from tests.integration.live_server import LiveServer, eventually, running_server
+from tests.integration.streams import ENDLESS, GREEDY, PROMPT
+from tests.integration.tiny_base import save_tiny_base
+
+
+def stop(server: LiveServer) -> None:
+    server.process.terminate()
+    assert server.await_exit() == 0
+
+
+def kill(server: LiveServer) -> None:
+    server.kill()
+
+
+@pytest.mark.parametrize("end", [stop, kill])
+def test_registered_adapters_answer_as_before_after_a_restart(
+    tiny_base: Path, packages: Path, tmp_path: Path, end: Callable[[LiveServer], None]
+) -> None:
+    with running_server(tiny_base, tmp_path) as server:
+        register_all(server, packages)
+        with server.client() as client:
+            client.adapters.delete("blue")
+            before = {name: client.generate(PROMPT, adapter=name, **GREEDY) for name in ("red", "green")}
+            listed = [(a.name, a.digest, a.create_time) for a in client.adapters.list()]
+            stream = client.stream(PROMPT, adapter="red", **ENDLESS)
+            next(stream)
+            stream.cancel()
+        end(server)
+    with running_server(tiny_base, tmp_path) as server, server.client() as client:
+        assert [(a.name, a.digest, a.create_time) for a in client.adapters.list()] == listed
+        for name, answer in before.items():
+            assert client.generate(PROMPT, adapter=name, **GREEDY).token_ids == answer.token_ids
+        with pytest.raises(NotFoundError):
+            client.generate(PROMPT, adapter="blue")
+        client.adapters.delete("red")  # one that this process did not register itself
+        eventually(lambda: len(stored_packages(server)) == 1)
+
+
+def test_what_a_kill_interrupts_is_there_whole_or_not_at_all(
+    tiny_base: Path, packages: Path, tmp_path: Path, new_adapter: NewAdapter
+) -> None:
+    folders = [new_adapter(f"interrupted{number}", target_modules=["q_proj"]) for number in range(8)]
+    acknowledged: list[str] = []
+    with running_server(tiny_base, tmp_path) as server:
+
+        def register_until_killed() -> None:
+            with server.client(timeout_s=5) as client:
+                for number in range(10_000):
+                    name = f"n{number}"
+                    try:
+                        client.adapters.upload(name, folders[number % 8])
+                        acknowledged.append(name)
+                        if number % 3 == 0:
+                            client.adapters.delete(name)
+                            acknowledged.remove(name)
+                    except LoraplexApiError:
+                        return
+
+        thread = threading.Thread(target=register_until_killed)
+        thread.start()
+        eventually(lambda: len(acknowledged) > 20)
+        server.kill()
+        thread.join()
+    with running_server(tiny_base, tmp_path) as server, server.client() as client:
+        found = {adapter.name: adapter for adapter in client.adapters.list()}
+
+        # The one call that was under way may have taken effect or not; it never half did.
+        assert len(set(acknowledged) ^ set(found)) <= 1
+        assert {adapter.state for adapter in found.values()} == {AdapterState.READY}
+        assert {adapter.digest for adapter in found.values()} == stored_packages(server)
+        assert os.listdir(server.data_dir / "uploads") == []
+        for digest, name in {adapter.digest: name for name, adapter in found.items()}.items():
+            assert client.generate(PROMPT, adapter=name, **GREEDY).adapter_digest == digest
+
+
+def test_packages_that_nobody_names_any_more_are_removed_at_the_next_start(
+    tiny_base: Path, packages: Path, tmp_path: Path
+) -> None:
+    with running_server(tiny_base, tmp_path) as server:
+        register_all(server, packages)
+        with server.client() as client, client.stream(PROMPT, adapter="red", **ENDLESS) as stream:
+            next(stream)
+            client.adapters.delete("red")  # kept for the stream; the kill comes before its end
+            assert len(stored_packages(server)) == 3
+            server.kill()
+    with running_server(tiny_base, tmp_path) as server:
+        assert len(stored_packages(server)) == 2
+
+
+def test_adapters_of_another_base_are_kept_but_never_served_on_this_one(
+    tiny_base: Path, packages: Path, tmp_path: Path
+) -> None:
+    with running_server(tiny_base, tmp_path) as server:
+        register_all(server, packages)
+    other_base = save_tiny_base(tmp_path / "other-base", seed=1)
+
+    with running_server(other_base, tmp_path) as server, server.client() as client:
+        assert [adapter.name for adapter in client.adapters.list()] == sorted(ADAPTERS)
+        with pytest.raises(PreconditionError) as caught:
+            client.generate(PROMPT, adapter="red", **GREEDY)
+        assert caught.value.reason == "BASE_MISMATCH"
+        assert client.generate(PROMPT, **GREEDY).usage.completion_tokens == 24
+
+
+def stored_packages(server: LiveServer) -> set[str]:
+    """Digests in the package store."""
+    return {name for name in os.listdir(server.data_dir / "adapters") if not name.startswith(".")}

@@ -1,0 +1,191 @@
+"""The table of statuses, row by row, as a caller without any retries of its own meets it."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from safetensors.torch import load_file, save_file
+
+from loraplex.v1 import (
+    adapter_pb2,
+    adapter_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    ops_pb2,
+    ops_pb2_grpc,
+)
+from loraplex_adapters import errors as adapter_errors
+from loraplex_adapters.errors import InvalidRequestError, LoraplexError, StorageError
+from loraplex_client import LoraplexApiError
+from loraplex_client.requests import upload_requests
+from loraplex_server import errors as server_errors
+from loraplex_server.rpc.status import STATUS_OF
+from tests.integration.conftest import TIGHT, NewAdapter, StartServer
+from tests.integration.live_server import LiveServer, eventually
+from tests.integration.raw_calls import failure_of, raw_channel
+from tests.integration.streams import PROMPT
+
+NEVER_SENT = {
+    server_errors.BaseModelError,  # a server whose base cannot be loaded ends before it serves
+    server_errors.SequenceFailedError,  # the engine has no cause left to give up on one sequence alone
+}
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Rows:
+    """How to meet each row on the tight server. Later rows damage it."""
+
+    def __init__(self, server: LiveServer, channel: grpc.Channel, packages: Path, fresh: Path) -> None:
+        self._server = server
+        self._packages = packages
+        self._fresh = fresh  # a package of the test's own
+        self._inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._adapters = adapter_pb2_grpc.AdapterServiceStub(channel)
+        self._ops = ops_pb2_grpc.OpsServiceStub(channel)
+
+    def meet(self) -> Iterator[tuple[type[LoraplexError], LoraplexApiError]]:
+        """Each row's error and what the caller got."""
+        generate, upload = self._generate, self._upload
+        yield InvalidRequestError, failure_of(lambda: generate(prompt=""))
+        yield server_errors.ContextOverflowError, failure_of(lambda: generate(prompt=PROMPT * 2000))
+        yield adapter_errors.AdapterNotFoundError, failure_of(lambda: generate(prompt="x", adapter="no"))
+        yield adapter_errors.AdapterExistsError, failure_of(lambda: upload("red", self._packages / "blue"))
+        yield adapter_errors.AdapterUnavailableError, self._damaged_package()
+        yield adapter_errors.AdapterIncompatibleError, self._misfit()
+        yield adapter_errors.AdapterInvalidError, self._malformed()
+        yield server_errors.UploadTooLargeError, failure_of(lambda: upload("big", self._packages / "big"))
+        yield server_errors.DeadlineExceededError, self._silent_upload()
+        yield server_errors.QueueFullError, self._full_queue()
+        yield server_errors.WriteStallError, self._unread_stream()
+        yield server_errors.EngineRestartedError, self._crash()
+        yield server_errors.EngineUnavailableError, failure_of(lambda: generate(prompt="x"))
+        eventually(lambda: self._server.metric("loraplex_engine_starts_total") == 2, 240)
+        yield StorageError, self._broken_registry()
+        yield server_errors.DrainingError, self._cut_off()
+
+    def _generate(self, **fields: Any) -> object:
+        return self._inference.Generate(inference_pb2.GenerateRequest(**fields))
+
+    def _upload(self, name: str, folder: Path) -> object:
+        return self._adapters.UploadAdapter(
+            upload_requests(name, folder, validate_only=False, expected_digest="")
+        )
+
+    def _damaged_package(self) -> LoraplexApiError:
+        digest = self._adapters.GetAdapter(adapter_pb2.GetAdapterRequest(name="blue")).adapter.digest
+        shutil.rmtree(self._server.data_dir / "adapters" / digest)
+        return failure_of(lambda: self._generate(prompt="x", adapter="blue"))
+
+    def _misfit(self) -> LoraplexApiError:
+        tensors = load_file(self._fresh / WEIGHTS)
+        save_file(
+            {key.replace("layers.1", "layers.9"): t for key, t in tensors.items()}, self._fresh / WEIGHTS
+        )
+        return failure_of(lambda: self._upload("misfit", self._fresh))
+
+    def _malformed(self) -> LoraplexApiError:
+        (self._fresh / WEIGHTS).write_bytes(b"no tensors")
+        return failure_of(lambda: self._upload("malformed", self._fresh))
+
+    def _silent_upload(self) -> LoraplexApiError:
+        over = threading.Event()
+
+        def messages() -> Iterator[adapter_pb2.UploadAdapterRequest]:
+            over.wait(60)
+            yield from ()
+
+        try:
+            return failure_of(lambda: self._adapters.UploadAdapter(messages()))
+        finally:
+            over.set()
+
+    def _full_queue(self) -> LoraplexApiError:
+        with ExitStack() as calls:
+            for number in range(TIGHT["max_running"] + TIGHT["max_waiting"]):
+                call = self._inference.StreamGenerate(inference_pb2.StreamGenerateRequest(request=_endless()))
+                calls.callback(call.cancel)
+                if number < TIGHT["max_running"]:
+                    next(call)
+            eventually(lambda: self._num_waiting() == TIGHT["max_waiting"])
+            return failure_of(lambda: self._generate(prompt="x"))
+
+    def _num_waiting(self) -> int:
+        return self._ops.GetServerInfo(ops_pb2.GetServerInfoRequest()).load.waiting
+
+    def _unread_stream(self) -> LoraplexApiError:
+        request = _endless()
+        request.options.top_logprobs = 20
+        narrow = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+        with raw_channel(self._server, *narrow) as channel:
+            call = inference_pb2_grpc.InferenceServiceStub(channel).StreamGenerate(
+                inference_pb2.StreamGenerateRequest(request=request), timeout=60
+            )
+            next(call)
+            eventually(lambda: self._server.metric("loraplex_rejects_total", reason="WRITE_STALLED") == 1)
+            return failure_of(lambda: list(call))
+
+    def _crash(self) -> LoraplexApiError:
+        call = self._inference.StreamGenerate(inference_pb2.StreamGenerateRequest(request=_endless()))
+        next(call)
+        self._server.kill_engine()
+        return failure_of(lambda: list(call))
+
+    def _broken_registry(self) -> LoraplexApiError:
+        database = sqlite3.connect(self._server.data_dir / "registry.sqlite3")
+        database.execute("drop table adapters")
+        database.close()
+        return failure_of(lambda: self._adapters.DeleteAdapter(adapter_pb2.DeleteAdapterRequest(name="red")))
+
+    def _cut_off(self) -> LoraplexApiError:
+        call = self._inference.StreamGenerate(inference_pb2.StreamGenerateRequest(request=_endless()))
+        next(call)
+        self._ops.Drain(ops_pb2.DrainRequest(grace_seconds=0))
+        return failure_of(lambda: list(call))
+
+
+def _endless() -> inference_pb2.GenerateRequest:
+    return inference_pb2.GenerateRequest(
+        prompt=PROMPT, stopping=inference_pb2.StoppingCriteria(max_tokens=8000, ignore_eos=True)
+    )
+
+
+@pytest.fixture
+def rows(own_server: StartServer, packages: Path, new_adapter: NewAdapter, tmp_path: Path) -> Iterator[Rows]:
+    if not (packages / "big").exists():
+        new_adapter("big", r=16)
+    server = own_server(**{**TIGHT, "default_deadline_s": 60})
+    fresh = tmp_path / "fresh"
+    shutil.copytree(packages / "red", fresh)
+    with raw_channel(server) as channel:
+        yield Rows(server, channel, packages, fresh)
+
+
+def test_every_row_is_met_with_its_status_its_reason_and_its_details(rows: Rows) -> None:
+    met = []
+    for row, failure in rows.meet():
+        assert (row, failure.code) == (row, STATUS_OF[row])
+        assert (row, failure.reason) == (row, row.reason)
+        assert failure.request_id
+        assert failure.message
+        is_retryable = failure.code is grpc.StatusCode.UNAVAILABLE or row is server_errors.QueueFullError
+        assert (row, failure.retry_after_s is not None) == (row, is_retryable)
+        assert bool(failure.violations) is (row is InvalidRequestError)
+        met.append(row)
+
+    assert len(met) == len(set(met))
+    assert set(met) | NEVER_SENT == set(STATUS_OF)
+
+
+def test_reasons_are_unique_and_upper_snake() -> None:
+    reasons = [row.reason for row in STATUS_OF]
+
+    assert len(set(reasons)) == len(reasons)
+    assert all(reason.isupper() and reason.isascii() for reason in reasons)
