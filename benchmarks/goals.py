@@ -67,7 +67,7 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
 
 
 def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
-    """Shares of the copy bandwidth; `products` is "nf4 4096x6144 1" -> share."""
+    """Shares of the copy bandwidth, see `_shares`."""
     wide = ("4096x28672", "14336x4096")
     for shape in ("4096x6144", "4096x28672", "14336x4096", "4096x4096"):
         yield Row(f"NF4 product {shape}, 1 row", 0.60, products.get(f"nf4 {shape} 1"), at_most=False)
@@ -81,6 +81,16 @@ def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
             yield Row(f"INT8 product {shape}, {count} rows", 0.75, figure, at_most=False)
 
 
+def _shares(report: dict[str, Any]) -> dict[str, float]:
+    """Of a report of `benchmarks.products`: "format K×N rows" -> share of the copy bandwidth."""
+    return {
+        f"{figure['format']} {figure['inputs']}x{figure['outputs']} {figure['rows']}": figure["weight_bytes"]
+        / figure["microseconds"]
+        / (report["copy_bytes_per_second"] / 1e6)
+        for figure in report.get("products", {}).get("llama-3.1-8b", [])
+    }
+
+
 def _ratio(above: dict[str, Any], below: dict[str, Any], key: str) -> float | None:
     return above[key] / below[key] if key in above and key in below else None
 
@@ -92,8 +102,7 @@ def main() -> None:
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    products = _read(arguments.products).get("shares", {})
-    found = list(rows(products, _read(arguments.engine).get("runs", {})))
+    found = list(rows(_shares(_read(arguments.products)), _read(arguments.engine).get("runs", {})))
     if arguments.json:
         print(json.dumps([{**_fields(row), "verdict": row.verdict} for row in found]))
         return

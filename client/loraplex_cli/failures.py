@@ -99,8 +99,6 @@ EXTRA_OF = {
     "torch": "server",
     "transformers": "server",
     "trl": "trainer",
-    "llvmlite": "server",
-    "numba": "server",
     "zmq": "server",
 }
 """Library that the light installation lacks -> the extra that brings it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psutil
 import torch
 
@@ -15,8 +17,10 @@ from loraplex_server.engine.gpu_step_inputs import aligned
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
 from loraplex_server.engine.sampler import Sampler
+from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.footprint import decoder_bytes
+from loraplex_server.model.gpu_decoder import projection_shapes
 from loraplex_server.model.gpu_loader import build_gpu_decoder
 from loraplex_server.model.gpu_workspace import GpuWorkspace
 from loraplex_server.model.loader import context_tokens, open_checkpoint
@@ -45,6 +49,8 @@ def build_gpu_backend(
     on_progress: Progress,
 ) -> Backend:
     """Raises InsufficientMemoryError before anything is allocated that would not fit."""
+    if numerics.device.type == "cuda":  # kernels are kept by device, so it needs its number
+        numerics = replace(numerics, device=torch.device("cuda", torch.cuda.current_device()))
     device, dtype = numerics.device, numerics.compute_dtype
     context = context_tokens(decoder_config, config.max_context_tokens)
     batched_tokens = config.max_batched_tokens or max(_BATCHED_TOKENS, config.max_running)
@@ -74,6 +80,8 @@ def build_gpu_backend(
         kv_cache=config.kv_cache_bytes,
         least_kv_cache=-(-context // config.block_size) * kv_bytes,
     )
+    if has_cuda_products(device):
+        _compile_products(decoder_config, numerics, int8_head=config.int8_head)
     decoder, weight_bytes = build_gpu_decoder(
         source,
         decoder_config,
@@ -111,3 +119,11 @@ def build_gpu_backend(
         parameter_count=parameter_count(decoder_config),
         memory_plan=str(plan),
     )
+
+
+def _compile_products(config: DecoderConfig, numerics: Numerics, *, int8_head: bool) -> None:
+    """All at once, before the first of them is wanted."""
+    outputs = [sum(shape.widths) for shape in projection_shapes(config).values()]
+    is_int8 = numerics.quantization == "int8"
+    int8_outputs = [*(outputs if is_int8 else []), *([config.vocab_size] if is_int8 or int8_head else [])]
+    compile_products(outputs if numerics.quantization == "nf4" else [], int8_outputs, numerics.device)
