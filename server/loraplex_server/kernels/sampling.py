@@ -171,7 +171,7 @@ def _race(logits: Tensor, sampling: RowSampling, scratch: SampleScratch) -> None
         PROBES=_PROBES,
         CAPACITY=_CAPACITY,
         PDL=pdl,
-        num_warps=8,
+        num_warps=16,
         launch_pdl=pdl,
     )
 

@@ -75,7 +75,7 @@ def pick_probes(row_ptr: Pointer, VOCAB: constexpr, SAMPLE: constexpr, PROBES: c
     )
     ranks = tl.sum(is_before.to(tl.int32), axis=0)
     probes = tl.arange(0, PROBES)
-    is_picked = ranks[:, None] == (probes * (SAMPLE // PROBES))[None, :]
+    is_picked = ranks[:, None] == (probes * (SAMPLE - 1) // (PROBES - 2))[None, :]
     return tl.where(probes < PROBES - 1, tl.sum(tl.where(is_picked, keys[:, None], 0), axis=0), -0x7FFFFFFF)
 
 
@@ -116,6 +116,23 @@ def sums_from(
 
 
 @jit
+def bounds(
+    counts: Block,  # [PROBES] tokens from each probe on
+    masses: Block,  # [PROBES] fp64, their mass
+    top_k: Scalar,
+    top_p: Scalar,
+) -> tuple[Block, Block]:
+    """Of each probe: whether all tokens from it on are kept, and whether no token below it is looked at."""
+    has_room = (top_k == 0) | (counts <= top_k)
+    # Of the total that top-p refers to, at least this much is known: all of it, or what top-k is sure to keep.
+    total = tl.max(tl.where(has_room, masses, 0.0), axis=0)
+    limit = tl.where(top_p < 1.0, top_p.to(tl.float64) * total, float("inf"))
+    is_kept = has_room & (masses < limit)
+    is_enough = tl.where(top_k > 0, counts >= top_k, masses >= limit)
+    return is_kept, is_enough | (counts == tl.max(counts, axis=0))
+
+
+@jit
 def _largest_key(
     values_ptr: Pointer,
     num_values: Scalar,
@@ -131,8 +148,9 @@ def _largest_key(
     low = low.to(tl.int64)
     high = limit_key.to(tl.int64) - 1
     while low < high:
-        step = (high - low + 15) // 16  # so that the last probe is not before `high`
-        probes = low + step * (tl.arange(0, 16) + 1)
+        # The first probe is next to `low`, where the search ends at once if many equal logits are there.
+        step = (high - low + 15) // 16
+        probes = low + 1 + step * tl.arange(0, 16)
         probe_keys = tl.minimum(probes, high).to(tl.int32)
         counts, masses = sums_from(
             values_ptr, 0, num_values, probe_keys, limit_key, top, temperature, BLOCK, 16
@@ -140,8 +158,8 @@ def _largest_key(
         # Counts and masses fall from probe to probe, so the probes that reach the target are the first ones.
         reached = (probes <= high) & (counts >= count_target) & (masses.to(tl.float64) >= mass_target)
         num_reached = tl.sum(reached.to(tl.int32), axis=0).to(tl.int64)
-        high = tl.minimum(high, low + step * (num_reached + 1) - 1)
-        low = low + step * num_reached
+        high = tl.minimum(high, low + step * num_reached)
+        low = tl.where(num_reached > 0, low + 1 + step * (num_reached - 1), low)
     return low.to(tl.int32)
 
 

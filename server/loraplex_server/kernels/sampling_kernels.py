@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraplex_server.kernels.device_code import wait_for_previous
 from loraplex_server.kernels.sampling_code import (
+    bounds,
     last_kept,
     load_masses,
     order_key,
@@ -12,7 +13,7 @@ from loraplex_server.kernels.sampling_code import (
     race_key,
     sums_from,
 )
-from loraplex_server.kernels.triton_runtime import Block, Pointer, Scalar, constexpr, jit, tl
+from loraplex_server.kernels.triton_runtime import Pointer, Scalar, constexpr, jit, tl
 
 
 @jit
@@ -73,24 +74,6 @@ def survey_kernel(
 
 
 @jit
-def _bounds(
-    keys: Block,  # [PROBES]
-    counts: Block,  # [PROBES] tokens from each probe on
-    masses: Block,  # [PROBES] fp64, their mass
-    top_k: Scalar,
-    top_p: Scalar,
-) -> tuple[Block, Block]:
-    """Of each probe: whether all tokens from it on are kept, and whether no token below it is looked at."""
-    has_room = (top_k == 0) | (counts <= top_k)
-    # Of the total that top-p refers to, at least this much is known: all of it, or what top-k is sure to keep.
-    total = tl.max(tl.where(has_room, masses, 0.0), axis=0)
-    limit = tl.where(top_p < 1.0, top_p.to(tl.float64) * total, float("inf"))
-    is_kept = has_room & (masses < limit)
-    is_enough = tl.where(top_k > 0, counts >= top_k, masses >= limit)
-    return is_kept, is_enough | (counts == tl.max(counts, axis=0))
-
-
-@jit
 def race_kernel(
     logits_ptr: Pointer,
     tops_ptr: Pointer,
@@ -146,7 +129,7 @@ def race_kernel(
             masses = tl.load(probe_masses_ptr + places, mask=mask, other=0.0)
             masses *= tl.exp((tops - top) / temperature)[:, None]
             masses_from = tl.sum(masses.to(tl.float64), axis=0)
-            is_kept, is_enough = _bounds(probe_keys, tl.sum(counts, axis=0), masses_from, top_k, top_p)
+            is_kept, is_enough = bounds(tl.sum(counts, axis=0), masses_from, top_k, top_p)
             kept_from = tl.min(tl.where(is_kept, probe_keys, order_key(top) + 1), axis=0)
             open_from = tl.max(tl.where(is_enough, probe_keys, -0x7FFFFFFF), axis=0)
             num_kept = tl.max(tl.where(is_kept[None, :], counts, 0), axis=1)  # [tiles]
