@@ -24,6 +24,7 @@ from loraplex_adapters.errors import (
 from loraplex_server.config import ConfigError
 from loraplex_server.errors import (
     BaseModelInvalidError,
+    DataDirInUseError,
     EngineRestartedError,
     EngineUnavailableError,
     KernelError,
@@ -40,6 +41,7 @@ from loraplex_server.rpc.status import (
 
 CLIENT_METADATA_BYTES = 8 * 1024  # what a gRPC client accepts by default
 NEVER_ANSWERED = {
+    DataDirInUseError,
     PortInUseError,
     KernelError,
     ConfigError,
