@@ -1,10 +1,36 @@
-"""Settings of all tests."""
+"""Settings of all tests: how Triton's kernels run, and how long an example of Hypothesis may take."""
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
 from hypothesis import HealthCheck, settings
 
 # Hypothesis measures by the clock on the wall. On a shared machine any example may be paused for longer than its
 # deadline of 200 ms, which says nothing about the code; a test that hangs meets pytest's own timeout.
 settings.register_profile("loraplex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loraplex")
+
+
+def use_interpreter() -> None:
+    """Let Triton interpret kernels, and mend what its release 3.6 cannot do with NumPy 2.4."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        # Bounds of loops are arrays of one element, which int() no longer takes.
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_mend
+
+
+# Kernels run on the GPU where there is one and in Triton's interpreter elsewhere. Triton decides when it is first
+# imported, so the interpreter is chosen before any test module is.
+if find_spec("triton") is not None and not torch.cuda.is_available():
+    use_interpreter()

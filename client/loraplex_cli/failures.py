@@ -37,8 +37,11 @@ class Failure:
         }
 
 
-def failure_of(error: Exception) -> Failure | None:
-    """None for an exception that is a bug of ours: it deserves its traceback."""
+def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
+    """None for an exception that is a bug of ours: it deserves its traceback.
+
+    extra  of the distribution that the command needs; None: tell it by the library that is missing.
+    """
     # Imported here: a command that succeeds should not pay for the ways to fail.
     from loraplex_adapters.errors import LoraplexError
     from loraplex_client.errors import LoraplexApiError
@@ -48,41 +51,57 @@ def failure_of(error: Exception) -> Failure | None:
     if isinstance(error, LoraplexApiError):
         return _api_failure(error)
     if isinstance(error, LoraplexError):
-        code = ExitCode.BAD_INPUT if error.reason in _INPUT_REASONS else ExitCode.FAILURE
+        code = ExitCode.BAD_INPUT if error.reason in INPUT_REASONS else ExitCode.FAILURE
         return Failure(code, error.reason, str(error), {})
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | IsADirectoryError):
         return Failure(ExitCode.BAD_INPUT, "FILE_ERROR", str(error), {})
-    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA_OF:
-        extra = _EXTRA_OF[error.name]
+    library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if library in EXTRA_OF:
+        extra = extra or EXTRA_OF[library]
         message = f"this command needs the extra '{extra}': pip install 'loraplex[{extra}]'"
         return Failure(ExitCode.BAD_INPUT, "EXTRA_MISSING", message, {})
     return None
 
 
-# Reasons whose cause is what the user gave, not what happened.
-_INPUT_REASONS = frozenset(
+INPUT_REASONS = frozenset(
     {
+        "ADAPTER_INVALID",
+        "BASE_MISMATCH",
+        "BASE_MODEL_INVALID",
         "INVALID_CONFIG",
         "INVALID_REQUEST",
-        "ADAPTER_INVALID",
-        "ADAPTER_INCOMPATIBLE",
-        "BASE_MODEL_INVALID",
-        "UNSUPPORTED_ARCHITECTURE",
         "RECIPE_INVALID",
         "TRAINING_DATA_INVALID",
+        "UNSUPPORTED_ARCHITECTURE",
     }
 )
-_EXTRA_OF = {
+"""Reasons whose cause is what the user gave, not what happened."""
+
+EXTRA_OF = {
+    "bitsandbytes": "server",
+    "datasets": "trainer",
+    "filelock": "server",
+    "gguf": "server",
+    "grpc_health": "server",
+    "grpc_reflection": "server",
+    "huggingface_hub": "server",
+    "jinja2": "server",
+    "llvmlite": "server",
+    "msgspec": "server",
+    "numba": "server",
+    "numpy": "server",
+    "peft": "trainer",
+    "prometheus_client": "server",
+    "psutil": "server",
+    "safetensors": "server",
+    "sqlalchemy": "server",
+    "tokenizers": "server",
     "torch": "server",
     "transformers": "server",
-    "safetensors": "server",
-    "msgspec": "server",
-    "zmq": "server",
-    "sqlalchemy": "server",
-    "grpc_health": "server",
-    "peft": "trainer",
     "trl": "trainer",
+    "zmq": "server",
 }
+"""Library that the light installation lacks -> the extra that brings it."""
 
 
 def _api_failure(error: Any) -> Failure:

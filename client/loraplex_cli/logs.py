@@ -6,16 +6,28 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 def start_logging(log_format: Literal["text", "json"]) -> None:
     """Send INFO and above to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StandardErrorHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class StandardErrorHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error at the moment: a progress display puts itself in its place."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """logging sets it once, to what the property says anyway."""
 
 
 class TextFormatter(logging.Formatter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from loraplex_cli.commands import adapters, base, config, demo, generate, serve, train, version
+from loraplex_cli.commands import adapters, base, config, demo, generate, health, serve, train, version
 from loraplex_cli.exit_codes import EXIT_CODES_HELP
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes longer to import than everything else here
     pretty_exceptions_enable=False,
 )
-for command in (serve.serve, generate.generate, demo.demo, version.version):
+for command in (serve.serve, generate.generate, health.health, demo.demo, version.version):
     app.command(epilog=EXIT_CODES_HELP)(command)
 for group in (adapters.app, base.app, train.app, config.app):
     app.add_typer(group)

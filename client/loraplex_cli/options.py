@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+
+class Device(StrEnum):
+    """As loraplex_server.engine.config.Device."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 

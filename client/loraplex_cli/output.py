@@ -29,8 +29,11 @@ class Output:
 
 
 @contextmanager
-def command(as_json: bool) -> Iterator[Output]:
-    """Around the body of a command: turns exceptions into a message and an exit code."""
+def command(as_json: bool, extra: str | None = None) -> Iterator[Output]:
+    """Around the body of a command: turns exceptions into a message and an exit code.
+
+    extra  of the distribution, that the command needs and may miss; None: the one that brings the missing library.
+    """
     output = Output(as_json)
     try:
         yield output
@@ -39,7 +42,7 @@ def command(as_json: bool) -> Iterator[Output]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        failure = failure_of(error)
+        failure = failure_of(error, extra)
         if failure is None:
             raise
         if as_json:

@@ -18,7 +18,7 @@ StageProgress = Callable[[str, int, int], None]
 
 @contextmanager
 def stage_bars() -> Iterator[StageProgress]:
-    """One bar per stage, shown from its first report on; nothing at all without a report."""
+    """One bar per stage, shown from its first report until every stage is complete; nothing without a report."""
     bars = _StageBars()
     try:
         yield bars.report
@@ -26,8 +26,23 @@ def stage_bars() -> Iterator[StageProgress]:
         bars.close()
 
 
+@contextmanager
+def counting_bar(text: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar of `total` things, each counted by a call; shown from the start."""
+    with stage_bars() as report:
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            report(text, done, total)
+
+        report(text, 0, total)
+        yield advance
+
+
 class _StageBars:
-    """rich's display, begun by the first report."""
+    """rich's display, begun by the first report and taken down when all is done, so that logs can follow it."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -40,10 +55,14 @@ class _StageBars:
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)
+        if self._progress.finished:
+            self.close()
 
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None
+            self._tasks.clear()
 
 
 def _new_progress() -> Progress:

@@ -26,6 +26,7 @@ from loraplex_client.errors import LoraplexApiError, api_error
 from loraplex_client.requests import (
     GenerateOptions,
     Messages,
+    UploadProgress,
     check_upload_files,
     count_request,
     generate_request,
@@ -134,15 +135,21 @@ class AsyncLoraplexClient:
         request = ops_pb2.DrainRequest(grace_seconds=grace_s)
         return (await _call(self._ops.Drain, request, _or_default(timeout_s, self.timeout_s))).in_flight
 
-    async def is_ready(self, timeout_s: float = 5.0) -> bool:
-        """Whether the server serves now; False too if nothing answers."""
+    async def is_serving(self, timeout_s: float = 5.0) -> bool:
+        """What the server itself says of its health. Raises LoraplexApiError if nothing answers."""
         try:
             return health.is_serving(await self._health(health.REQUEST, timeout=timeout_s))
         except grpc.RpcError as error:
-            failure = api_error(error)
-            if health.may_become_ready(failure.code):
+            raise api_error(error) from None
+
+    async def is_ready(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server serves now; False too if nothing answers."""
+        try:
+            return await self.is_serving(timeout_s)
+        except LoraplexApiError as error:
+            if health.may_become_ready(error.code):
                 return False
-            raise failure from None
+            raise
 
     async def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Return as soon as the server serves. Raises UnavailableError after `timeout_s`."""
@@ -175,12 +182,19 @@ class AsyncAdapterCalls:
         *,
         validate_only: bool = False,
         expected_digest: str = "",
+        on_progress: UploadProgress | None = None,
         timeout_s: float | None = None,
     ) -> Adapter:
         """Register a PEFT folder of this machine. Raises FileNotFoundError if it is none."""
         source = Path(folder)
         await asyncio.to_thread(check_upload_files, source)
-        chunks = upload_requests(name, source, validate_only=validate_only, expected_digest=expected_digest)
+        chunks = upload_requests(
+            name,
+            source,
+            validate_only=validate_only,
+            expected_digest=expected_digest,
+            on_progress=on_progress,
+        )
 
         async def messages() -> AsyncIterator[adapter_pb2.UploadAdapterRequest]:
             while (message := await asyncio.to_thread(next, chunks, None)) is not None:

@@ -23,6 +23,7 @@ from loraplex_client.errors import LoraplexApiError, ServerUnreachableError, Una
 from loraplex_client.requests import (
     GenerateOptions,
     Messages,
+    UploadProgress,
     check_upload_files,
     count_request,
     generate_request,
@@ -135,15 +136,21 @@ class LoraplexClient:
         request = ops_pb2.DrainRequest(grace_seconds=grace_s)
         return _call(self._ops.Drain, request, _or_default(timeout_s, self.timeout_s)).in_flight
 
-    def is_ready(self, timeout_s: float = 5.0) -> bool:
-        """Whether the server serves now; False too if nothing answers."""
+    def is_serving(self, timeout_s: float = 5.0) -> bool:
+        """What the server itself says of its health. Raises LoraplexApiError if nothing answers."""
         try:
             return health.is_serving(self._health(health.REQUEST, timeout=timeout_s))
         except grpc.RpcError as error:
-            failure = api_error(error)
-            if health.may_become_ready(failure.code):
+            raise api_error(error) from None
+
+    def is_ready(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server serves now; False too if nothing answers."""
+        try:
+            return self.is_serving(timeout_s)
+        except LoraplexApiError as error:
+            if health.may_become_ready(error.code):
                 return False
-            raise failure from None
+            raise
 
     def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Return as soon as the server serves. Raises UnavailableError after `timeout_s`."""
@@ -176,12 +183,17 @@ class AdapterCalls:
         *,
         validate_only: bool = False,
         expected_digest: str = "",
+        on_progress: UploadProgress | None = None,
         timeout_s: float | None = None,
     ) -> Adapter:
         """Register a PEFT folder of this machine. Raises FileNotFoundError if it is none."""
         check_upload_files(Path(folder))
         messages = upload_requests(
-            name, Path(folder), validate_only=validate_only, expected_digest=expected_digest
+            name,
+            Path(folder),
+            validate_only=validate_only,
+            expected_digest=expected_digest,
+            on_progress=on_progress,
         )
         try:
             response = self._stub.UploadAdapter(messages, timeout=_or_default(timeout_s, self._timeout_s))

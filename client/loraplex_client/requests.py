@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -10,6 +10,9 @@ from loraplex.v1 import adapter_pb2, inference_pb2
 
 UPLOAD_CHUNK_BYTES = 2**20
 UPLOAD_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+UploadProgress = Callable[[int, int], None]
+"""Called with (bytes sent, bytes in all), from the thread that reads the files."""
 
 Messages = Sequence[Mapping[str, str]]
 """Turns of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
@@ -94,9 +97,16 @@ def count_request(prompt: str | None, messages: Messages | None) -> inference_pb
 
 
 def upload_requests(
-    name: str, folder: Path, *, validate_only: bool, expected_digest: str
+    name: str,
+    folder: Path,
+    *,
+    validate_only: bool,
+    expected_digest: str,
+    on_progress: UploadProgress | None = None,
 ) -> Iterator[adapter_pb2.UploadAdapterRequest]:
     """The messages of an upload, read as they are sent. Raises OSError where a file cannot be read."""
+    total = sum((folder / file_name).stat().st_size for file_name in UPLOAD_FILES)
+    sent = 0
     yield adapter_pb2.UploadAdapterRequest(
         header=adapter_pb2.UploadAdapterRequest.Header(
             name=name, validate_only=validate_only, expected_digest=expected_digest
@@ -112,6 +122,9 @@ def upload_requests(
                     )
                 )
                 offset += len(data)
+                sent += len(data)
+                if on_progress is not None:
+                    on_progress(sent, total)
 
 
 def check_upload_files(folder: Path) -> None:

@@ -23,7 +23,6 @@ from loraplex.v1 import (
     ops_pb2_grpc,
 )
 from loraplex_adapters.base_spec import BaseSpec
-from loraplex_adapters.errors import LoraplexError
 from loraplex_adapters.package import PackageLimits
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.store import PackageStore
@@ -34,7 +33,7 @@ from loraplex_server.base.resolve import resolve_base
 from loraplex_server.config import ServerConfig
 from loraplex_server.data_dir import exclusive_use
 from loraplex_server.engine.messages import EngineReady
-from loraplex_server.engine_client import EngineClient, EngineState
+from loraplex_server.engine_client import EngineClient, EngineState, OnProgress
 from loraplex_server.errors import PortInUseError
 from loraplex_server.generation import GenerationLimits, GenerationService
 from loraplex_server.metrics import Metrics
@@ -80,21 +79,24 @@ class ServerAddress:
 OnReady = Callable[[ServerAddress], None]
 
 
-def run_server(config: ServerConfig, on_ready: OnReady | None = None) -> int:
-    """Serve until SIGTERM, SIGINT or Drain. Returns the exit code: 0 after a drain, 1 if it could not start."""
-    try:
-        asyncio.run(Server(config).serve(on_ready))
-    except LoraplexError as error:
-        log.error("the server could not start: %s", error, extra={"reason": error.reason})
-        return 1
-    return 0
+def run_server(
+    config: ServerConfig, on_ready: OnReady | None = None, on_progress: OnProgress | None = None
+) -> None:
+    """Serve until SIGTERM, SIGINT or Drain.
+
+    on_progress  called with (stage, done, total) while an engine starts, the first or a later one.
+
+    Raises LoraplexError if the server cannot start.
+    """
+    asyncio.run(Server(config, on_progress).serve(on_ready))
 
 
 class Server:
     """One server: gRPC front end, engine process, metrics port."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, on_progress: OnProgress | None = None) -> None:
         self._config = config
+        self._on_progress = on_progress
         self._version = importlib.metadata.version("loraplex")
         self._metrics = Metrics()
         self._serving = Serving()
@@ -113,12 +115,13 @@ class Server:
 
     async def _serve(self, on_ready: OnReady | None) -> None:
         config = self._config
-        metrics_port = None
-        if config.metrics_port is not None:
-            metrics_port = self._metrics.serve(config.metrics_port, config.host)
+        metrics_port = self._serve_metrics()
         base_path = await asyncio.to_thread(resolve_base, config.base)
         engine = self._engine = EngineClient(
-            config.engine_config(base_path), self._engine_changed, self._metrics.engine_step
+            config.engine_config(base_path),
+            self._engine_changed,
+            self._metrics.engine_step,
+            self._on_progress,
         )
         server, port = self._build_grpc_server(engine)
         await server.start()
@@ -198,6 +201,19 @@ class Server:
         if config.registry_url is None:  # else the store may serve another registry on another day
             directory.remove_unnamed_packages()
         return directory
+
+    def _serve_metrics(self) -> int | None:
+        """The port; None where metrics are switched off."""
+        config = self._config
+        if config.metrics_port is None:
+            return None
+        try:
+            return self._metrics.serve(config.metrics_port, config.host)
+        except OSError:
+            raise PortInUseError(
+                f"cannot listen on {config.host}:{config.metrics_port} for metrics; choose another metrics_port "
+                "(0 takes any free one, null switches metrics off)"
+            ) from None
 
     def _build_grpc_server(self, engine: EngineClient) -> tuple[grpc.aio.Server, int]:
         config = self._config

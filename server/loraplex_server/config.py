@@ -29,6 +29,8 @@ _ENGINE_FIELDS = (
     "max_lora_rank",
     "prefix_cache",
     "num_threads",
+    "gpu_memory_share",
+    "int8_head",
 )
 
 
@@ -97,12 +99,24 @@ class ServerConfig(BaseModel):
         ge=2,
         description="Prompt and completion of a request together; lowered to what the base supports.",
     )
-    max_batched_tokens: int = Field(
-        512, ge=1, description="Tokens of one forward pass, prefill and decode together."
+    max_batched_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of one forward pass, prefill and decode together; null takes 512, on a GPU 4096.",
     )
     max_running: int = Field(64, ge=1, description="Sequences that run at once.")
     block_size: int = Field(32, ge=1, le=256, description="Tokens of a key-value block.")
-    kv_cache_bytes: int = Field(512 * 2**20, ge=1, description="Memory of the key-value cache, bytes.")
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Memory of the key-value cache, bytes; null takes 512 MiB, on a GPU what the rest leaves.",
+    )
+    gpu_memory_share: float = Field(
+        0.9, gt=0, le=1, description="Share of the GPU's free memory that may be used."
+    )
+    int8_head: bool = Field(
+        False, description="On a GPU, hold the output head in int8 whatever the layers have."
+    )
     adapter_slots: int = Field(16, ge=1, description="Adapters resident at once.")
     adapter_arena_bytes: int = Field(256 * 2**20, ge=1, description="Memory of resident adapters, bytes.")
     max_lora_rank: int = Field(128, ge=1, description="Largest LoRA rank that may be registered.")
@@ -111,7 +125,10 @@ class ServerConfig(BaseModel):
         None, ge=1, description="Threads of the engine on a CPU; null takes one per core."
     )
 
-    @field_validator("metrics_port", "base", "registry_url", "num_threads", mode="before")
+    @field_validator(
+        *("metrics_port", "base", "registry_url", "num_threads", "max_batched_tokens", "kv_cache_bytes"),
+        mode="before",
+    )
     @classmethod
     def _read_null(cls, value: Any) -> Any:
         """Flags and environment carry text; `null` there means what it means in YAML."""
@@ -124,7 +141,7 @@ class ServerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> ServerConfig:
-        if self.max_batched_tokens < self.max_running:
+        if self.max_batched_tokens is not None and self.max_batched_tokens < self.max_running:
             raise ValueError(
                 f"max_batched_tokens={self.max_batched_tokens} cannot give each of max_running="
                 f"{self.max_running} sequences one token per step; raise it or lower max_running"

@@ -9,7 +9,11 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Turns the tokens of one completion into text. The pieces, joined, are the decoding of the whole."""
+    """Turns the tokens of one completion into text. The pieces, joined, are the decoding of the whole.
+
+    The one exception: where single bytes are tokens (Llama 2, Mistral), decoding a run of them that is not UTF-8
+    replaces all of them. What was shown stays, and only the bytes after it are replaced.
+    """
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
@@ -19,18 +23,34 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is incomplete."""
         self._pending.append(token_id)
-        piece: str | None = self._stream.step(self._backend, token_id)
+        try:
+            piece: str | None = self._stream.step(self._backend, token_id)
+        except Exception as error:  # tokenizers has no narrower one
+            if "Invalid prefix" not in str(error):
+                raise
+            return self._resume()
         if piece is None:
             return ""
         self._pending.clear()
         return piece
 
+    def _resume(self) -> str:
+        """The pending tokens changed how those before them decode: decode them alone, and go on from there."""
+        text = self._decode_pending()
+        self._stream = DecodeStream(ids=self._pending, skip_special_tokens=True)
+        self._pending = []
+        return text
+
     def flush(self) -> str:
         """What is left at the end: an incomplete character as replacement characters."""
         if not self._pending:
             return ""
-        text: str = self._backend.decode(self._pending, skip_special_tokens=True)
+        text = self._decode_pending()
         self._pending.clear()
+        return text
+
+    def _decode_pending(self) -> str:
+        text: str = self._backend.decode(self._pending, skip_special_tokens=True)
         return text
 
 

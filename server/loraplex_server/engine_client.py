@@ -28,6 +28,7 @@ from loraplex_server.engine.messages import (
     Command,
     EngineFailed,
     EngineMessage,
+    EngineProgress,
     EngineReady,
     EngineStats,
     ForgetAdapter,
@@ -45,6 +46,10 @@ _STABLE_AFTER_S = 30.0  # an engine that lived this long starts the backoff anew
 _SHUTDOWN_TIMEOUT_S = 5.0
 
 
+OnProgress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) while an engine starts; the stages are those of EngineProgress."""
+
+
 class EngineState(enum.Enum):
     """What the engine process is doing."""
 
@@ -54,33 +59,58 @@ class EngineState(enum.Enum):
     STOPPED = "stopped"
 
 
+class RestartBackoff:
+    """Pauses between one engine's end and the start of the next: longer each time, until one has proved stable."""
+
+    def __init__(self) -> None:
+        self._next_s = _FIRST_BACKOFF_S
+
+    def pause_s(self, lived_s: float) -> float:
+        """Seconds to wait after an engine that lived `lived_s` seconds."""
+        if lived_s > _STABLE_AFTER_S:
+            self._next_s = _FIRST_BACKOFF_S
+        pause_s, self._next_s = self._next_s, min(self._next_s * 2, _MAX_BACKOFF_S)
+        return pause_s
+
+
 class SequenceStream:
-    """Outputs of one sequence, in order. Tokens that arrive faster than they are read come together."""
+    """Outputs of one sequence, in order. Tokens that arrive faster than they are read come together.
+
+    Read by one task, written by the event loop's callbacks.
+    """
 
     def __init__(self) -> None:
         self._outputs: list[TokenOutput] = []
         self._error: Exception | None = None
-        self._arrived = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None  # of the task that waits in `take`
 
     def push(self, output: TokenOutput) -> None:
         self._outputs.append(output)
-        self._arrived.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
-        self._error = error
-        self._arrived.set()
+        """End the stream behind what has arrived; the first failure counts."""
+        if self._error is None:
+            self._error = error
+        self._wake()
 
     async def take(self) -> list[TokenOutput]:
         """All outputs that have arrived, at least one. Raises what ended the stream early."""
-        await self._arrived.wait()
-        self._arrived.clear()
-        outputs, self._outputs = self._outputs, []
-        if outputs:
-            if self._error is not None:
-                self._arrived.set()
+        if not self._outputs and self._error is None:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        if self._outputs:
+            outputs, self._outputs = self._outputs, []
             return outputs
         assert self._error is not None, "woken without an output"
         raise self._error
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
 
 class EngineClient:
@@ -91,11 +121,13 @@ class EngineClient:
         config: EngineConfig,
         on_state: Callable[[EngineState], None],
         on_stats: Callable[[EngineStats], None],
+        on_progress: OnProgress | None = None,
     ) -> None:
-        """`on_state` is told of every change, `on_stats` once per engine step; both must return at once."""
+        """`on_state` is told of every change, `on_stats` once per engine step; all must return at once."""
         self._config = config
         self._on_state = on_state
         self._on_stats = on_stats
+        self._on_progress = on_progress
         self._streams: dict[int, SequenceStream] = {}
         self._ids = itertools.count(1)
         self._encoder = msgspec.msgpack.Encoder()
@@ -166,7 +198,7 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         """Run one engine after another until cancelled."""
-        backoff_s = _FIRST_BACKOFF_S
+        backoff = RestartBackoff()
         while True:
             started_s = time.monotonic()
             self._set_state(EngineState.STARTING)
@@ -180,11 +212,9 @@ class EngineClient:
                 message = self.failure.message if self.failure else "the engine process died while starting"
                 self._first_outcome.set_exception(EngineUnavailableError(message))
                 return
-            if time.monotonic() - started_s > _STABLE_AFTER_S:
-                backoff_s = _FIRST_BACKOFF_S
-            log.error("engine stopped; restarting", extra={"backoff_seconds": backoff_s})
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+            pause_s = backoff.pause_s(time.monotonic() - started_s)
+            log.error("engine stopped; restarting", extra={"backoff_seconds": pause_s})
+            await asyncio.sleep(pause_s)
 
     async def _run_once(self) -> None:
         """One engine process from spawn to death; its messages are handled meanwhile."""
@@ -238,6 +268,9 @@ class EngineClient:
                             stream.push(output)
                     self.stats = stats
                     self._on_stats(stats)
+                case EngineProgress(stage=stage, done=done, total=total):
+                    if self._on_progress is not None:
+                        self._on_progress(stage, done, total)
                 case EngineReady() as ready:
                     self.ready = ready
                     self.failure = None

@@ -11,7 +11,8 @@ LoraplexError
 ├── EngineError
 │   ├── EngineUnavailableError the engine is starting or restarting
 │   ├── EngineRestartedError   the engine died while the request ran
-│   └── SequenceFailedError    the engine gave up on this one sequence
+│   ├── SequenceFailedError    the engine gave up on this one sequence
+│   └── KernelError            a kernel does not compile, load or launch on this GPU
 ├── PortInUseError             the address is taken
 ├── DataDirInUseError          another server holds the data folder
 └── BaseModelError
@@ -92,6 +93,12 @@ class SequenceFailedError(EngineError):
     """The engine ended this sequence with an internal error; others are unaffected."""
 
     reason = "SEQUENCE_FAILED"
+
+
+class KernelError(EngineError):
+    """A kernel does not compile, load or launch on this GPU."""
+
+    reason = "KERNEL_ERROR"
 
 
 class PortInUseError(LoraplexError):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -148,25 +149,33 @@ class GenerationService:
         Raises QueueFullError, DrainingError, DeadlineExceededError, ContextOverflowError, InvalidRequestError,
         AdapterError and EngineError.
         """
+        # One generator, not one per layer: each would cost every token of every stream another resumption.
         arrival_s = self._clock()
         self._check_admission()
-        self._num_in_flight += 1
-        self._num_unstarted += 1
-        self._idle.clear()
-        is_unstarted = True
-        try:
-            async for event in self._run(request, arrival_s):
-                if is_unstarted:
-                    is_unstarted = False
-                    self._num_unstarted -= 1
-                yield event
-        finally:
-            self._num_unstarted -= is_unstarted
-            self._num_in_flight -= 1
-            service_s = self._clock() - arrival_s
-            self._mean_service_s += _SERVICE_TIME_WEIGHT * (service_s - self._mean_service_s)
-            if self._num_in_flight == 0:
-                self._idle.set()
+        with self._admitted(arrival_s) as admission, self._leased(request.adapter) as digest:
+            sequence = await self._submit(request, arrival_s, digest)
+            completion = sequence.completion
+            try:
+                outputs = await sequence.stream.take()
+                _raise_failure(outputs[0])
+                admission.has_started()
+                timings = outputs[0].timings
+                queue_s = timings.queue_s if timings is not None else 0.0
+                yield Started(digest or "", completion.num_prompt_tokens, queue_s)
+                while True:
+                    delta = completion.add(outputs)
+                    if delta is not None:
+                        yield delta
+                    if completion.finish_reason is not None:
+                        break
+                    outputs = await sequence.stream.take()
+                yield completion.finished()
+            except AdapterUnavailableError:
+                await self._directory.mark_failed(request.adapter)
+                raise
+            finally:
+                sequence.deadline.cancel()
+                self._engine.finish(sequence.sequence_id, abort=not completion.is_ended_by_engine)
 
     def _check_admission(self) -> None:
         if self._is_draining:
@@ -176,23 +185,39 @@ class GenerationService:
             retry_s = min(max(self._num_unstarted / rate, _MIN_RETRY_S), _MAX_RETRY_S)
             raise QueueFullError(f"{self._num_unstarted} requests wait already; try again later", retry_s)
 
-    async def _run(self, request: GenerationRequest, arrival_s: float) -> AsyncGenerator[GenerationEvent]:
-        if not request.adapter:
-            async for event in self._run_leased(request, arrival_s, None):
-                yield event
-            return
-        with self._directory.lease(request.adapter) as adapter:
-            try:
-                async for event in self._run_leased(request, arrival_s, adapter.digest):
-                    yield event
-            except AdapterUnavailableError:
-                await self._directory.mark_failed(request.adapter)
-                raise
+    @contextmanager
+    def _admitted(self, arrival_s: float) -> Iterator[_Admission]:
+        """Count the request while it is in flight."""
+        self._num_in_flight += 1
+        self._num_unstarted += 1
+        self._idle.clear()
+        admission = _Admission(self._count_started)
+        try:
+            yield admission
+        finally:
+            admission.has_started()  # or never will
+            self._num_in_flight -= 1
+            service_s = self._clock() - arrival_s
+            self._mean_service_s += _SERVICE_TIME_WEIGHT * (service_s - self._mean_service_s)
+            if self._num_in_flight == 0:
+                self._idle.set()
 
-    async def _run_leased(
+    def _count_started(self) -> None:
+        self._num_unstarted -= 1
+
+    @contextmanager
+    def _leased(self, adapter: str) -> Iterator[str | None]:
+        """The adapter's digest, held; None for the base model."""
+        if not adapter:
+            yield None
+            return
+        with self._directory.lease(adapter) as registered:
+            yield registered.digest
+
+    async def _submit(
         self, request: GenerationRequest, arrival_s: float, digest: str | None
-    ) -> AsyncGenerator[GenerationEvent]:
-        """With the adapter held: tokenize, submit, and turn outputs into events."""
+    ) -> _SubmittedSequence:
+        """With the adapter held: tokenize and hand over to the engine. One timer watches the deadline from now on."""
         deadline_s = self._deadline(request, arrival_s)
         token_ids = await self._encode(request.prompt)
         sampling = self._complete_sampling(request, token_ids)
@@ -200,37 +225,19 @@ class GenerationService:
         def build(sequence_id: int) -> AddSequence:
             return AddSequence(sequence_id, token_ids, digest, self._cache_salt, sampling, arrival_s)
 
-        sequence_id, stream = self._engine.submit(build)
+        detokenizer = Detokenizer(self._tokenizer.backend)
         completion = _Completion(
-            Detokenizer(self._tokenizer.backend), StopStrings(request.stop_strings), sampling, len(token_ids)
+            detokenizer, StopStrings(request.stop_strings), sampling, num_prompt_tokens=len(token_ids)
         )
-        try:
-            outputs = await self._take(stream, deadline_s)
-            _raise_failure(outputs[0])
-            timings = outputs[0].timings
-            yield Started(digest or "", len(token_ids), timings.queue_s if timings is not None else 0.0)
-            while True:
-                delta = completion.add(outputs)
-                if delta is not None:
-                    yield delta
-                if completion.finish_reason is not None:
-                    break
-                outputs = await self._take(stream, deadline_s)
-            yield completion.finished()
-        finally:
-            self._engine.finish(sequence_id, abort=not completion.is_ended_by_engine)
+        sequence_id, stream = self._engine.submit(build)
+        passed = DeadlineExceededError("the deadline passed before the completion was finished")
+        timer = asyncio.get_running_loop().call_later(deadline_s - self._clock(), stream.fail, passed)
+        return _SubmittedSequence(sequence_id, stream, completion, timer)
 
     def _deadline(self, request: GenerationRequest, arrival_s: float) -> float:
         if request.deadline_s is None:
             return arrival_s + self._limits.default_deadline_s
         return min(request.deadline_s, arrival_s + self._limits.max_deadline_s)
-
-    async def _take(self, stream: SequenceStream, deadline_s: float) -> list[TokenOutput]:
-        try:
-            async with asyncio.timeout(deadline_s - self._clock()):
-                return await stream.take()
-        except TimeoutError:
-            raise DeadlineExceededError("the deadline passed before the completion was finished") from None
 
     async def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -247,9 +254,9 @@ class GenerationService:
         vocab_size = self._tokenizer.vocab_size
         if not token_ids:
             raise InvalidRequestError([FieldViolation("input", "the prompt has no tokens")])
-        if not isinstance(request.prompt, str) and max(token_ids) >= vocab_size:
+        if max(token_ids) >= vocab_size:
             raise InvalidRequestError(
-                [FieldViolation("token_ids.ids", f"every id must be below {vocab_size}, the vocabulary size")]
+                [FieldViolation("input", f"every token id must be below {vocab_size}, the vocabulary size")]
             )
         room = self._limits.max_context_tokens - len(token_ids)
         wanted = request.max_tokens
@@ -263,6 +270,29 @@ class GenerationService:
         return msgspec.structs.replace(request.sampling, max_tokens=max_tokens, seed=seed)
 
 
+class _Admission:
+    """One admitted request; tells once that it waits no longer."""
+
+    def __init__(self, on_started: Callable[[], None]) -> None:
+        self._on_started = on_started
+        self._is_waiting = True
+
+    def has_started(self) -> None:
+        if self._is_waiting:
+            self._is_waiting = False
+            self._on_started()
+
+
+@dataclass(frozen=True, slots=True)
+class _SubmittedSequence:
+    """A sequence in the engine and what becomes of its outputs."""
+
+    sequence_id: int
+    stream: SequenceStream
+    completion: _Completion
+    deadline: asyncio.TimerHandle  # fails the stream
+
+
 class _Completion:
     """The growing completion of one request."""
 
@@ -272,7 +302,7 @@ class _Completion:
         self._detokenizer = detokenizer
         self._stops = stops
         self._sampling = sampling
-        self._num_prompt_tokens = num_prompt_tokens
+        self.num_prompt_tokens = num_prompt_tokens
         self._num_tokens = 0
         self._num_cached = 0
         self._timings = SequenceTimings(0.0, 0.0, 0.0, 0.0)
@@ -317,7 +347,7 @@ class _Completion:
                 time.monotonic() - self._first_token_s,
             )
         return Finished(
-            self.finish_reason, self._num_prompt_tokens, self._num_cached, self._num_tokens, timings
+            self.finish_reason, self.num_prompt_tokens, self._num_cached, self._num_tokens, timings
         )
 
     def _add_token(self, token_id: int, finish_reason: FinishReason | None, delta: TextDelta) -> None:

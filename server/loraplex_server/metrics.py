@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from loraplex_server.engine.messages import EngineReady, EngineStats
 from loraplex_server.errors import PortInUseError
+from loraplex_server.histogram import LoopHistogram
 
 MAX_ADAPTER_LABELS = 200
 """Adapters that get a label of their own; the rest share "other", so that the series stay bounded."""
@@ -222,8 +223,10 @@ class Metrics:
         return adapter
 
 
-def _histogram(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-    return Histogram(f"loraplex_{name}", text, buckets=buckets, registry=registry)
+def _histogram(
+    registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]
+) -> LoopHistogram:
+    return LoopHistogram(registry, f"loraplex_{name}", text, buckets)
 
 
 def _gauge(registry: CollectorRegistry, name: str, text: str) -> Gauge:

@@ -46,16 +46,17 @@ class BaseTokenizer:
                 "the base's folder has no tokenizer.json; save its fast tokenizer there"
             )
         self.backend: Tokenizer = Tokenizer.from_file(str(path))
+        # The file may hold what its trainer cut and filled up rows to.
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        size: int = self.backend.get_vocab_size(with_added_tokens=True)
+        # A tokenizer may have more tokens than its model has embeddings, and the other way round.
+        self.vocab_size: int = min(size, _read_json(folder / "config.json").get("vocab_size", size))
+        """Ids are below this."""
         settings = _read_json(folder / "tokenizer_config.json")
         self._special_tokens = {name: _token_text(settings.get(name)) for name in _SPECIAL_TOKENS}
         source = read_chat_template(folder)
         self._template = _environment().from_string(source) if source is not None else None
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids are below this."""
-        size: int = self.backend.get_vocab_size(with_added_tokens=True)
-        return size
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises InvalidRequestError for what the template refuses."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.engine.kv_cache import allocate_kv_cache
+from loraplex_server.kernels.lora import LoraLayers, LoraSegment, SegmentedLora
 from loraplex_server.model.batch import DecodeRows, ForwardBatch, LoraBatch, PrefillChunk
 from loraplex_server.model.decoder import Decoder
 
@@ -77,3 +78,13 @@ class PagedRun:
     def _slot(self, sequence: int, position: int) -> int:
         block = int(self.tables[sequence][position // self.block_size])
         return block * self.block_size + position % self.block_size
+
+
+def lora_of_rows(portions: list[tuple[int, LoraLayers | None]]) -> SegmentedLora:
+    """Adapters of consecutive portions of a batch's rows: (number of rows, weights); None for the base."""
+    segments, row = [], 0
+    for num_rows, layers in portions:
+        if layers is not None:
+            segments.append(LoraSegment(row, row + num_rows, layers))
+        row += num_rows
+    return SegmentedLora(segments)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from loraplex_server.model.linear import quantize_rows
+from loraplex_server.model.int8 import quantize_rows
 
 Precision = Literal["fp32", "bf16", "int8", "nf4"]
 """How the base's weights are rounded; int8 and nf4 compute in bf16 (CUDA) or fp32 (CPU)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,11 @@ def evaluate_recipe(
     other_recipes: Sequence[Path] = (),
     precision: Precision = "bf16",
     base_folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> EvalReport:
     """Ask base and adapter the recipe's own questions, and the adapter those of `other_recipes`.
+
+    progress  called with (questions answered, questions in all), first with 0.
 
     Raises RecipeError, TrainingDataError, BaseModelError, AdapterInvalidError.
     """
@@ -57,8 +60,11 @@ def evaluate_recipe(
     sets = {read_recipe(path).name: _questions(path) for path in other_recipes}
     sets[recipe.name] = _questions(recipe_path)
     base = base_folder or resolve_base(recipe.base)
-    with_adapter = {name: accuracy(a) for name, a in evaluate(base, sets, package, precision).items()}
-    bare = evaluate(base, {recipe.name: sets[recipe.name]}, None, precision)
+    own = {recipe.name: sets[recipe.name]}
+    advance = _counter(progress, sum(map(len, sets.values())) + len(own[recipe.name]))
+    answers = evaluate(base, sets, package, precision, on_answered=advance)
+    with_adapter = {name: accuracy(graded) for name, graded in answers.items()}
+    bare = evaluate(base, own, None, precision, on_answered=advance)
     return EvalReport(
         name=recipe.name,
         precision=precision,
@@ -73,14 +79,32 @@ def _questions(recipe_path: Path) -> list[EvalRow]:
     return read_eval_rows(recipe_path.parent / read_recipe(recipe_path).data.eval)
 
 
+def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+    """Adds up numbers of answers for `progress`."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    advance(0)
+    return advance
+
+
 def evaluate(
     base_folder: Path,
     question_sets: Mapping[str, list[EvalRow]],
     package: Path | None = None,
     precision: Precision = "bf16",
     batch_size: int = 64,
+    on_answered: Callable[[int], None] | None = None,
 ) -> dict[str, list[GradedAnswer]]:
-    """Graded answers to each set, from the base alone or with the adapter in `package`."""
+    """Graded answers to each set, from the base alone or with the adapter in `package`.
+
+    on_answered  called after each batch with its number of questions.
+    """
     prepare_libraries()
     tokenizer = load_tokenizer(base_folder)
     model = load_for_evaluation(base_folder, precision, default_device())
@@ -89,7 +113,8 @@ def evaluate(
 
         model = PeftModel.from_pretrained(model, str(package)).eval()
     return {
-        name: answer_questions(model, tokenizer, rows, batch_size) for name, rows in question_sets.items()
+        name: answer_questions(model, tokenizer, rows, batch_size, on_answered)
+        for name, rows in question_sets.items()
     }
 
 
@@ -98,13 +123,21 @@ def accuracy(answers: list[GradedAnswer]) -> float:
     return share_right(answer.is_right for answer in answers)
 
 
-def answer_questions(model: Any, tokenizer: Any, rows: list[EvalRow], batch_size: int) -> list[GradedAnswer]:
+def answer_questions(
+    model: Any,
+    tokenizer: Any,
+    rows: list[EvalRow],
+    batch_size: int,
+    on_answered: Callable[[int], None] | None = None,
+) -> list[GradedAnswer]:
     """Greedy answers of up to MAX_NEW_TOKENS tokens, in the order of `rows`."""
     graded = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         for row, completion in zip(batch, _complete(model, tokenizer, batch), strict=True):
             graded.append(GradedAnswer(row, completion, grade(row, completion)))
+        if on_answered is not None:
+            on_answered(len(batch))
     return graded
 
 

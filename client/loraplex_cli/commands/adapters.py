@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraplex_cli.exit_codes import EXIT_CODES_HELP
+from loraplex_cli.exit_codes import EXIT_CODES_HELP, ExitCode
+from loraplex_cli.failures import CommandError
 from loraplex_cli.options import DEFAULT_SERVER, JsonOption, ServerOption, TimeoutOption
 from loraplex_cli.output import columns, command, facts, mebibytes
 
@@ -37,16 +39,28 @@ def register(
 ) -> None:
     """Send an adapter to the server, which checks it against its base model."""
     with command(as_json) as output:
-        from loraplex_cli.progress import spinner
+        if on_server and expect_digest:
+            raise CommandError(
+                "--expect-digest checks what is sent; with --on-server nothing is",
+                ExitCode.BAD_INPUT,
+                "BAD_USAGE",
+            )
+        from loraplex_cli.progress import spinner, stage_bars
         from loraplex_client import LoraplexClient
 
-        with LoraplexClient(server, timeout_s=timeout) as client, spinner(f"registering {name}"):
+        with LoraplexClient(server, timeout_s=timeout) as client:
             if on_server:
-                adapter = client.adapters.create(name, folder, validate_only=dry_run)
+                with spinner(f"registering {name}"):
+                    adapter = client.adapters.create(name, folder.absolute(), validate_only=dry_run)
             else:
-                adapter = client.adapters.upload(
-                    name, folder, validate_only=dry_run, expected_digest=expect_digest
-                )
+                with stage_bars() as progress:
+                    adapter = client.adapters.upload(
+                        name,
+                        folder,
+                        validate_only=dry_run,
+                        expected_digest=expect_digest,
+                        on_progress=partial(progress, f"sending {name}"),
+                    )
         output.result({"adapter": document(adapter), "stored": not dry_run}, facts(_lines(adapter)))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loraplex_cli.exit_codes import EXIT_CODES_HELP
-from loraplex_cli.options import JsonOption
+from loraplex_cli.options import Device, JsonOption
 from loraplex_cli.output import columns, command, facts, mebibytes
 
 app = typer.Typer(name="base", help="Fetch and inspect base models.", no_args_is_help=True)
@@ -33,7 +33,7 @@ def fetch(base: BaseArgument = None, as_json: JsonOption = False) -> None:
 @app.command(epilog=EXIT_CODES_HELP)
 def inspect(
     base: BaseArgument = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto: where it would be resident.")] = "auto",
+    device: Annotated[Device, typer.Option(help="Where it would be resident.")] = Device.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Show parameters, bytes per precision and fingerprint; loads no weights."""
@@ -45,7 +45,7 @@ def inspect(
         with stage_bars() as progress:
             folder = resolve_base(base, progress)
         with spinner("computing the fingerprint"):
-            report = inspect_base(folder, device)
+            report = inspect_base(folder, device.value)
         lines = {
             "id": report.base_id,
             "folder": report.folder,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.failures import CommandError
 from loraplex_cli.options import DEFAULT_SERVER, JsonOption, ServerOption, TimeoutOption
 from loraplex_cli.output import Output, command
 
@@ -41,6 +43,10 @@ def generate(
 ) -> None:
     """Ask once; the answer streams to the terminal. With --json it comes whole, with usage and timings."""
     with command(as_json) as output:
+        if logprobs is not None and not as_json:
+            raise CommandError(
+                "--logprobs needs --json: text has no place for them", ExitCode.BAD_INPUT, "BAD_USAGE"
+            )
         from loraplex_client import LoraplexClient
 
         text = sys.stdin.read() if prompt == "-" else prompt

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex_cli.options import JsonOption
+from loraplex_cli.options import Device, JsonOption
 from loraplex_cli.output import Output, command
 
 
@@ -22,14 +22,6 @@ class Quantization(StrEnum):
     FP32 = "fp32"
 
 
-class Device(StrEnum):
-    """As loraplex_server.engine.config.Device."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 class LogFormat(StrEnum):
     """As ServerConfig.log_format."""
 
@@ -39,6 +31,10 @@ class LogFormat(StrEnum):
 
 def _flag(help_text: str, default: str, *names: str) -> Any:
     return typer.Option(*names, help=help_text, show_default=default)
+
+
+STAGES = {"load": "loading the base model", "capture": "compiling"}
+"""What is shown for the stages of an engine that starts."""
 
 
 # One option per field of ServerConfig, spelt out because importing pydantic would slow every --help down. A test holds
@@ -99,11 +95,25 @@ def serve(
         _flag("Prompt and completion of a request together; lowered to what the base supports.", "2048"),
     ] = None,
     max_batched_tokens: Annotated[
-        int | None, _flag("Tokens of one forward pass, prefill and decode together.", "512")
+        int | None,
+        _flag(
+            "Tokens of one forward pass, prefill and decode together; null takes 512, on a GPU 4096.", "null"
+        ),
     ] = None,
     max_running: Annotated[int | None, _flag("Sequences that run at once.", "64")] = None,
     block_size: Annotated[int | None, _flag("Tokens of a key-value block.", "32")] = None,
-    kv_cache_bytes: Annotated[int | None, _flag("Memory of the key-value cache, bytes.", "536870912")] = None,
+    kv_cache_bytes: Annotated[
+        int | None,
+        _flag(
+            "Memory of the key-value cache, bytes; null takes 512 MiB, on a GPU what the rest leaves.", "null"
+        ),
+    ] = None,
+    gpu_memory_share: Annotated[
+        float | None, _flag("Share of the GPU's free memory that may be used.", "0.9")
+    ] = None,
+    int8_head: Annotated[
+        bool | None, _flag("On a GPU, hold the output head in int8 whatever the layers have.", "false")
+    ] = None,
     adapter_slots: Annotated[int | None, _flag("Adapters resident at once.", "16")] = None,
     adapter_arena_bytes: Annotated[
         int | None, _flag("Memory of resident adapters, bytes.", "268435456")
@@ -122,7 +132,7 @@ def serve(
     With --json, one document with the ports is printed when the server is ready; logs go to standard error.
     """
     with command(as_json) as output:
-        raise typer.Exit(_run(config, setting_flags(context.params), output))
+        _run(config, setting_flags(context.params), output)
 
 
 def setting_flags(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +144,7 @@ def setting_flags(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run(file: Path | None, flags: dict[str, Any], output: Output) -> int:
+def _run(file: Path | None, flags: dict[str, Any], output: Output) -> None:
     from loraplex_server.config import load_config
 
     settings = load_config(file, flags)
@@ -145,8 +155,6 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> int:
     from loraplex_server.base.resolve import resolve_base
 
     start_logging(settings.log_format)
-    with stage_bars() as progress:  # the server's own call then finds the base in place
-        resolve_base(settings.base, progress)
 
     def announce(address: ServerAddress) -> None:
         output.result(
@@ -155,4 +163,8 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> int:
             + ("" if address.metrics_port is None else f", metrics on port {address.metrics_port}"),
         )
 
-    return run_server(settings, announce)
+    with stage_bars() as progress:
+        resolve_base(settings.base, progress)  # the server's own call then finds the base in place
+        run_server(
+            settings, announce, lambda stage, done, total: progress(STAGES.get(stage, stage), done, total)
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train the adapter that a recipe describes."""
-    with command(as_json) as output:
+    with command(as_json, extra="trainer") as output:
         from loraplex_cli.progress import stage_bars
+        from loraplex_server.base.resolve import resolve_base
+        from loraplex_trainer.recipe import read_recipe
         from loraplex_trainer.run import TrainProgress, train_recipe
 
         with stage_bars() as progress:
@@ -44,7 +47,9 @@ def run(
             def report_step(look: TrainProgress) -> None:
                 progress("training", look.step, look.num_steps)
 
-            report = train_recipe(recipe, output_folder or recipe.parent / "package", report_step)
+            base = resolve_base(read_recipe(recipe).base, progress)
+            progress("training", 0, 1)  # importing the libraries and loading the base take a while too
+            report = train_recipe(recipe, output_folder or recipe.parent / "package", report_step, base)
         document = {**asdict(report), "package": str(report.package)}
         output.result(document, facts(document))
 
@@ -64,13 +69,20 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Ask held-out questions of the base, and of the base with the adapter; print the share of right answers."""
-    with command(as_json) as output:
-        from loraplex_cli.progress import spinner
+    with command(as_json, extra="trainer") as output:
+        from loraplex_cli.progress import stage_bars
+        from loraplex_server.base.resolve import resolve_base
         from loraplex_trainer.evaluate import evaluate_recipe
+        from loraplex_trainer.recipe import read_recipe
 
-        with spinner("asking"):
+        with stage_bars() as progress:
             report = evaluate_recipe(
-                recipe, package or recipe.parent / "package", other or [], precision.value
+                recipe,
+                package or recipe.parent / "package",
+                other or [],
+                precision.value,
+                resolve_base(read_recipe(recipe).base, progress),
+                partial(progress, "asking"),
             )
         document = asdict(report)
         others = {f"on {name}": f"{share:.3f}" for name, share in report.on_other_domains.items()}

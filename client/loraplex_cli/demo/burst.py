@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 
@@ -75,10 +75,18 @@ def mixed_questions(domains: Sequence[Domain], count: int) -> list[Question]:
     ]
 
 
-async def run_burst(client: AsyncLoraplexClient, questions: Sequence[Question]) -> Burst:
-    """Send every question at once. A stream that fails says so in its record."""
+async def run_burst(
+    client: AsyncLoraplexClient, questions: Sequence[Question], on_ended: Callable[[], None]
+) -> Burst:
+    """Send every question at once; `on_ended` is called as each ends. A stream that fails says so in its record."""
+
+    async def run(question: Question) -> StreamRecord:
+        record = await _run_stream(client, question)
+        on_ended()
+        return record
+
     started_s = time.perf_counter()
-    records = await asyncio.gather(*(_run_stream(client, question) for question in questions))
+    records = await asyncio.gather(*map(run, questions))
     return Burst(tuple(records), time.perf_counter() - started_s)
 
 

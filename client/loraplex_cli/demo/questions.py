@@ -23,11 +23,18 @@ class Domain:
 
 
 def find_adapters(folder: Path | None) -> Path:
-    """The folder given; else ./adapters; else the one of the source tree that this file is installed from."""
+    """The folder given; else ./adapters; else the one of the source tree that this file is installed from.
+
+    Raises CommandError where there is none of these: the domains are not part of the distribution.
+    """
     if folder is not None:
         return folder
-    here = Path("adapters")
-    return here if (here / DOMAINS[0]).is_dir() else Path(__file__).parents[3] / "adapters"
+    for candidate in (Path("adapters"), Path(__file__).parents[3] / "adapters"):
+        if (candidate / DOMAINS[0]).is_dir():
+            return candidate
+    raise _missing(
+        "the three domains lie in the source tree; run this in a clone of it, or give --adapters FOLDER"
+    )
 
 
 def read_domains(folder: Path) -> list[Domain]:

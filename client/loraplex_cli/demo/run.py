@@ -11,7 +11,7 @@ from loraplex_cli.demo.burst import MAX_TOKENS, mixed_questions, run_burst
 from loraplex_cli.demo.questions import Domain, messages
 from loraplex_cli.demo.report import Answer, DemoReport
 from loraplex_cli.demo.server_process import ServerAddress, running_server
-from loraplex_cli.progress import spinner, stage_bars
+from loraplex_cli.progress import counting_bar, spinner, stage_bars
 from loraplex_client import AsyncLoraplexClient
 from loraplex_trainer.graders import grade
 
@@ -48,17 +48,18 @@ async def _demonstrate(
         for domain in domains:
             adapter = await client.adapters.upload(domain.name, domain.package)
             note(f"registered {adapter.name}: rank {adapter.rank}, {adapter.size_bytes / 2**20:.1f} MiB")
-        answers = [await _answer(client, domain) for domain in domains]
+        with counting_bar("asking base and adapters", len(domains)) as advance:
+            answers = [await _answer(client, domain, advance) for domain in domains]
         before = await asyncio.to_thread(read_batch_totals, address.metrics_url)
-        with spinner(f"{num_streams} mixed streams"):
-            burst = await run_burst(client, mixed_questions(domains, num_streams))
+        with counting_bar(f"{num_streams} mixed streams", num_streams) as advance:
+            burst = await run_burst(client, mixed_questions(domains, num_streams), advance)
         # Read before the load is gone: what is resident then is what serving takes.
         info = await client.server_info()
         after = await asyncio.to_thread(read_batch_totals, address.metrics_url)
     return DemoReport(info, tuple(answers), burst, means_between(before, after))
 
 
-async def _answer(client: AsyncLoraplexClient, domain: Domain) -> Answer:
+async def _answer(client: AsyncLoraplexClient, domain: Domain, on_answered: Callable[[], None]) -> Answer:
     row = domain.questions[0]
     base, adapted = await asyncio.gather(
         *(
@@ -66,4 +67,5 @@ async def _answer(client: AsyncLoraplexClient, domain: Domain) -> Answer:
             for name in ("", domain.name)
         )
     )
+    on_answered()
     return Answer(domain.name, row, base.text.strip(), adapted.text.strip(), grade(row, adapted.text))

@@ -20,7 +20,6 @@ from pathlib import Path
 from filelock import FileLock
 
 from loraplex_server.base.cache import default_cache_dir
-from loraplex_server.base.gguf_convert import convert_gguf
 from loraplex_server.errors import BaseModelError
 
 DEFAULT_BASE_ID = "smollm2-135m-instruct"
@@ -51,6 +50,10 @@ def fetch_default_base(progress: StageProgress | None = None, cache_dir: Path | 
     folder = default_base_folder(cache_dir)
     if folder.is_dir():
         return folder
+    from loraplex_server.base.gguf_convert import (
+        convert_gguf,  # brings torch, which a front end has no other use for
+    )
+
     report = progress or (lambda stage, done, total: None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):

@@ -58,11 +58,13 @@ def check_complete(folder: Path) -> None:
 def _from_hub_cache(hub_id: str) -> Path | None:
     """The id's snapshot if an earlier download left a complete one."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=_HUB_FILES))
         check_complete(folder)
+    except HFValidationError as error:
+        raise BaseModelInvalidError(f"'{hub_id}' is no Hugging Face id: {error}") from None
     except (LocalEntryNotFoundError, BaseModelInvalidError):
         return None  # absent, or cut off half-way: a download completes it
     return folder

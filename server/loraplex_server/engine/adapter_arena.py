@@ -65,7 +65,7 @@ class AdapterLayout:
 
     def views(self, flat: Tensor, ranks: dict[tuple[int, str], int]) -> LoraLayers:
         """The tensors of an extent as views of `flat` [num_elements]."""
-        layers: LoraLayers = []
+        layers = LoraLayers()
         offset = 0
         for layer in range(self._spec.num_layers):
             projections: dict[str, LoraProjection] = {}
@@ -97,21 +97,12 @@ class AdapterLayout:
         return LoraProjection(a, tuple(parts)), offset
 
 
-class AdapterArena:
-    """The buffer and its free extents. Owned by the engine thread; takes no locks."""
+class FreeExtents:
+    """The free parts of a buffer. Owned by the engine thread; takes no locks."""
 
-    def __init__(self, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._buffer = torch.empty(num_elements, dtype=dtype, device=device)
-        self._free = [Extent(0, num_elements)]  # in order of start, never adjacent to one another
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._buffer.dtype
-
-    @property
-    def capacity(self) -> int:
-        """Elements in all."""
-        return self._buffer.numel()
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity  # elements in all
+        self._free = [Extent(0, capacity)]  # in order of start, never adjacent to one another
 
     @property
     def num_free(self) -> int:
@@ -137,8 +128,22 @@ class AdapterArena:
                 joined.append(other)
         self._free = joined
 
-    def write(self, extent: Extent, flat: Tensor) -> Tensor:
-        """Copy a host tensor into an extent in one go; returns the extent as a view."""
+
+class AdapterArena(FreeExtents):
+    """The buffer, and the weights in each slot as views of it."""
+
+    def __init__(self, num_elements: int, dtype: torch.dtype, layout: AdapterLayout) -> None:
+        super().__init__(num_elements)
+        self._buffer = torch.empty(num_elements, dtype=dtype)
+        self._layout = layout
+        self._layers_of_slot: dict[int, LoraLayers] = {}
+
+    def place(self, slot: int, extent: Extent, packed: PackedAdapter) -> None:
+        """Copy an adapter into an extent in one go; the slot's former adapter is forgotten."""
         view = self._buffer[extent.start : extent.start + extent.length]
-        view.copy_(flat, non_blocking=True)
-        return view
+        view.copy_(packed.flat)
+        self._layers_of_slot[slot] = self._layout.views(view, packed.ranks)
+
+    def layers_of_slot(self, slot: int) -> LoraLayers:
+        """The weights in a slot that was placed."""
+        return self._layers_of_slot[slot]

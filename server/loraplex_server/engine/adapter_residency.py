@@ -11,20 +11,32 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from loraplex_adapters.errors import AdapterUnavailableError, LoraplexError
-from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, Extent, PackedAdapter
-from loraplex_server.kernels.lora import LoraLayers
+from loraplex_server.engine.adapter_arena import Extent, PackedAdapter
 
 AdapterReader = Callable[[str], PackedAdapter]
 """Digest -> packed weights; runs in the loader thread and raises a LoraplexError when it cannot."""
+
+
+class AdapterMemory(Protocol):
+    """Where the weights of resident adapters are; see `AdapterArena` and `GpuAdapterArena`."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    def allocate(self, length: int) -> Extent | None: ...
+
+    def free(self, extent: Extent) -> None: ...
+
+    def place(self, slot: int, extent: Extent, packed: PackedAdapter) -> None: ...
 
 
 @dataclass(slots=True)
 class _Resident:
     slot: int
     extent: Extent
-    layers: LoraLayers
     leases: int = 0
 
 
@@ -39,17 +51,13 @@ class ResidencyEvents:
 class AdapterResidency:
     """Adapter slots with least-recently-used eviction; an adapter in use is never evicted."""
 
-    def __init__(
-        self, num_slots: int, arena: AdapterArena, layout: AdapterLayout, reader: AdapterReader
-    ) -> None:
+    def __init__(self, num_slots: int, arena: AdapterMemory, reader: AdapterReader) -> None:
         self._arena = arena
-        self._layout = layout
         self._reader = reader
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._resident: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
-        self._digest_of_slot: dict[int, str] = {}
         self._loading: dict[str, Future[tuple[PackedAdapter, float]]] = {}
-        self._forgotten: set[str] = set()
+        self._forgotten: set[str] = set()  # resident, in use, and to be evicted after that
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-loader")
         self._events = ResidencyEvents()
 
@@ -58,6 +66,12 @@ class AdapterResidency:
         self._forgotten.discard(digest)
         if digest not in self._resident and digest not in self._loading:
             self._loading[digest] = self._loader.submit(self._read_timed, digest)
+
+    def cancel_prefetch(self, digest: str) -> None:
+        """Nobody waits for the adapter any more: drop what was read of it, or will have been."""
+        loading = self._loading.pop(digest, None)
+        if loading is not None:
+            loading.cancel()  # a read under way goes on, and its result goes nowhere
 
     def acquire(self, digest: str) -> int | None:
         """Lease the adapter for one running sequence and return its slot.
@@ -83,23 +97,18 @@ class AdapterResidency:
 
     def forget(self, digest: str) -> None:
         """No new sequence will name this digest: evict it as soon as it is idle."""
-        loading = self._loading.pop(digest, None)
-        if loading is not None:
-            loading.cancel()  # one that is being read, or was, is dropped with its future
         resident = self._resident.get(digest)
-        if resident is not None and resident.leases:
-            self._forgotten.add(digest)
-        elif resident is not None:
+        if resident is None:
+            self.cancel_prefetch(digest)
+        elif resident.leases == 0:
             self._evict(digest)
+        else:
+            self._forgotten.add(digest)
 
     def is_loading(self, digest: str) -> bool:
         """True while the package is being read; False once it waits for nothing but a slot."""
         loading = self._loading.get(digest)
         return loading is not None and not loading.done()
-
-    def layers_of_slot(self, slot: int) -> LoraLayers:
-        """The weights in a leased slot."""
-        return self._resident[self._digest_of_slot[slot]].layers
 
     @property
     def resident_digests(self) -> list[str]:
@@ -157,10 +166,8 @@ class AdapterResidency:
         del self._loading[digest]
         self._events.load_seconds.append(seconds)
         slot = self._free_slots.pop()
-        view = self._arena.write(extent, packed.flat)
-        resident = _Resident(slot, extent, self._layout.views(view, packed.ranks))
-        self._resident[digest] = resident
-        self._digest_of_slot[slot] = digest
+        self._arena.place(slot, extent, packed)
+        resident = self._resident[digest] = _Resident(slot, extent)
         return resident
 
     def _make_room(self, num_elements: int) -> Extent | None:
@@ -177,7 +184,6 @@ class AdapterResidency:
 
     def _evict(self, digest: str) -> None:
         resident = self._resident.pop(digest)
-        del self._digest_of_slot[resident.slot]
         self._free_slots.append(resident.slot)
         self._arena.free(resident.extent)
         self._forgotten.discard(digest)

@@ -78,11 +78,11 @@ class BlockManager:
             sequence.block_table.append(self._take())
         return True
 
-    def mark_computed(self, sequence: Sequence, previously_computed: int) -> None:
-        """Make blocks findable that became full since `previously_computed` tokens were computed."""
+    def mark_computed(self, sequence: Sequence, previously_computed: int, num_computed: int) -> None:
+        """Make blocks findable that became full between `previously_computed` and `num_computed` tokens."""
         if not self._prefix_cache:
             return
-        first, stop = previously_computed // self.block_size, sequence.num_computed_tokens // self.block_size
+        first, stop = previously_computed // self.block_size, num_computed // self.block_size
         if first == stop:
             return
         hashes = self._hashes(sequence, stop)

@@ -19,10 +19,14 @@ class EngineConfig:
     quantization: Quantization = "auto"
     device: Device = "auto"
     max_context_tokens: int = 2048  # prompt and completion of one sequence; lowered to what the base supports
-    max_batched_tokens: int = 512  # tokens per forward pass, prefill and decode together
+    max_batched_tokens: int | None = (
+        None  # tokens per forward pass, prefill and decode together; None: 512, GPU 4096
+    )
     max_running: int = 64  # sequences with KV blocks
     block_size: int = 32  # tokens per KV block
-    kv_cache_bytes: int = 512 * 2**20
+    kv_cache_bytes: int | None = None  # None: 512 MiB on a CPU, what the plan leaves on a GPU
+    gpu_memory_share: float = 0.9  # of the memory that is free at the start
+    int8_head: bool = False  # hold the output head in int8 on a GPU, whatever the layers have
     adapter_slots: int = 16  # adapters in the arena at once
     adapter_arena_bytes: int = 256 * 2**20
     max_lora_rank: int = 128
@@ -30,11 +34,11 @@ class EngineConfig:
     num_threads: int | None = None  # None: one per core
 
     def __post_init__(self) -> None:
-        if self.max_batched_tokens < self.max_running:
+        if self.max_batched_tokens is not None and self.max_batched_tokens < self.max_running:
             raise ValueError(
                 f"max_batched_tokens={self.max_batched_tokens} cannot give each of "
                 f"max_running={self.max_running} sequences one token per step; raise it or lower max_running"
             )
-        for name in ("max_context_tokens", "block_size", "kv_cache_bytes", "adapter_slots", "max_lora_rank"):
+        for name in ("max_context_tokens", "block_size", "adapter_slots", "max_lora_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

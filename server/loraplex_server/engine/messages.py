@@ -38,6 +38,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     top_logprobs: int | None = None  # None: no log-probabilities; 0: the chosen token's alone
 
+    @property
+    def depends_on_history(self) -> bool:
+        """Whether a token cannot be chosen before the one ahead of it is known."""
+        return bool(self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty)
+
 
 class AddSequence(msgspec.Struct, frozen=True, tag=True):
     """Admit a sequence. `sequence_id` is drawn by the front end and never reused."""
@@ -85,6 +90,15 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     max_running: int
     load_seconds: float
     eos_token_ids: tuple[int, ...]
+    memory_plan: str = ""  # of a GPU, for the log
+
+
+class EngineProgress(msgspec.Struct, frozen=True, tag=True):
+    """How far an engine that starts has come; stages are "load", in layers, and "capture", in graphs."""
+
+    stage: str
+    done: int
+    total: int
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):
@@ -133,7 +147,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_cached: int = 0  # idle, kept for prefix hits
     adapter_slots_used: int = 0
     resident_digests: list[str] = []
-    step_seconds: float = 0.0
+    step_seconds: float = 0.0  # of the device
+    device_idle_seconds: float | None = None  # what it waited before that step though there was work
     batch_sequences: int = 0
     batch_adapters: int = 0  # distinct adapters in the batch, the base not counted
     prefill_tokens: int = 0
@@ -151,4 +166,4 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-EngineMessage = EngineReady | EngineFailed | StepOutputs
+EngineMessage = EngineProgress | EngineReady | EngineFailed | StepOutputs

@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from loraplex_server.engine.adapter_residency import AdapterResidency
+from loraplex_server.engine.adapter_arena import AdapterArena
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.scheduler import SampledToken
-from loraplex_server.kernels.lora import LoraSegment, SegmentedLora
-from loraplex_server.model.batch import DecodeRows, ForwardBatch, PrefillChunk
+from loraplex_server.engine.sequence import BASE_SLOT
+from loraplex_server.kernels.lora import LoraSegment
+from loraplex_server.model.batch import DecodeRows, ForwardBatch, LoraBatch, PrefillChunk
 from loraplex_server.model.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A step that was over when it was launched: on a CPU nothing runs ahead."""
+
+    sampled: list[SampledToken]
+    device_seconds: float
+    idle_seconds: None = None
+
+    def tokens(self) -> list[SampledToken]:
+        return self.sampled
 
 
 class ModelRunner:
     """ScheduledBatch -> sampled tokens. Owns the KV tensors; takes no locks."""
 
+    overlaps = False
+
     def __init__(
         self,
         decoder: Decoder,
         kv_cache: list[Tensor],
-        residency: AdapterResidency,
+        arena: AdapterArena,
         sampler: Sampler,
         device: torch.device,
     ) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._block_size = kv_cache[0].shape[1]
-        self._residency = residency
+        self._arena = arena
         self._sampler = sampler
         self._device = device
+
+    def warm_up(self, on_progress: Callable[[int, int], None]) -> None:
+        """Nothing is compiled on a CPU."""
+
+    def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> FinishedStep:
+        """Run a step."""
+        started = time.monotonic()
+        sampled = self.run(batch)
+        return FinishedStep(sampled, time.monotonic() - started)
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
@@ -96,22 +125,17 @@ class ModelRunner:
             row_start = row_stop
         return chunks, logit_rows
 
-    def _lora(self, batch: ScheduledBatch) -> SegmentedLora | None:
-        """Runs of rows with one adapter; None for a batch of the base alone."""
+    def _lora(self, batch: ScheduledBatch) -> LoraBatch | None:
+        """Runs of rows with one adapter, decode rows apart from prefill chunks; None for a batch of the base alone."""
         segments: list[LoraSegment] = []
-        current_slot, row_start, row_stop = -1, 0, 0
-        for row in (*batch.decodes, *batch.prefills):
-            slot = row.sequence.adapter_slot
-            if slot != current_slot:
-                self._close_segment(segments, current_slot, row_start, row_stop)
-                current_slot, row_start = slot, row_stop
-            row_stop += row.num_tokens
-        self._close_segment(segments, current_slot, row_start, row_stop)
-        return SegmentedLora(segments) if segments else None
-
-    def _close_segment(self, segments: list[LoraSegment], slot: int, row_start: int, row_stop: int) -> None:
-        if slot >= 0 and row_stop > row_start:
-            segments.append(LoraSegment(row_start, row_stop, self._residency.layers_of_slot(slot)))
+        row_start = 0
+        for rows in (batch.decodes, batch.prefills):
+            for slot, run in itertools.groupby(rows, key=lambda row: row.sequence.adapter_slot):
+                row_stop = row_start + sum(row.num_tokens for row in run)
+                if slot != BASE_SLOT:
+                    segments.append(LoraSegment(row_start, row_stop, self._arena.layers_of_slot(slot)))
+                row_start = row_stop
+        return self._decoder.ops.lora_batch(segments, len(batch.decodes)) if segments else None
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

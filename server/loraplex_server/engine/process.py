@@ -19,6 +19,7 @@ from loraplex_server.engine.messages import (
     Command,
     EngineFailed,
     EngineMessage,
+    EngineProgress,
     ForgetAdapter,
     Shutdown,
     StepOutputs,
@@ -48,8 +49,11 @@ def run_engine(config: EngineConfig, command_address: str, message_address: str)
     def send(message: EngineMessage) -> None:
         messages.send(encoder.encode(message))
 
+    def report(stage: str, done: int, total: int) -> None:
+        send(EngineProgress(stage, done, total))
+
     try:
-        engine = Engine(config)
+        engine = Engine(config, report)
     except (LoraplexError, ValueError, OSError, RuntimeError) as error:
         reason = "ENGINE_START_FAILED"
         if isinstance(error, LoraplexError):
@@ -87,7 +91,7 @@ class EngineLoop:
             result = self._engine.step() if self._engine.has_work() else None
             if result is not None:
                 self._send(result)
-            elif self._running:
+            elif self._running and not self._engine.has_step_in_flight:
                 # Shortly while adapters are on their way.
                 self._commands.poll(
                     _ADAPTER_POLL_MS if self._engine.is_waiting_for_adapters else _IDLE_POLL_MS

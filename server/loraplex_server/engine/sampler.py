@@ -1,12 +1,13 @@
 """Logits -> one token per row, each row by its own parameters.
 
 Greedy rows without adjustments cost one argmax over the batch. Everything else is done on just the rows that
-ask for it. A draw depends on the request's seed and the position alone, never on what else is in the batch.
+ask for it. A draw depends on the request's seed and the position alone, never on what else is in the batch; and it
+hardly ever changes with the rounding of the logits, which does depend on the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,15 +16,25 @@ from loraplex_server.engine.messages import SamplingParams, TokenLogprob
 from loraplex_server.engine.scheduler import SampledToken
 from loraplex_server.engine.sequence import Sequence
 
-_MASK64 = (1 << 64) - 1
+_MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 _MIN_TEMPERATURE = 1e-6  # below it, scaled logits would overflow; it is as good as greedy
+
+
+def _argmax_rows(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=-1)
 
 
 class Sampler:
     """Chooses the next token of each row. Stateless but for the end-of-sequence ids."""
 
-    def __init__(self, eos_token_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        eos_token_ids: Iterable[int],
+        argmax_rows: Callable[[Tensor], Tensor] = _argmax_rows,
+    ) -> None:
+        """argmax_rows  [rows, vocab] -> [rows] int64, of equals the first; see `LayerOps.argmax_rows`."""
         self._eos_token_ids = tuple(eos_token_ids)
+        self._argmax_rows = argmax_rows
 
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
         """logits [rows, vocab] fp32, changed in place; one sequence per row.
@@ -31,27 +42,35 @@ class Sampler:
         Of equal logits the lowest id wins.
         """
         for row, sequence in enumerate(sequences):
-            self._adjust(logits[row], sequence)
-        token_ids: list[int] = logits.argmax(dim=-1).tolist()
+            self.adjust(logits[row], sequence, len(sequence.output_token_ids))
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+        greedy = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature <= 0]
+        token_ids: dict[int, int] = {}
+        if greedy:
+            chosen = logits[greedy] if drawn else logits
+            token_ids.update(zip(greedy, self._argmax_rows(chosen).tolist(), strict=True))
         if drawn:
-            picked = draw(logits[drawn], [sequences[row] for row in drawn])
-            for row, token_id in zip(drawn, picked, strict=True):
-                token_ids[row] = token_id
+            chosen = logits[drawn] if greedy else logits
+            token_ids.update(zip(drawn, draw(chosen, [sequences[row] for row in drawn]), strict=True))
         return [
-            SampledToken(token_id, _logprob(logits[row], token_id, sequence.sampling.top_logprobs))
-            for row, (token_id, sequence) in enumerate(zip(token_ids, sequences, strict=True))
+            SampledToken(
+                token_ids[row], _logprob(logits[row], token_ids[row], sequence.sampling.top_logprobs)
+            )
+            for row, sequence in enumerate(sequences)
         ]
 
-    def _adjust(self, logits: Tensor, sequence: Sequence) -> None:
-        """Bias, penalties and the ban on ending early, on one row [vocab], in place."""
+    def adjust(self, logits: Tensor, sequence: Sequence, num_output: int) -> None:
+        """Bias, penalties and the ban on ending early, on one row [vocab], in place.
+
+        num_output  tokens of the completion before the one that is chosen, pending ones included
+        """
         sampling = sequence.sampling
         if sampling.logit_bias:
             ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
             logits[ids] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device)
-        if sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty:
+        if sampling.depends_on_history:
             _penalize(logits, sequence)
-        if len(sequence.output_token_ids) < sampling.min_tokens:
+        if num_output < sampling.min_tokens:
             ends = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)]
             if ends:
                 logits[torch.tensor(ends, device=logits.device)] = -torch.inf
@@ -78,33 +97,22 @@ def _penalize(logits: Tensor, sequence: Sequence) -> None:
 def draw(logits: Tensor, sequences: list[Sequence]) -> list[int]:
     """Sample one token per row of adjusted logits [rows, vocab] with temperature > 0.
 
-    Inverse of the cumulative distribution at one uniform number per row; truncated tokens have no mass.
+    A race: token i arrives after E_i / p_i with E_i ~ Exp(1), and i is the first with probability p_i. Rounding moves
+    the winner only where two arrive at almost the same time. (Inverting the cumulative distribution at one uniform
+    number would be cheaper, but there every token shifts the limits of all after it: with 49152 tokens in fp32, one
+    draw in a thousand changed with the batch.)
     """
-    params = [sequence.sampling for sequence in sequences]
-    uniforms = [uniform(s.sampling.seed, len(s.output_token_ids)) for s in sequences]
-    temperatures = torch.tensor([max(p.temperature, _MIN_TEMPERATURE) for p in params], device=logits.device)
-    probabilities = torch.softmax(logits / temperatures.unsqueeze(1), dim=-1)
-    picked = [0] * len(params)
-    whole = [row for row, p in enumerate(params) if not _truncates(p)]
-    if whole:
-        found = _invert(probabilities[whole], [uniforms[row] for row in whole])
-        for row, token_id in zip(whole, found, strict=True):
-            picked[row] = token_id
-    for row, p in enumerate(params):
-        if _truncates(p):
-            kept, ids = _truncate(probabilities[row], p)
-            picked[row] = int(ids[_invert(kept.unsqueeze(0), [uniforms[row]])[0]])
+    temperatures = [max(sequence.sampling.temperature, _MIN_TEMPERATURE) for sequence in sequences]
+    scaled = logits / torch.tensor(temperatures, device=logits.device).unsqueeze(1)
+    all_ids = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+    picked = []
+    for probabilities, sequence in zip(torch.softmax(scaled, dim=-1), sequences, strict=True):
+        ids = all_ids
+        if _truncates(sequence.sampling):
+            probabilities, ids = _truncate(probabilities, sequence.sampling)
+        delays = exponentials(sequence.sampling.seed, len(sequence.output_token_ids), ids)
+        picked.append(int(ids[(probabilities / delays).argmax()]))
     return picked
-
-
-def _invert(masses: Tensor, uniforms: list[float]) -> list[int]:
-    """Per row of masses [rows, n], the first index whose cumulative mass exceeds uniform × the total."""
-    cumulative = masses.cumsum(dim=-1, dtype=torch.float64)
-    targets = torch.tensor(uniforms, dtype=torch.float64, device=masses.device) * cumulative[:, -1]
-    # "right" finds the first cumulative mass above the target, so a token without mass is never chosen.
-    found = torch.searchsorted(cumulative, targets.unsqueeze(1), right=True).squeeze(1)
-    indices: list[int] = found.clamp(max=masses.shape[1] - 1).tolist()
-    return indices
 
 
 def _truncates(params: SamplingParams) -> bool:
@@ -128,28 +136,50 @@ def _truncate(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor, Te
 
 
 def _most_likely(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Masses and ids, best first: top_k of them, or at least as many as top_p keeps."""
+    """Masses and ids, best first and of equals the lowest id: top_k, or at least as many as top_p keeps."""
     vocab_size = probabilities.numel()
     if params.top_k > 0:
-        return probabilities.topk(min(params.top_k, vocab_size))
-    # Tokens below (1 - top_p) / vocab have less than 1 - top_p together, so top_p keeps none of them;
-    # sorting only the others is much cheaper. The factor is for rounding in float32.
-    ids = torch.nonzero(probabilities >= 0.99 * (1.0 - params.top_p) / vocab_size).squeeze(1)
+        # Which of the equals at the end are among the k, topk leaves open.
+        least = probabilities.topk(min(params.top_k, vocab_size)).values[-1]
+    else:
+        # Tokens below (1 - top_p) / vocab have less than 1 - top_p together, so top_p keeps none of them;
+        # sorting only the others is much cheaper. The factor is for rounding in float32.
+        least = torch.tensor(0.99 * (1.0 - params.top_p) / vocab_size)
+    ids = torch.nonzero(probabilities >= least).squeeze(1)
     kept, order = probabilities[ids].sort(descending=True, stable=True)
-    return kept, ids[order]
+    count = params.top_k or kept.numel()
+    return kept[:count], ids[order[:count]]
 
 
-def uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) that depends on (seed, index) alone.
+def exponentials(seed: int, index: int, ids: Tensor) -> Tensor:
+    """For each of ids [n], a number with distribution Exp(1) that depends on (seed, index, id) alone; [n] fp32.
 
-    SplitMix64, Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+    The ids are hashed under a key of 64 bits in two rounds of multiplication and shift, in 32-bit integers that wrap.
     """
-    z = (seed * 0xD1342543DE82EF95 + (index + 1) * 0x9E3779B97F4A7C15) & _MASK64
+    key = _mixed64(seed * 0xD1342543DE82EF95 + (index + 1) * 0x9E3779B97F4A7C15)
+    x = ids.to(torch.int32) * _signed32(0x9E3779B1)
+    x.add_(_signed32(key)).bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+    x.mul_(0x7FEB352D).bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF))
+    x.add_(_signed32(key >> 32)).mul_(_signed32(0x846CA68B)).bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+    # In (0, 1), exact near 0, where the winners of the race come from.
+    uniform = x.bitwise_and_(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31).clamp_(max=1.0 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_()
+
+
+def _mixed64(z: int) -> int:
+    """SplitMix64, Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014."""
+    z &= _MASK64
     for _ in range(2):
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
         z ^= z >> 31
-    return (z >> 11) / (1 << 53)
+    return z
+
+
+def _signed32(value: int) -> int:
+    """The int32 with the low 32 bits of `value`."""
+    low = value & _MASK32
+    return low - (1 << 32) if low >> 31 else low
 
 
 def _logprob(logits: Tensor, token_id: int, num_top: int | None) -> TokenLogprob | None:

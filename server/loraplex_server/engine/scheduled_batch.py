@@ -15,6 +15,15 @@ class ScheduledSequence:
     start: int
     num_tokens: int
     is_last_chunk: bool  # its newest token is among them, so a next one is sampled
+    output_index: int  # place in the completion of the token that is sampled
+    num_preemptions: (
+        int  # of the sequence at that time; one more since, and these blocks are no longer its own
+    )
+
+    @property
+    def stop(self) -> int:
+        """Tokens of the sequence that are computed after the step."""
+        return self.start + self.num_tokens
 
 
 @dataclass(slots=True)

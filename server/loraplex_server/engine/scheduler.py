@@ -4,6 +4,9 @@ One token budget per step holds decode rows and prefill chunks of any adapters. 
 prefills under way, then the queue in order of arrival. A sequence whose adapter is not resident waits alone;
 others pass it, but not for ever. When blocks run out, the sequence that came last gives its own back and is
 computed anew later.
+
+A step may be scheduled before the one ahead of it is committed: the token that is being sampled then counts as
+pending, and what turns out to have ended meanwhile is left out when its step is committed.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ class AdapterResidency(Protocol):
     """Where adapters are; see `loraplex_server.engine.adapter_residency`."""
 
     def prefetch(self, digest: str) -> None: ...
+
+    def cancel_prefetch(self, digest: str) -> None: ...
 
     def acquire(self, digest: str) -> int | None: ...
 
@@ -117,7 +122,10 @@ class Scheduler:
         return failures
 
     def schedule(self) -> ScheduledBatch | None:
-        """The next step's rows; None if no sequence can run now."""
+        """The next step's rows; None if no sequence can run now.
+
+        At most one earlier step may still be uncommitted. What this step computes counts as computed from now on.
+        """
         batch = ScheduledBatch()
         budget = self._limits.max_batched_tokens
         budget = self._schedule_running(batch, budget)
@@ -125,20 +133,29 @@ class Scheduler:
             self._admit(batch, budget)
         if batch.num_sequences == 0:
             return None
+        for row in (*batch.decodes, *batch.prefills):
+            row.sequence.num_computed_tokens = row.stop
+            row.sequence.num_pending_tokens += row.is_last_chunk
         batch.sort_by_adapter()
         return batch
 
     def commit(self, batch: ScheduledBatch, sampled: list[SampledToken]) -> list[TokenOutput]:
-        """Record what a step computed; `sampled` follows the decodes, then the prefills with a last chunk."""
+        """Record what a step computed; `sampled` follows the decodes, then the prefills with a last chunk.
+
+        Steps are committed in the order in which they were scheduled.
+        """
         now = self._clock()
         outputs = []
         tokens = iter(sampled)
         for row in (*batch.decodes, *batch.prefills):
             sequence = row.sequence
-            sequence.num_computed_tokens = row.start + row.num_tokens
-            self._blocks.mark_computed(sequence, row.start)
-            if row.is_last_chunk:
-                outputs.append(self._append(sequence, next(tokens), now))
+            token = next(tokens) if row.is_last_chunk else None
+            if sequence.sequence_id not in self._sequences:  # it ended after this step was scheduled
+                continue
+            if row.num_preemptions == sequence.num_preemptions:
+                self._blocks.mark_computed(sequence, row.start, row.stop)
+            if token is not None:
+                outputs.append(self._append(sequence, token, now))
         return outputs
 
     def _schedule_running(self, batch: ScheduledBatch, budget: int) -> int:
@@ -147,11 +164,21 @@ class Scheduler:
             for sequence in [s for s in self._running if s.is_decoding is is_decoding]:
                 if budget == 0:
                     return 0
+                if not self._can_go_on(sequence):
+                    continue
                 num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
                 if self._make_room(batch, sequence, num_tokens):
                     self._schedule_row(batch, sequence, num_tokens)
                     budget -= num_tokens
         return budget
+
+    def _can_go_on(self, sequence: Sequence) -> bool:
+        """False if its pending token must be known first: it is surely the last, or the next one depends on it."""
+        if sequence.num_pending_tokens == 0:
+            return True
+        is_complete = sequence.num_output_tokens >= sequence.sampling.max_tokens
+        is_full = sequence.num_tokens >= self._limits.max_context_tokens
+        return not (is_complete or is_full or sequence.sampling.depends_on_history)
 
     def _make_room(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for the row, preempting later arrivals if need be; False if the sequence itself went."""
@@ -174,6 +201,11 @@ class Scheduler:
         self._release(sequence)
         sequence.num_preemptions += 1
         insort(self._waiting, sequence, key=lambda s: s.order)
+        if sequence.num_pending_tokens == 0:  # else it may have ended by itself; see `_append`
+            self._fail_if_too_long(sequence)
+
+    def _fail_if_too_long(self, sequence: Sequence) -> None:
+        """End a waiting sequence whose tokens outgrew the whole cache."""
         if not self._can_ever_fit(sequence):
             self._remove(sequence)
             self._fail(sequence, "CONTEXT_OVERFLOW", "the completion outgrew the whole key-value cache")
@@ -238,19 +270,24 @@ class Scheduler:
     def _schedule_row(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> None:
         start = sequence.num_computed_tokens
         is_last_chunk = start + num_tokens == sequence.num_tokens
-        row = ScheduledSequence(sequence, start, num_tokens, is_last_chunk)
+        row = ScheduledSequence(
+            sequence, start, num_tokens, is_last_chunk, sequence.num_output_tokens, sequence.num_preemptions
+        )
         (batch.decodes if num_tokens == 1 and is_last_chunk else batch.prefills).append(row)
 
     def _append(self, sequence: Sequence, token: SampledToken, now: float) -> TokenOutput:
         """Add a token to its sequence and end the sequence if that is its last."""
         is_first = not sequence.output_token_ids
         sequence.output_token_ids.append(token.token_id)
+        sequence.num_pending_tokens -= 1
         sequence.last_token_s = now
         if is_first:
             sequence.first_token_s = now
         finish_reason = self._finish_reason(sequence, token.token_id)
         if finish_reason is not None:
             self._remove(sequence)
+        elif not sequence.block_table:  # preempted while its token was pending
+            self._fail_if_too_long(sequence)
         return TokenOutput(
             sequence.sequence_id,
             [token.token_id],
@@ -268,7 +305,8 @@ class Scheduler:
                 return FinishReason.STOP
             if token_id in sampling.stop_token_ids:
                 return FinishReason.STOP
-        if num_output >= sampling.max_tokens or sequence.num_tokens >= self._limits.max_context_tokens:
+        num_tokens = len(sequence.prompt_token_ids) + num_output
+        if num_output >= sampling.max_tokens or num_tokens >= self._limits.max_context_tokens:
             return FinishReason.LENGTH
         return None
 
@@ -286,6 +324,9 @@ class Scheduler:
         (self._running if sequence in self._running else self._waiting).remove(sequence)
         if sequence is self._blocked:
             self._blocked = None
+        digest = sequence.adapter_digest
+        if digest is not None and all(other.adapter_digest != digest for other in self._waiting):
+            self._residency.cancel_prefetch(digest)
 
     def _fail(self, sequence: Sequence, reason: str, message: str) -> None:
         self._failures.append(

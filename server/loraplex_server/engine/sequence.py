@@ -22,7 +22,10 @@ class Sequence:
     arrival_s: float
     order: int  # of admission; a preempted sequence returns to its place in the queue
     output_token_ids: list[int] = field(default_factory=list)
-    num_computed_tokens: int = 0  # tokens whose keys and values are in the cache
+    num_pending_tokens: int = 0  # sampled by steps that are not committed yet: counted, but not known here
+    num_computed_tokens: int = (
+        0  # tokens whose keys and values are in the cache, or will be after the steps in flight
+    )
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of its first full blocks, as far as known
     adapter_slot: int = BASE_SLOT
@@ -50,7 +53,13 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_token_ids) + len(self.output_token_ids)
+        """Of prompt and completion, those pending included."""
+        return len(self.prompt_token_ids) + self.num_output_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Of the completion, those pending included."""
+        return len(self.output_token_ids) + self.num_pending_tokens
 
     @property
     def is_decoding(self) -> bool:
@@ -58,7 +67,7 @@ class Sequence:
         return self.num_computed_tokens == self.num_tokens - 1
 
     def token_ids(self, start: int, stop: int) -> list[int]:
-        """Tokens [start, stop) without joining the whole."""
+        """Tokens [start, stop) without joining the whole; pending ones are left out."""
         num_prompt = len(self.prompt_token_ids)
         if start >= num_prompt:
             return self.output_token_ids[start - num_prompt : stop - num_prompt]

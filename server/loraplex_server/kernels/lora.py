@@ -6,6 +6,7 @@ The plain-torch version below is the reference and the CPU path. A module that a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -29,8 +30,10 @@ class LoraProjection:
     parts: tuple[LoraPart, ...]
 
 
-LoraLayers = list[dict[str, LoraProjection]]
-"""Per layer: projection name -> weights; a projection that the adapter leaves alone is absent."""
+class LoraLayers(list[dict[str, LoraProjection]]):
+    """Per layer: projection name -> weights; a projection that the adapter leaves alone is absent."""
+
+    records: Any = None  # what kernels derive from the weights, kept as long as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class LoraSegment:
 
 
 class SegmentedLora:
-    """The adapters of one forward pass. Implements `loraplex_server.model.batch.LoraBatch`."""
+    """The adapters of one forward pass in plain torch. Implements `loraplex_server.model.batch.LoraBatch`."""
 
     def __init__(self, segments: list[LoraSegment]) -> None:
         self._segments = segments

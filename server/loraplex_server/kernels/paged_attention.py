@@ -42,10 +42,17 @@ def paged_attention(
     out = queries.new_empty(queries.shape[0], shape.num_heads * shape.head_dim)
     if decode.count:
         out[: decode.count] = _decode_attention(queries[: decode.count], cache, decode, shape)
+    prefill_attention(queries, cache, prefills, shape, out)
+    return out
+
+
+def prefill_attention(
+    queries: Tensor, cache: Tensor, prefills: list[PrefillChunk], shape: AttentionShape, out: Tensor
+) -> None:
+    """As `paged_attention`, into `out`, for the rows of the chunks alone."""
     for chunk in prefills:
         rows = slice(chunk.row_start, chunk.row_stop)
         out[rows] = _chunk_attention(queries[rows], cache, chunk, shape)
-    return out
 
 
 def _decode_attention(queries: Tensor, cache: Tensor, decode: DecodeRows, shape: AttentionShape) -> Tensor:

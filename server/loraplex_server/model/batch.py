@@ -24,7 +24,7 @@ class DecodeRows:
 
     count: int
     block_tables: Tensor  # [count, max_blocks] int64; entries past a sequence's blocks are any valid block
-    context_lengths: Tensor  # [count] int32, positions to attend to, the row's own included
+    context_lengths: Tensor  # [count] int64, positions to attend to, the row's own included
     max_context: int  # largest of context_lengths, known to the host
 
 

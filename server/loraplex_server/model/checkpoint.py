@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from loraplex_server.errors import BaseModelInvalidError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SHOWN_NAMES = 5  # of a long list in an error
 
@@ -61,6 +62,8 @@ class Checkpoint:
     def packed(self, names: list[str]) -> Tensor:
         """Tensors side by side along their first dimension."""
         self._require(names)
+        import torch  # not above: the front end asks this module for the files' names, and needs no torch for that
+
         tensors = [self.tensor(name) for name in names]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 

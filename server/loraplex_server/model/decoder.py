@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from loraplex_server.kernels.paged_attention import AttentionShape, paged_attention
+from loraplex_server.kernels.layer_ops import HeadNorms, Rotation, layer_ops
+from loraplex_server.kernels.paged_attention import AttentionShape
 from loraplex_server.model.batch import ForwardBatch
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.linear import Linear
@@ -58,13 +58,11 @@ class Decoder:
         """`rope_table` is (cos, sin), each [max_positions, head_dim / 2] fp32."""
         self.config = config
         self._weights = weights
-        self._num_query_columns = config.num_heads * config.head_dim
-        self._num_kv_columns = config.num_kv_heads * config.head_dim
         dtype = weights.final_norm.dtype
         cos, sin = rope_table
-        # Both halves of a head turn by the same angle: store what multiplies x and what multiplies its swapped halves.
         self._cos = torch.cat((cos, cos), dim=-1).to(dtype)
         self._sin = torch.cat((-sin, sin), dim=-1).to(dtype)
+        self.ops = layer_ops(weights.final_norm.device, dtype)
         self._shapes = [
             AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim, window)
             for window in config.sliding_window_of_layer
@@ -77,68 +75,47 @@ class Decoder:
                   the batch are written at `batch.kv_slots` before they are read.
         """
         hidden = self._weights.embedding(batch.token_ids)
-        cos = self._cos[batch.positions].unsqueeze(1)  # [n, 1, head_dim]
-        sin = self._sin[batch.positions].unsqueeze(1)
+        rotation = Rotation(self._cos[batch.positions], self._sin[batch.positions])
+        delta = None
         for index, layer in enumerate(self._weights.layers):
-            self._attend(index, layer, hidden, cos, sin, batch, kv_cache[index])
-            self._feed_forward(index, layer, hidden, batch)
+            x = self._add_and_norm(hidden, delta, layer.input_norm)
+            delta = self._attend(index, layer, x, rotation, batch, kv_cache[index])
+            x = self._add_and_norm(hidden, delta, layer.post_attention_norm)
+            delta = self._feed_forward(index, layer, x, batch)
+        x = self._add_and_norm(hidden, delta, self._weights.final_norm)
         if batch.logit_rows is not None:
-            hidden = hidden[batch.logit_rows]
-        return self._weights.lm_head(self._norm(hidden, self._weights.final_norm)).float()
+            x = x[batch.logit_rows]
+        return self._weights.lm_head(x).float()
+
+    def _add_and_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor) -> Tensor:
+        return self.ops.rms_norm(hidden, delta, weight, self.config.rms_norm_eps)
 
     def _attend(
         self,
         index: int,
         layer: DecoderLayer,
-        hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        x: Tensor,
+        rotation: Rotation,
         batch: ForwardBatch,
         cache: Tensor,
-    ) -> None:
-        """hidden += attention(norm(hidden)), in place."""
-        config = self.config
-        x = self._norm(hidden, layer.input_norm)
+    ) -> Tensor:
+        """What attention adds to the residual stream; x [n, hidden] is its norm."""
         qkv = self._project(layer.qkv, "qkv", index, x, batch)
-        num_rotated = config.num_heads + config.num_kv_heads
-        rotated = qkv[:, : self._num_query_columns + self._num_kv_columns].view(
-            -1, num_rotated, config.head_dim
-        )
+        norms = None
         if layer.q_norm is not None and layer.k_norm is not None:
-            self._norm_heads(rotated, layer.q_norm, layer.k_norm)
-        _rotate(rotated, cos, sin)
-        key_value = qkv[:, self._num_query_columns :]
-        cache.view(-1, cache.shape[-1]).index_copy_(0, batch.kv_slots, key_value.to(cache.dtype))
-        queries = qkv[:, : self._num_query_columns].view(-1, config.num_heads, config.head_dim)
-        attended = paged_attention(queries, cache, batch.decode, batch.prefills, self._shapes[index])
-        hidden.add_(self._project(layer.o, "o", index, attended, batch))
+            norms = HeadNorms(layer.q_norm, layer.k_norm, self.config.rms_norm_eps)
+        shape = self._shapes[index]
+        self.ops.rotate_and_store(qkv, rotation, norms, batch.kv_slots, cache, shape)
+        attended = self.ops.attention(qkv, cache, batch.decode, batch.prefills, shape)
+        return self._project(layer.o, "o", index, attended, batch)
 
-    def _feed_forward(self, index: int, layer: DecoderLayer, hidden: Tensor, batch: ForwardBatch) -> None:
-        """hidden += down(silu(gate(x)) · up(x)) with x = norm(hidden), in place."""
-        x = self._norm(hidden, layer.post_attention_norm)
-        gate_up = self._project(layer.gate_up, "gate_up", index, x, batch)
-        gate, up = gate_up.chunk(2, dim=-1)
-        activated = F.silu(gate).mul_(up)
-        hidden.add_(self._project(layer.down, "down", index, activated, batch))
+    def _feed_forward(self, index: int, layer: DecoderLayer, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """What down(silu(gate(x)) · up(x)) adds to the residual stream; x [n, hidden] is its norm."""
+        activated = self.ops.silu_mul(self._project(layer.gate_up, "gate_up", index, x, batch))
+        return self._project(layer.down, "down", index, activated, batch)
 
     def _project(self, linear: Linear, projection: str, index: int, x: Tensor, batch: ForwardBatch) -> Tensor:
         y = linear(x)
         if batch.lora is not None:
             batch.lora.add(index, projection, x, y)
         return y
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)
-
-    def _norm_heads(self, heads: Tensor, q_norm: Tensor, k_norm: Tensor) -> None:
-        """Normalize each query and key head by itself, in place; heads [n, num_heads + num_kv_heads, head_dim]."""
-        queries, keys = heads[:, : self.config.num_heads], heads[:, self.config.num_heads :]
-        queries.copy_(self._norm(queries, q_norm))
-        keys.copy_(self._norm(keys, k_norm))
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotary embedding in place: x [n, heads, head_dim]; cos, sin [n, 1, head_dim], first half of sin negated."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((x[..., half:], x[..., :half]), dim=-1).mul_(sin)
-    x.mul_(cos).add_(turned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraplex_server.kernels.nf4_weight import BLOCK_SIZE, RECORD_BYTES, TILE_ROWS
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.nf4 import nf4_bytes
 from loraplex_server.model.numerics import Numerics
@@ -33,9 +34,16 @@ def _weight_bytes(out_features: list[int], in_features: int, numerics: Numerics)
         case "int8":
             return rows * (in_features + _SCALE_BYTES)
         case "nf4":
+            if numerics.device.type == "cuda":
+                return nf4_record_bytes(rows, in_features)
             return nf4_bytes(out_features, in_features, numerics.device.type)
         case _:
             return rows * in_features * numerics.compute_dtype.itemsize
+
+
+def nf4_record_bytes(out_features: int, in_features: int) -> int:
+    """What a GPU's NF4 weight takes: codes and scales in the order of the tensor cores."""
+    return -(-out_features // TILE_ROWS) * (in_features // BLOCK_SIZE) * RECORD_BYTES
 
 
 def _table_bytes(config: DecoderConfig, numerics: Numerics) -> int:

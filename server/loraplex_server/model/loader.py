@@ -13,7 +13,8 @@ from torch import Tensor
 from loraplex_server.model.checkpoint import Checkpoint
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.decoder import Decoder, DecoderLayer, DecoderWeights, Embedding
-from loraplex_server.model.linear import DenseLinear, Int8Linear, Linear
+from loraplex_server.model.int8 import Int8Linear
+from loraplex_server.model.linear import DenseLinear, Linear
 from loraplex_server.model.nf4 import Nf4Linear
 from loraplex_server.model.numerics import Numerics, ResolvedQuantization, resolve_numerics
 from loraplex_server.model.rope import rope_table
@@ -37,11 +38,11 @@ class LoadedDecoder:
 def load_decoder(
     folder: Path,
     quantization: str = "auto",
-    device: str = "auto",
+    device: str = "cpu",
     max_context_tokens: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> LoadedDecoder:
-    """Load and quantize.
+    """Load and quantize the decoder in plain torch: the one that serves on a CPU, and the reference elsewhere.
 
     max_context_tokens  lowered to what the base supports; None takes that.
     on_layer            called with (layers done, layers in all) for a progress display.
@@ -50,10 +51,8 @@ def load_decoder(
     """
     config = DecoderConfig.from_folder(folder)
     numerics = resolve_numerics(quantization, device)
-    context = min(max_context_tokens or config.max_position_embeddings, config.max_position_embeddings)
-    checkpoint = Checkpoint(folder)
-    checkpoint.check(expected_tensors(config))
-    builder = _Builder(checkpoint, config, numerics)
+    context = context_tokens(config, max_context_tokens)
+    builder = _Builder(open_checkpoint(folder, config), config, numerics)
     layers = []
     for index in range(config.num_layers):
         layers.append(builder.layer(index))
@@ -74,6 +73,18 @@ def load_decoder(
         parameter_count=parameter_count(config),
         max_context_tokens=context,
     )
+
+
+def open_checkpoint(folder: Path, config: DecoderConfig) -> Checkpoint:
+    """The folder's weights, checked to be those of `config`. Raises BaseModelError."""
+    checkpoint = Checkpoint(folder)
+    checkpoint.check(expected_tensors(config))
+    return checkpoint
+
+
+def context_tokens(config: DecoderConfig, wanted: int | None) -> int:
+    """The longest context that is wanted and that the base supports."""
+    return min(wanted or config.max_position_embeddings, config.max_position_embeddings)
 
 
 class _Builder:
@@ -105,7 +116,7 @@ class _Builder:
         numerics = self._numerics
         if self._config.tie_embeddings:
             if numerics.quantization == "int8":
-                head = Int8Linear(table.to(numerics.device))
+                head = Int8Linear(table.to(numerics.device), is_table=True)
                 return Int8Embedding(head, numerics.compute_dtype), head, head.weight_bytes
             dense = table.to(numerics.device, numerics.compute_dtype)
             tied = DenseLinear(dense)

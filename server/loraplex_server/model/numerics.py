@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from loraplex_server.errors import BaseModelInvalidError
+from loraplex_server.model.int8 import has_exact_int8_product
 
 ResolvedQuantization = Literal["nf4", "int8", "bf16", "fp32"]
 QUANTIZATIONS: tuple[ResolvedQuantization, ...] = ("fp32", "bf16", "int8", "nf4")
@@ -24,7 +25,7 @@ class Numerics:
 
 
 def resolve_numerics(quantization: str, device: str) -> Numerics:
-    """Resolve `auto`: CUDA if there is a GPU; NF4 there, and int8 on a CPU, where it is by far the fastest.
+    """Resolve `auto`: CUDA if there is a GPU; NF4 there, and on a CPU int8, by far the fastest where it is exact.
 
     Raises BaseModelInvalidError for an unknown quantization.
     """
@@ -32,7 +33,7 @@ def resolve_numerics(quantization: str, device: str) -> Numerics:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     on_cpu = device == "cpu"
     if quantization == "auto":
-        quantization = "int8" if on_cpu else "nf4"
+        quantization = ("int8" if has_exact_int8_product() else "fp32") if on_cpu else "nf4"
     resolved: dict[str, Numerics] = {
         "fp32": Numerics("fp32", torch.device(device), torch.float32, torch.float32),
         "bf16": Numerics("bf16", torch.device(device), torch.bfloat16, torch.bfloat16),

@@ -18,6 +18,7 @@ MAX_STOP_STRING_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_TOP_LOGPROBS = 20
 MAX_REQUEST_ID_BYTES = 128
+_MAX_LISTED_PER_FIELD = 3  # of entries that are wrong in one field; more would not fit in a status
 _ROLES = ("system", "user", "assistant")
 
 _FINISH_REASONS = {
@@ -39,6 +40,15 @@ class _Checks:
     def require(self, holds: bool, field: str, description: str) -> None:
         if not holds:
             self.violations.append(FieldViolation(field, description))
+
+    def require_no(self, wrong_entries: list[str], description: str) -> None:
+        """None of a repeated field's entries may be wrong; they are given as fields, like "chat.messages[3].role"."""
+        for field in wrong_entries[:_MAX_LISTED_PER_FIELD]:
+            self.violations.append(FieldViolation(field, description))
+        unlisted = len(wrong_entries) - _MAX_LISTED_PER_FIELD
+        if unlisted > 0:
+            field = wrong_entries[0].partition("[")[0]
+            self.violations.append(FieldViolation(field, f"and {unlisted} more entries: {description}"))
 
     def in_range(self, value: float, field: str, low: float, high: float, *, open_low: bool = False) -> None:
         """`value` must lie in [low, high], or in (low, high]; NaN never does."""
@@ -63,6 +73,9 @@ def generation_request(
     """
     checks = _Checks()
     prompt = _prompt(message, checks)
+    if message.WhichOneof("input") == "token_ids":
+        is_known = max(message.token_ids.ids, default=0) < vocab_size
+        checks.require(is_known, "token_ids.ids", f"every id must be below {vocab_size}, the vocabulary size")
     sampling = _sampling(message, vocab_size, checks)
     stopping = message.stopping
     max_tokens = stopping.max_tokens if stopping.HasField("max_tokens") else None
@@ -110,9 +123,8 @@ def _prompt(
         case "chat":
             turns = message.chat.messages
             checks.require(bool(turns), "chat.messages", "must hold at least one message")
-            for index, turn in enumerate(turns):
-                field = f"chat.messages[{index}].role"
-                checks.require(turn.role in _ROLES, field, f"must be one of {', '.join(_ROLES)}")
+            wrong = [f"chat.messages[{i}].role" for i, turn in enumerate(turns) if turn.role not in _ROLES]
+            checks.require_no(wrong, f"must be one of {', '.join(_ROLES)}")
             return tuple(ChatMessage(turn.role, turn.content) for turn in turns)
         case "token_ids" if isinstance(message, inference_pb2.GenerateRequest):
             checks.require(bool(message.token_ids.ids), "token_ids.ids", "must not be empty")
@@ -144,11 +156,12 @@ def _sampling(message: inference_pb2.GenerateRequest, vocab_size: int, checks: _
         "sampling.logit_bias",
         f"at most {MAX_LOGIT_BIAS_ENTRIES} entries",
     )
-    for token_id, value in bias.items():
-        in_range = token_id < vocab_size and -100 <= value <= 100
-        checks.require(
-            in_range, f"sampling.logit_bias[{token_id}]", f"ids below {vocab_size}, values in [-100, 100]"
-        )
+    wrong = [
+        f"sampling.logit_bias[{token_id}]"
+        for token_id, value in sorted(bias.items())
+        if not (token_id < vocab_size and -100 <= value <= 100)
+    ]
+    checks.require_no(wrong, f"ids below {vocab_size}, values in [-100, 100]")
     stop_ids = tuple(message.stopping.stop_token_ids)
     checks.require(
         len(stop_ids) <= MAX_STOP_TOKEN_IDS and all(token_id < vocab_size for token_id in stop_ids),

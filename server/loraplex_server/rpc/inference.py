@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from loraplex.v1 import inference_pb2, inference_pb2_grpc
-from loraplex_server.engine.messages import FinishReason
-from loraplex_server.errors import WriteStallError
 from loraplex_server.generation import (
     Finished,
-    GenerationEvent,
     GenerationRequest,
     Started,
     TextDelta,
@@ -21,7 +15,9 @@ from loraplex_server.metrics import Metrics
 from loraplex_server.rpc import convert
 from loraplex_server.rpc.grpc_types import Context
 from loraplex_server.rpc.interceptors import request_id_var
+from loraplex_server.rpc.observation import Observation
 from loraplex_server.rpc.serving import Serving
+from loraplex_server.rpc.stall_guard import StallGuard
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -45,23 +41,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             request_id=generation.request_id or request_id_var.get(),
         )
         text: list[str] = []
-        async with aclosing(self._observed(generation)) as events:
-            async for event in events:
-                match event:
-                    case Started(adapter_digest=digest):
-                        response.adapter_digest = digest
-                    case TextDelta() as delta:
-                        text.append(delta.text)
-                        if request.options.include_token_ids:
-                            response.token_ids.extend(delta.token_ids)
-                        response.logprobs.extend(
-                            convert.position_logprobs(p, parts.tokenizer) for p in delta.logprobs
-                        )
-                    case Finished() as finished:
-                        end = convert.finished_message(finished)
-                        response.finish_reason = end.finish_reason
-                        response.usage.CopyFrom(end.usage)
-                        response.timings.CopyFrom(end.timings)
+        with Observation(self._metrics, generation.adapter) as observation:
+            async with aclosing(parts.generation.generate(generation)) as events:
+                async for event in events:
+                    observation.see(event)
+                    match event:
+                        case Started(adapter_digest=digest):
+                            response.adapter_digest = digest
+                        case TextDelta() as delta:
+                            text.append(delta.text)
+                            if request.options.include_token_ids:
+                                response.token_ids.extend(delta.token_ids)
+                            response.logprobs.extend(
+                                convert.position_logprobs(p, parts.tokenizer) for p in delta.logprobs
+                            )
+                        case Finished() as finished:
+                            end = convert.finished_message(finished)
+                            response.finish_reason = end.finish_reason
+                            response.usage.CopyFrom(end.usage)
+                            response.timings.CopyFrom(end.timings)
         response.text = "".join(text)
         return response
 
@@ -72,27 +70,32 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         generation = self._convert(request.request, context)
         include_ids = request.request.options.include_token_ids
         request_id = generation.request_id or request_id_var.get()
-        async with aclosing(self._observed(generation)) as events:
-            async for event in events:
-                match event:
-                    case TextDelta() as delta:
-                        message = inference_pb2.StreamGenerateResponse(
-                            delta=convert.delta_message(delta, parts.tokenizer, include_token_ids=include_ids)
-                        )
-                    case Started() as started:
-                        message = inference_pb2.StreamGenerateResponse(
-                            started=inference_pb2.Started(
-                                adapter_digest=started.adapter_digest,
-                                base_fingerprint=parts.ready.base_fingerprint,
-                                request_id=request_id,
-                                prompt_tokens=started.num_prompt_tokens,
+        observation = Observation(self._metrics, generation.adapter)
+        with StallGuard(self._write_stall_timeout_s) as guard, observation:
+            async with aclosing(parts.generation.generate(generation)) as events:
+                async for event in events:
+                    observation.see(event)
+                    match event:
+                        case TextDelta() as delta:
+                            message = inference_pb2.StreamGenerateResponse(
+                                delta=convert.delta_message(
+                                    delta, parts.tokenizer, include_token_ids=include_ids
+                                )
                             )
-                        )
-                    case Finished() as finished:
-                        message = inference_pb2.StreamGenerateResponse(
-                            finished=convert.finished_message(finished)
-                        )
-                await self._write(context, message)
+                        case Started() as started:
+                            message = inference_pb2.StreamGenerateResponse(
+                                started=inference_pb2.Started(
+                                    adapter_digest=started.adapter_digest,
+                                    base_fingerprint=parts.ready.base_fingerprint,
+                                    request_id=request_id,
+                                    prompt_tokens=started.num_prompt_tokens,
+                                )
+                            )
+                        case Finished() as finished:
+                            message = inference_pb2.StreamGenerateResponse(
+                                finished=convert.finished_message(finished)
+                            )
+                    await guard.write(context, message)
 
     async def CountTokens(
         self, request: inference_pb2.CountTokensRequest, context: Context
@@ -105,42 +108,3 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return convert.generation_request(
             request, vocab_size, self._max_output_tokens, context.time_remaining()
         )
-
-    async def _write(self, context: Context, message: inference_pb2.StreamGenerateResponse) -> None:
-        """Send, but not wait for ever for a client that does not read."""
-        try:
-            async with asyncio.timeout(self._write_stall_timeout_s):
-                await context.write(message)
-        except TimeoutError:
-            raise WriteStallError("the stream was not read for too long; read it or cancel it") from None
-
-    async def _observed(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent]:
-        """The request's events, with its metrics recorded on the way."""
-        service = self._serving.parts().generation
-        started_s = previous_s = time.monotonic()
-        num_prompt = num_completion = 0
-        finish = "cancelled"
-        is_first = True
-        try:
-            async with aclosing(service.generate(request)) as events:
-                async for event in events:
-                    if isinstance(event, TextDelta):
-                        now = time.monotonic()
-                        if not is_first:
-                            self._metrics.inter_token(now - previous_s)
-                        is_first, previous_s = False, now
-                        num_completion += len(event.token_ids)
-                    elif isinstance(event, Started):
-                        num_prompt = event.num_prompt_tokens
-                        self._metrics.first_token(time.monotonic() - started_s, event.queue_s)
-                    else:
-                        finish = FinishReason(event.finish_reason).value
-                    yield event
-        except Exception:
-            finish = "error"
-            raise
-        finally:
-            if num_prompt or finish != "error":
-                self._metrics.request_ended(
-                    request.adapter, finish, time.monotonic() - started_s, num_prompt, num_completion
-                )

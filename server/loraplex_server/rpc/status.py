@@ -39,10 +39,11 @@ from loraplex_server.errors import (
 
 DOMAIN = "loraplex"
 _RETRY_AFTER_RESTART_S = 1.0
-# A status travels in trailers, which clients take up to 8 KiB of; past that they report an error of their own. The
-# message goes twice: percent-encoded, which may triple it, and within the details, which are base64.
-_MAX_MESSAGE_BYTES = 1024
-_MAX_VIOLATIONS_BYTES = 2048
+# A status travels in the response's trailers, of which clients accept 8 KiB in all. Message and violations both hold
+# the text of an InvalidRequestError, and the message goes twice.
+_MAX_MESSAGE_BYTES = 1000
+_MAX_MESSAGE_BESIDE_VIOLATIONS_BYTES = 400
+_MAX_FIELD_BYTES, _MAX_DESCRIPTION_BYTES, _MAX_VIOLATIONS_BYTES = 100, 500, 4000
 
 STATUS_OF: dict[type[LoraplexError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -80,12 +81,14 @@ def rich_status(error: LoraplexError, request_id: str) -> grpc.Status:
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN),
         error_details_pb2.RequestInfo(request_id=request_id),
     ]
+    budget = _MAX_MESSAGE_BYTES
     if isinstance(error, InvalidRequestError):
+        budget = _MAX_MESSAGE_BESIDE_VIOLATIONS_BYTES
         details.append(_bad_request(error))
     retry_s = _retry_after_s(error)
     if retry_s is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry_s)))
-    return _status(status_code(error), _cut(str(error), _MAX_MESSAGE_BYTES), details)
+    return _status(status_code(error), _shortened(str(error), budget), details)
 
 
 def internal_status(request_id: str) -> grpc.Status:
@@ -110,25 +113,6 @@ def malformed_status(request_id: str) -> grpc.Status:
     )
 
 
-def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
-    """The violations, in order, as far as there is room for them; the first is always there."""
-    request = error_details_pb2.BadRequest()
-    for violation in error.violations:
-        entry = error_details_pb2.BadRequest.FieldViolation(
-            field=_cut(violation.field, 128), description=_cut(violation.description, _MAX_MESSAGE_BYTES)
-        )
-        if request.ByteSize() + entry.ByteSize() > _MAX_VIOLATIONS_BYTES:
-            break
-        request.field_violations.append(entry)
-    return request
-
-
-def _cut(text: str, max_bytes: int) -> str:
-    """`text` in at most `max_bytes` bytes of UTF-8, with an ellipsis where it was cut."""
-    raw = text.encode()
-    return text if len(raw) <= max_bytes else raw[: max_bytes - 3].decode(errors="ignore") + "…"
-
-
 def _retry_after_s(error: LoraplexError) -> float | None:
     """When the same request may succeed; None if it will not."""
     if isinstance(error, QueueFullError):
@@ -136,6 +120,32 @@ def _retry_after_s(error: LoraplexError) -> float | None:
     if status_code(error) is grpc.StatusCode.UNAVAILABLE:
         return _RETRY_AFTER_RESTART_S
     return None
+
+
+def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
+    """The violations in order, as far as there is room."""
+    listed = error_details_pb2.BadRequest()
+    for violation in error.violations:
+        entry = error_details_pb2.BadRequest.FieldViolation(
+            field=_shortened(violation.field, _MAX_FIELD_BYTES),
+            description=_shortened(violation.description, _MAX_DESCRIPTION_BYTES),
+        )
+        if listed.ByteSize() + entry.ByteSize() > _MAX_VIOLATIONS_BYTES:
+            break
+        listed.field_violations.append(entry)
+    return listed
+
+
+def _shortened(text: str, max_bytes: int) -> str:
+    """At most `max_bytes` on the wire, where a byte that is not printable ASCII takes three; whole characters."""
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate has no encoding
+    num_bytes = 0
+    for index, character in enumerate(text):
+        is_plain = " " <= character <= "~" and character != "%"
+        num_bytes += 1 if is_plain else 3 * len(character.encode())
+        if num_bytes > max_bytes:
+            return text[:index].rstrip() + " ..."
+    return text
 
 
 def _duration(seconds: float) -> Duration:

@@ -80,14 +80,14 @@ def test_an_engine_without_work_watches_for_no_adapter(
 
 def test_an_adapter_that_was_loaded_for_nobody_is_let_go_when_it_is_forgotten(tiny_base: Path) -> None:
     layout = AdapterLayout(base_spec(tiny_base))
-    arena = AdapterArena(1000, torch.float32, torch.device("cpu"))
+    arena = AdapterArena(1000, torch.float32, layout)
     read = threading.Event()
 
     def reader(digest: str) -> PackedAdapter:
         read.set()
         return PackedAdapter(digest, torch.zeros(10), {})
 
-    residency = AdapterResidency(1, arena, layout, reader)
+    residency = AdapterResidency(1, arena, reader)
     residency.prefetch("a" * 64)
     assert read.wait(10)
 

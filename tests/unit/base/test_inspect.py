@@ -22,7 +22,7 @@ from transformers import (
 from loraplex_server.base.inspect import inspect_base
 from loraplex_server.errors import BaseModelInvalidError
 from loraplex_server.model.loader import load_decoder
-from tests.unit.base.conftest import TEMPLATE
+from tests.support.complete_base import TEMPLATE
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 131,

@@ -80,6 +80,13 @@ def test_a_path_that_is_not_there_is_never_looked_for_on_the_hub(name: str) -> N
         resolve_base(name)
 
 
+@pytest.mark.parametrize("name", ["acme/ti--ny", "acme/ti..ny"])
+def test_an_id_that_no_hub_would_take_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(BaseModelInvalidError, match="no Hugging Face id") as raised:
+        resolve_base(name)
+    assert "\n" not in str(raised.value)
+
+
 def test_an_id_is_found_in_the_local_cache_without_a_hub(hub_cache: Path, complete_base: Path) -> None:
     snapshot = put_snapshot(hub_cache, complete_base)
     assert resolve_base("acme/tiny").samefile(snapshot)

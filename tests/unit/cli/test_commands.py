@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from loraplex_cli.demo import questions
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.main import app
 
@@ -98,6 +99,36 @@ def test_an_unsupported_base_is_bad_input_in_one_line(tmp_path: Path) -> None:
     error = document(result)["error"]
     assert error["reason"] == "UNSUPPORTED_ARCHITECTURE"
     assert "LlamaForCausalLM" in error["message"]
+
+
+def test_a_device_that_does_not_exist_is_bad_usage() -> None:
+    assert run("base", "inspect", "--device", "abacus").exit_code == ExitCode.BAD_INPUT
+
+
+def test_an_unknown_setting_in_the_environment_is_refused_with_the_one_that_was_meant() -> None:
+    result = run("config", "check", "--json", env={"LORAPLEX_ADAPTER_SLOT": "3"})
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "did you mean 'adapter_slots'" in document(result)["error"]["message"]
+
+
+def test_a_flag_that_does_not_exist_is_refused_with_the_one_that_was_meant() -> None:
+    result = run("serve", "--max-runing", "3")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "--max-running" in result.output
+
+
+def test_outside_of_the_sources_the_demo_says_where_the_domains_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(questions, "__file__", str(tmp_path / "a" / "b" / "c" / "questions.py"))
+
+    result = run("demo", "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "--adapters" in document(result)["error"]["message"]
 
 
 def test_bases_are_listed_from_the_cache(tmp_path: Path) -> None:

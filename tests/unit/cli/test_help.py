@@ -1,30 +1,29 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.models import CommandInfo
 from typer.testing import CliRunner
 
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.main import app
 
+
+def _name(command: CommandInfo) -> str:
+    assert command.callback is not None
+    return command.name or command.callback.__name__
+
+
+ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "transformers", "grpc", "google.protobuf", "rich", "numpy", "loraplex_server")
+GROUPS = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
 COMMANDS = [
-    ["serve"],
-    ["generate"],
-    ["demo"],
-    ["version"],
-    ["adapters", "register"],
-    ["adapters", "list"],
-    ["adapters", "show"],
-    ["adapters", "delete"],
-    ["base", "fetch"],
-    ["base", "inspect"],
-    ["base", "list"],
-    ["train", "run"],
-    ["config", "check"],
-    ["config", "schema"],
+    *([_name(command)] for command in app.registered_commands),
+    *([str(group.info.name), _name(command)] for group in GROUPS for command in group.registered_commands),
 ]
 
 
@@ -53,6 +52,15 @@ def test_every_command_documents_its_exit_codes_and_offers_json(command: list[st
     assert "--json" in help_text
     for code in ExitCode:
         assert f"{int(code)} " in help_text.partition("Exit codes:")[2]
+
+
+def test_the_documentation_lists_every_command_and_no_other() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    rows = re.findall(r"^\| `loraplex ([^`]*)` \|", page, re.MULTILINE)
+
+    documented = [[word for word in row.split() if word.islower()] for row in rows]
+
+    assert sorted(documented) == sorted(COMMANDS)
 
 
 def test_an_unknown_option_is_a_usage_error() -> None:

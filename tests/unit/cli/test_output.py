@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -7,12 +8,12 @@ import sys
 import pytest
 import typer
 
-from loraplex_adapters.errors import AdapterInvalidError, LoraplexError
+from loraplex_adapters.errors import AdapterIncompatibleError, AdapterInvalidError, LoraplexError
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError, failure_of
-from loraplex_cli.logs import JsonFormatter, TextFormatter
+from loraplex_cli.logs import JsonFormatter, StandardErrorHandler, TextFormatter
 from loraplex_cli.output import columns, command
-from loraplex_cli.progress import stage_bars
+from loraplex_cli.progress import counting_bar, stage_bars
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,7 @@ from loraplex_cli.progress import stage_bars
     [
         (CommandError("x", ExitCode.WRONG_RESULT, "R"), ExitCode.WRONG_RESULT),
         (AdapterInvalidError("x"), ExitCode.BAD_INPUT),
+        (AdapterIncompatibleError("x"), ExitCode.BAD_INPUT),
         (LoraplexError("x"), ExitCode.FAILURE),
         (FileNotFoundError("x"), ExitCode.BAD_INPUT),
         (ModuleNotFoundError("x", name="torch"), ExitCode.BAD_INPUT),
@@ -37,6 +39,24 @@ def test_a_missing_extra_is_named() -> None:
 
     assert failure is not None
     assert "loraplex[trainer]" in failure.message
+
+
+def test_a_part_of_a_missing_library_names_the_extra_too() -> None:
+    failure = failure_of(ModuleNotFoundError("x", name="grpc_health.v1"))
+
+    assert failure is not None
+    assert "loraplex[server]" in failure.message
+
+
+def test_the_extra_that_a_command_needs_goes_before_the_one_of_the_library() -> None:
+    failure = failure_of(ModuleNotFoundError("x", name="torch"), extra="trainer")
+
+    assert failure is not None
+    assert "loraplex[trainer]" in failure.message
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug() -> None:
+    assert failure_of(ModuleNotFoundError("x", name="loraplex_server.nothing")) is None
 
 
 def test_a_bug_keeps_its_traceback() -> None:
@@ -74,6 +94,40 @@ def test_progress_goes_to_standard_error_without_escape_codes_off_a_terminal(
     assert out == ""
     assert "convert" in err
     assert "\x1b" not in err
+
+
+def test_bars_go_away_when_all_is_done_and_come_back_with_the_next_report(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with stage_bars() as report:
+        report("convert", 2, 2)
+        after_first = capsys.readouterr().err
+        report("load", 1, 1)
+        after_second = capsys.readouterr().err
+
+    assert "convert" in after_first
+    assert ("load" in after_second, "convert" in after_second) == (True, False)
+
+
+def test_a_counting_bar_counts_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    with counting_bar("streams", 4) as advance:
+        advance()
+        advance()
+
+    assert "50%" in capsys.readouterr().err
+
+
+def test_log_lines_go_to_what_is_standard_error_when_they_are_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = StandardErrorHandler()
+    elsewhere = io.StringIO()
+
+    handler.emit(_record())
+    monkeypatch.setattr(sys, "stderr", elsewhere)
+    handler.emit(_record())
+
+    assert capsys.readouterr().err == elsewhere.getvalue() == "adapter x\n"
 
 
 def _record() -> logging.LogRecord:

@@ -63,7 +63,7 @@ def test_only_flags_that_were_given_count() -> None:
     [
         (["--max-running", "0"], "max_running=0 (flag)"),
         (["--metrics-port", "99999"], "metrics_port"),
-        (["--max-running", "600"], "max_batched_tokens=512"),
+        (["--max-running", "600", "--max-batched-tokens", "512"], "max_batched_tokens=512"),
     ],
 )
 def test_a_setting_out_of_range_ends_as_bad_input_that_names_it(arguments: list[str], message: str) -> None:

@@ -45,14 +45,18 @@ async def test_both_clients_send_the_same_upload(server: ScriptedServer, tmp_pat
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"w" * 3_000_000)
 
+    looks: list[tuple[int, int]] = []
+
     with LoraplexClient(server.target) as client:
-        client.adapters.upload("up", tmp_path)
+        client.adapters.upload("up", tmp_path, on_progress=lambda sent, total: looks.append((sent, total)))
     async with AsyncLoraplexClient(server.target) as async_client:
         await async_client.adapters.upload("up", tmp_path)
 
     first, second = server.uploads
     assert first == second
     assert len(first) == 5  # header, config, three pieces of weights
+    assert [total for _, total in looks] == [3_000_002] * 4
+    assert looks[-1][0] == 3_000_002
 
 
 def test_leaving_a_stream_cancels_it_on_the_server(client: LoraplexClient, server: ScriptedServer) -> None:

@@ -46,6 +46,9 @@ class FakeResidency:
         if not self._arrives_at_once and digest not in self.slots:
             self.loading.add(digest)
 
+    def cancel_prefetch(self, digest: str) -> None:
+        self.loading.discard(digest)
+
     def arrive(self) -> None:
         self.loading.clear()
 
@@ -78,7 +81,10 @@ class FakeResidency:
 
 
 class Simulation:
-    """Runs the scheduler against the toy model, which sees a context only through the block table."""
+    """Runs the scheduler against the toy model, which sees a context only through the block table.
+
+    With `overlapped`, each step is scheduled and run before the one ahead of it is committed, as on a GPU.
+    """
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class Simulation:
         limits: SchedulerLimits | None = None,
         residency: FakeResidency | None = None,
         prefix_cache: bool = True,
+        overlapped: bool = False,
     ) -> None:
         self.limits = limits or SchedulerLimits(max_running=8, max_batched_tokens=16, max_context_tokens=1000)
         self.blocks = BlockManager(num_blocks, block_size, prefix_cache=prefix_cache)
@@ -99,6 +106,9 @@ class Simulation:
         self.num_preempted = 0
         self.prefix_hit_tokens = 0
         self._cache: dict[tuple[int, int], CachedToken] = {}
+        self._overlapped = overlapped
+        self._in_flight: tuple[ScheduledBatch, list[SampledToken]] | None = None
+        self._newest: dict[int, int] = {}  # what the device sampled last, by sequence
 
     @property
     def capacity(self) -> int:
@@ -120,14 +130,21 @@ class Simulation:
             self.num_preempted += batch.num_preempted
             self.prefix_hit_tokens += batch.prefix_hit_tokens
             self._check_batch(batch)
-            self._collect(self.scheduler.commit(batch, self._forward(batch)))
+        launched = None if batch is None else (batch, self._forward(batch))
+        if self._overlapped:
+            launched, self._in_flight = self._in_flight, launched
+        if launched is not None:
+            self._collect(self.scheduler.commit(*launched))
         self.blocks.check_invariants()
         return batch
+
+    def has_work(self) -> bool:
+        return self.scheduler.has_work() or self._in_flight is not None
 
     def run(self, max_steps: int = 2000) -> None:
         """Until all is done."""
         for _ in range(max_steps):
-            if not self.scheduler.has_work():
+            if not self.has_work():
                 return
             self.residency.arrive()
             self.step()
@@ -154,6 +171,8 @@ class Simulation:
         for row in rows:
             digest = row.sequence.adapter_digest
             assert row.sequence.adapter_slot == (-1 if digest is None else self.residency.slots[digest])
+            if row.sequence.sampling.depends_on_history:
+                assert row.sequence.num_pending_tokens == row.is_last_chunk, "its newest token is not known"
 
     def _forward(self, batch: ScheduledBatch) -> list[SampledToken]:
         rows = [*batch.decodes, *batch.prefills]
@@ -161,22 +180,33 @@ class Simulation:
             self._check_cache(row, row.start)
         for row in rows:
             sequence = row.sequence
-            tokens = sequence.token_ids(row.start, row.start + row.num_tokens)
-            for position, token in enumerate(tokens, row.start):
+            for position, token in enumerate(self._tokens(row, row.start, row.stop), row.start):
                 entry = (sequence.cache_salt, sequence.adapter_digest, token)
                 self._cache[self._place(row, position)] = entry
         sampled = []
         for row in rows:
-            self._check_cache(row, row.start + row.num_tokens)
-            assert row.is_last_chunk == (row.start + row.num_tokens == row.sequence.num_tokens)
+            self._check_cache(row, row.stop)
+            # The token that this step samples is pending already.
+            assert row.is_last_chunk == (row.stop == row.sequence.num_tokens - row.is_last_chunk)
             if row.is_last_chunk:
-                context = [self._cache[self._place(row, p)][2] for p in range(row.sequence.num_tokens)]
-                sampled.append(SampledToken(next_token(row.sequence.adapter_digest, context)))
+                context = [self._cache[self._place(row, p)][2] for p in range(row.stop)]
+                assert row.output_index == row.stop - len(row.sequence.prompt_token_ids)
+                token = next_token(row.sequence.adapter_digest, context)
+                self._newest[row.sequence.sequence_id] = token
+                sampled.append(SampledToken(token))
         return sampled
+
+    def _tokens(self, row: ScheduledSequence, start: int, stop: int) -> list[int]:
+        """Tokens [start, stop); one that is not committed yet is known to the device alone."""
+        known = row.sequence.token_ids(start, stop)
+        assert len(known) >= stop - start - 1
+        return known if len(known) == stop - start else [*known, self._newest[row.sequence.sequence_id]]
 
     def _check_cache(self, row: ScheduledSequence, stop: int) -> None:
         sequence = row.sequence
-        expected = [(sequence.cache_salt, sequence.adapter_digest, t) for t in sequence.token_ids(0, stop)]
+        expected = [
+            (sequence.cache_salt, sequence.adapter_digest, token) for token in self._tokens(row, 0, stop)
+        ]
         assert [self._cache[self._place(row, p)] for p in range(stop)] == expected
 
     def _place(self, row: ScheduledSequence, position: int) -> tuple[int, int]:

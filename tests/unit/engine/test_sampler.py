@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loraplex_server.engine.messages import SamplingParams
-from loraplex_server.engine.sampler import Sampler, uniform
+from loraplex_server.engine.sampler import Sampler, exponentials
 from loraplex_server.engine.sequence import Sequence
 from tests.unit.engine.simulation import add_command
 
@@ -167,6 +167,16 @@ def test_equal_logits_go_to_the_lowest_id() -> None:
     assert [t.token_id for t in Sampler([EOS])(logits, [greedy] * 3)] == [0, 70, 11]
 
 
+def test_of_equal_logits_top_k_keeps_the_lowest_ids() -> None:
+    logits = torch.zeros(1, 5000)
+    logits[0, [4000, 4500]] = 1.0
+    sequences = [sequence_of(SamplingParams(top_k=6, seed=s), [1], []) for s in range(80)]
+
+    picked = {t.token_id for t in Sampler([EOS])(logits.repeat(80, 1), sequences)}
+
+    assert picked == {0, 1, 2, 3, 4000, 4500}
+
+
 def test_top_p_holds_when_the_mass_is_spread_over_most_of_a_large_vocabulary() -> None:
     logits = random_logits(seed=5, vocab_size=20_000) / 30
     masses, order = torch.softmax(logits[0].double(), 0).sort(descending=True)
@@ -197,10 +207,60 @@ def test_counts_of_tokens_grow_with_the_completion() -> None:
     assert sequence.token_counts() == {5: 0, 6: 2, 7: 1}
 
 
-def test_uniform_numbers_differ_by_seed_and_position_and_fill_the_unit_interval() -> None:
-    numbers = [uniform(seed, index) for seed in range(40) for index in range(100)]
+def test_rounding_of_logits_hardly_ever_changes_a_draw() -> None:
+    num_draws, vocab_size = 300, 20_000
+    logits = random_logits(seed=2, vocab_size=vocab_size) / 3
+    noise = 1 + 1e-5 * random_logits(seed=6, vocab_size=vocab_size) / 3  # some tens of times that of fp32
+    sequences = [sequence_of(SamplingParams(seed=s), [1], []) for s in range(num_draws)]
 
-    assert len(set(numbers)) == len(numbers)
-    assert all(0 <= number < 1 for number in numbers)
-    tenths = Counter(int(number * 10) for number in numbers)
-    assert all(abs(tenths[tenth] - 400) < 100 for tenth in range(10))
+    first = Sampler([EOS])(logits.repeat(num_draws, 1), sequences)
+    second = Sampler([EOS])((logits * noise).repeat(num_draws, 1), sequences)
+
+    changed = sum(a.token_id != b.token_id for a, b in zip(first, second, strict=True))
+    assert changed <= 1, "each token's limits hang on all before it"
+
+
+def reference_exponential(seed: int, index: int, token_id: int) -> float:
+    mask32, mask64 = (1 << 32) - 1, (1 << 64) - 1
+    z = (seed * 0xD1342543DE82EF95 + (index + 1) * 0x9E3779B97F4A7C15) & mask64
+    for _ in range(2):
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask64
+        z ^= z >> 31
+    x = (token_id * 0x9E3779B1 + z) & mask32
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask32
+    x ^= x >> 15
+    x = ((x + (z >> 32)) * 0x846CA68B) & mask32
+    x ^= x >> 16
+    return -math.log1p(-((x & 0x7FFFFFFF) + 0.5) / 2**31)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    index=st.integers(0, 2**20),
+    ids=st.lists(st.integers(0, 2**20), min_size=1, max_size=70),
+)
+def test_delays_depend_on_seed_position_and_token_alone(seed: int, index: int, ids: list[int]) -> None:
+    delays = exponentials(seed, index, torch.tensor(ids))
+
+    expected = [reference_exponential(seed, index, token_id) for token_id in ids]
+    assert delays.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("along", ["tokens", "positions", "seeds"])
+def test_delays_are_exponential_and_independent_of_their_neighbours(along: str) -> None:
+    num, ids = 8_000, torch.tensor([7])
+    if along == "tokens":
+        delays = exponentials(3, 5, torch.arange(num))
+    elif along == "positions":
+        delays = torch.cat([exponentials(3, index, ids) for index in range(num)])
+    else:
+        delays = torch.cat([exponentials(seed, 5, ids) for seed in range(num)])
+
+    assert len(set(delays.tolist())) > 0.999 * num
+    tenths = Counter((torch.expm1(-delays) * -10).long().tolist())  # the distribution function, in ten parts
+    assert all(abs(tenths[tenth] - num / 10) < 5 * math.sqrt(num / 10) for tenth in range(10))
+    neighbours = torch.corrcoef(torch.stack((delays[:-1], delays[1:])))[0, 1]
+    assert abs(neighbours) < 5 / math.sqrt(num)
+    assert 0 < float(delays.min()) < 10 / num

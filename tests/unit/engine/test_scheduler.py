@@ -163,6 +163,17 @@ def test_abort_frees_blocks_and_lease_at_once_and_ends_the_sequence_once() -> No
     assert not sim.scheduler.has_work()
 
 
+def test_an_adapter_that_nobody_waits_for_any_more_is_not_awaited() -> None:
+    sim = Simulation(residency=FakeResidency(num_slots=2, arrives_at_once=False))
+    for sequence_id in range(2):
+        sim.add(add_command(sequence_id, [1], digest="slow", sampling=ENDLESS))
+
+    sim.abort([0])
+    assert sim.residency.loading == {"slow"}
+    sim.abort([1])
+    assert sim.residency.loading == set()
+
+
 def test_a_damaged_adapter_fails_only_its_own_sequences() -> None:
     sim = Simulation(residency=FakeResidency(num_slots=1, broken=frozenset({"damaged"})))
     sim.add(add_command(0, [1], digest="damaged", sampling=ONE))

@@ -17,6 +17,9 @@ SAMPLING = st.builds(
     min_tokens=st.integers(0, 3),
     ignore_eos=st.booleans(),
     stop_token_ids=st.sampled_from([(), (3,)]),
+    presence_penalty=st.sampled_from(
+        [0.0, 0.0, 0.5]
+    ),  # the toy ignores it, the scheduler must not run ahead of it
 )
 # Few tokens and few beginnings, so that prefixes are often shared.
 PROMPTS = st.builds(
@@ -37,6 +40,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_context=st.sampled_from([17, 40]),
         num_slots=st.integers(1, 2),
         prefix_cache=st.booleans(),
+        overlapped=st.booleans(),
     )
     def start(
         self,
@@ -47,6 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_context: int,
         num_slots: int,
         prefix_cache: bool,
+        overlapped: bool,
     ) -> None:
         residency = FakeResidency(num_slots, arrives_at_once=False, broken=frozenset({BROKEN}))
         limits = SchedulerLimits(max_running, max_running + spare_tokens, max_context)
@@ -56,6 +61,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             limits=limits,
             residency=residency,
             prefix_cache=prefix_cache,
+            overlapped=overlapped,
         )
         self.commands: dict[int, AddSequence] = {}
 

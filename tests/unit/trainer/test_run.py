@@ -143,7 +143,17 @@ def test_a_report_compares_the_adapter_with_the_base_and_with_other_domains(
     trained = write_recipe(recipe_path.parent, lora={"rank": 8}, train={**TRAIN, "epochs": 40})
     train_recipe(trained, tmp_path / "package", base_folder=tiny_base)
 
-    report = evaluate_recipe(trained, tmp_path / "package", [other_recipe], "fp32", tiny_base)
+    looks: list[tuple[int, int]] = []
 
+    report = evaluate_recipe(
+        trained,
+        tmp_path / "package",
+        [other_recipe],
+        "fp32",
+        tiny_base,
+        lambda done, total: looks.append((done, total)),
+    )
+
+    assert looks == [(0, 3), (1, 3), (2, 3), (3, 3)]  # both sets with the adapter, its own without
     assert (report.questions, report.base, report.on_other_domains) == (1, 0.0, {"other": 0.0})
     assert report.adapter == 1.0

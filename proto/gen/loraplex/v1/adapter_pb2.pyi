@@ -37,9 +37,13 @@ class Adapter(_message.Message):
         STATE_READY: Adapter._State.ValueType  # 1
         """Servable. Its weights may be on disk, in host memory or in an adapter slot."""
         STATE_DELETING: Adapter._State.ValueType  # 2
-        """Refuses new requests; leaves once the last running one ends."""
+        """Refuses new requests; leaves once the last running one ends. Not sent by this version: a deleted adapter is
+        NOT_FOUND at once.
+        """
         STATE_FAILED: Adapter._State.ValueType  # 3
-        """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Register it again."""
+        """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Registering the same package again
+        makes it READY.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where an adapter is in its life."""
@@ -49,9 +53,13 @@ class Adapter(_message.Message):
     STATE_READY: Adapter.State.ValueType  # 1
     """Servable. Its weights may be on disk, in host memory or in an adapter slot."""
     STATE_DELETING: Adapter.State.ValueType  # 2
-    """Refuses new requests; leaves once the last running one ends."""
+    """Refuses new requests; leaves once the last running one ends. Not sent by this version: a deleted adapter is
+    NOT_FOUND at once.
+    """
     STATE_FAILED: Adapter.State.ValueType  # 3
-    """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Register it again."""
+    """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Registering the same package again
+    makes it READY.
+    """
 
     NAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
@@ -64,28 +72,42 @@ class Adapter(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     IS_RESIDENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What requests name it by: 1..128 characters of lower-case letters, digits, '-', '_', '.', with '/' between parts."""
+    """What requests name it by: 1..128 characters of lower-case letters, digits, '-', '_', '.', with '/' between parts;
+    no part is empty, "." or "..". Never changes.
+    """
     digest: _builtins.str
-    """SHA-256 of the package, hex. Two adapters with equal digests are the same weights."""
+    """SHA-256 of the package, 64 hex digits. Two adapters with equal digests are the same weights, are stored and
+    resident once, and share cached prefixes.
+    """
     state: Global___Adapter.State.ValueType
-    """Where it is in its life."""
+    """Where it is in its life; whether a request may name it."""
     size_bytes: _builtins.int
-    """Size of the weights in bytes."""
+    """Size of its tensors in the package, in bytes, at most max_adapter_bytes of GetServerInfo. In an adapter slot they
+    take about as much, in the engine's own precision.
+    """
     rank: _builtins.int
-    """Largest LoRA rank of its modules."""
+    """Largest LoRA rank of its modules, in [1, max_lora_rank of GetServerInfo]. A larger rank makes every token of the
+    adapter dearer; ranks of other adapters in the batch do not matter.
+    """
     served_module_count: _builtins.int
-    """Number of (layer, module) pairs it changes."""
+    """Number of (layer, module) pairs it changes, in [1, 7 × layers of the base]. The others cost nothing."""
     base_fingerprint: _builtins.str
-    """Fingerprint of the base model it was checked against."""
+    """Fingerprint of the base model it was checked against, 64 hex digits. Where it is not the fingerprint of
+    GetServerInfo, requests get FAILED_PRECONDITION until the adapter is registered on the new base.
+    """
     is_resident: _builtins.bool
-    """True while its weights sit in an adapter slot of the engine."""
+    """True while its weights sit in an adapter slot of the engine, so that a request need not wait for them. As of the
+    engine's last step; false in the answer to CreateAdapter and UploadAdapter.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the base's modules it changes, sorted ("q_proj", …)."""
+        """Names of the base's linear modules it changes, sorted: of "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+        "up_proj", "down_proj"; at least one.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was registered."""
+        """When it was registered, UTC, to the microsecond."""
 
     def __init__(
         self,
@@ -119,13 +141,15 @@ class CreateAdapterRequest(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The new name. A name in use is ALREADY_EXISTS, unless its package has the same digest: then nothing happens and
-    the adapter is returned.
+    """The new name, as described at Adapter.name. A name in use is ALREADY_EXISTS, unless its package has the same
+    digest: then nothing changes and the adapter is returned.
     """
     path: _builtins.str
-    """Absolute path of a PEFT folder (adapter_config.json, adapter_model.safetensors) on the server's machine."""
+    """Absolute path of a PEFT folder (adapter_config.json, adapter_model.safetensors) on the server's machine, under one
+    of its adapter_roots once links are resolved; any other is INVALID_ARGUMENT.
+    """
     validate_only: _builtins.bool
-    """Check everything, store nothing."""
+    """True: check everything, store nothing. Unset: false."""
     def __init__(
         self,
         *,
@@ -150,7 +174,7 @@ class CreateAdapterResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """As GetAdapter would show it."""
+        """As GetAdapter would show it; with validate_only, as it would be registered."""
 
     def __init__(
         self,
@@ -183,9 +207,11 @@ class UploadAdapterRequest(_message.Message):
         name: _builtins.str
         """The new name, as in CreateAdapterRequest."""
         validate_only: _builtins.bool
-        """Check everything, store nothing."""
+        """True: check everything, store nothing. Unset: false."""
         expected_digest: _builtins.str
-        """SHA-256 the package must have, hex. Empty: not checked. A mismatch is INVALID_ARGUMENT."""
+        """SHA-256 the package must have, 64 hex digits as in Adapter.digest. Empty: not checked. A mismatch is
+        INVALID_ARGUMENT, and nothing is stored.
+        """
         def __init__(
             self,
             *,
@@ -209,11 +235,15 @@ class UploadAdapterRequest(_message.Message):
         OFFSET_FIELD_NUMBER: _builtins.int
         DATA_FIELD_NUMBER: _builtins.int
         file_name: _builtins.str
-        """"adapter_config.json" or "adapter_model.safetensors"."""
+        """"adapter_config.json" or "adapter_model.safetensors"; both must come, in either order. Any other is
+        INVALID_ARGUMENT.
+        """
         offset: _builtins.int
-        """Where the piece begins in the file, in bytes; must be the sum of the pieces sent before."""
+        """Where the piece begins in the file, in bytes; must be the sum of the pieces of that file sent before, else
+        INVALID_ARGUMENT.
+        """
         data: _builtins.bytes
-        """1 byte to 1 MiB."""
+        """1 byte to 1 MiB of the file; any other size is INVALID_ARGUMENT."""
         def __init__(
             self,
             *,
@@ -262,7 +292,7 @@ class UploadAdapterResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """As GetAdapter would show it."""
+        """As GetAdapter would show it; with validate_only, as it would be registered."""
 
     def __init__(
         self,
@@ -285,7 +315,7 @@ class GetAdapterRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name, as described at Adapter.name; unknown is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -332,9 +362,9 @@ class ListAdaptersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Largest number to return, in [0, 1000]; 0: 100."""
+    """Largest number of adapters to return, in [0, 1000]; 0: 100. More than 1000 is INVALID_ARGUMENT."""
     page_token: _builtins.str
-    """next_page_token of the page before; empty: the first page. A token of another server or list is INVALID_ARGUMENT."""
+    """next_page_token of the page before; empty: the first page. What no ListAdapters gave out is INVALID_ARGUMENT."""
     def __init__(
         self,
         *,
@@ -358,10 +388,10 @@ class ListAdaptersResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """For the next request's page_token; empty on the last page."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
-        """In order of name."""
+        """At most page_size, in order of name. Adapters registered or deleted between two pages shift no others."""
 
     def __init__(
         self,
@@ -385,7 +415,7 @@ class DeleteAdapterRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name, as described at Adapter.name; unknown is NOT_FOUND."""
     def __init__(
         self,
         *,

@@ -68,8 +68,10 @@ class AdapterServiceServicer(object):
 
     def CreateAdapter(self, request, context):
         """Registers an adapter from a folder on the server's machine. The folder must lie under one of the server's
-        configured adapter roots. The call returns when the adapter has been checked against the resident base and stored;
-        from then on it survives a restart.
+        configured adapter roots; without any, every path is refused. The call returns when the adapter has been checked
+        against the resident base and stored; from then on it survives a restart, and the folder is no longer needed.
+        A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one that does not fit
+        the base is FAILED_PRECONDITION and the message lists what does not land.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,13 +79,15 @@ class AdapterServiceServicer(object):
 
     def UploadAdapter(self, request_iterator, context):
         """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
+        Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
+        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that fails is removed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAdapter(self, request, context):
-        """Shows one adapter.
+        """Shows one adapter. An unknown name is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +101,8 @@ class AdapterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAdapter(self, request, context):
-        """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it.
+        """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it. The package leaves the disk when
+        no other name has the same digest and the last request on it has ended. An unknown name is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

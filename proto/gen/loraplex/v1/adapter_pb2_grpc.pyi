@@ -35,17 +35,24 @@ class AdapterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdapterServiceAsyncStub: ...
     CreateAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.CreateAdapterRequest, _adapter_pb2.CreateAdapterResponse]
     """Registers an adapter from a folder on the server's machine. The folder must lie under one of the server's
-    configured adapter roots. The call returns when the adapter has been checked against the resident base and stored;
-    from then on it survives a restart.
+    configured adapter roots; without any, every path is refused. The call returns when the adapter has been checked
+    against the resident base and stored; from then on it survives a restart, and the folder is no longer needed.
+    A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one that does not fit
+    the base is FAILED_PRECONDITION and the message lists what does not land.
     """
     UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]
-    """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset."""
+    """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
+    Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
+    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that fails is removed.
+    """
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.GetAdapterRequest, _adapter_pb2.GetAdapterResponse]
-    """Shows one adapter."""
+    """Shows one adapter. An unknown name is NOT_FOUND."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.ListAdaptersRequest, _adapter_pb2.ListAdaptersResponse]
     """Lists adapters by name, a page at a time."""
     DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.DeleteAdapterRequest, _adapter_pb2.DeleteAdapterResponse]
-    """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it."""
+    """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it. The package leaves the disk when
+    no other name has the same digest and the last request on it has ended. An unknown name is NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
@@ -54,17 +61,24 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.CreateAdapterRequest, _adapter_pb2.CreateAdapterResponse]  # type: ignore[assignment]
     """Registers an adapter from a folder on the server's machine. The folder must lie under one of the server's
-    configured adapter roots. The call returns when the adapter has been checked against the resident base and stored;
-    from then on it survives a restart.
+    configured adapter roots; without any, every path is refused. The call returns when the adapter has been checked
+    against the resident base and stored; from then on it survives a restart, and the folder is no longer needed.
+    A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one that does not fit
+    the base is FAILED_PRECONDITION and the message lists what does not land.
     """
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]  # type: ignore[assignment]
-    """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset."""
+    """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
+    Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
+    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that fails is removed.
+    """
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.GetAdapterRequest, _adapter_pb2.GetAdapterResponse]  # type: ignore[assignment]
-    """Shows one adapter."""
+    """Shows one adapter. An unknown name is NOT_FOUND."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapter_pb2.ListAdaptersRequest, _adapter_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """Lists adapters by name, a page at a time."""
     DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.DeleteAdapterRequest, _adapter_pb2.DeleteAdapterResponse]  # type: ignore[assignment]
-    """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it."""
+    """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it. The package leaves the disk when
+    no other name has the same digest and the last request on it has ended. An unknown name is NOT_FOUND.
+    """
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Registers, shows and deletes the adapters that may be named in a request."""
@@ -76,8 +90,10 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.CreateAdapterResponse, _abc.Awaitable[_adapter_pb2.CreateAdapterResponse]]:
         """Registers an adapter from a folder on the server's machine. The folder must lie under one of the server's
-        configured adapter roots. The call returns when the adapter has been checked against the resident base and stored;
-        from then on it survives a restart.
+        configured adapter roots; without any, every path is refused. The call returns when the adapter has been checked
+        against the resident base and stored; from then on it survives a restart, and the folder is no longer needed.
+        A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one that does not fit
+        the base is FAILED_PRECONDITION and the message lists what does not land.
         """
 
     @_abc_1.abstractmethod
@@ -86,7 +102,10 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_adapter_pb2.UploadAdapterRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.UploadAdapterResponse, _abc.Awaitable[_adapter_pb2.UploadAdapterResponse]]:
-        """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset."""
+        """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
+        Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
+        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that fails is removed.
+        """
 
     @_abc_1.abstractmethod
     def GetAdapter(
@@ -94,7 +113,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_pb2.GetAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.GetAdapterResponse, _abc.Awaitable[_adapter_pb2.GetAdapterResponse]]:
-        """Shows one adapter."""
+        """Shows one adapter. An unknown name is NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListAdapters(
@@ -110,6 +129,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_pb2.DeleteAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.DeleteAdapterResponse, _abc.Awaitable[_adapter_pb2.DeleteAdapterResponse]]:
-        """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it."""
+        """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it. The package leaves the disk when
+        no other name has the same digest and the last request on it has ended. An unknown name is NOT_FOUND.
+        """
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,9 +28,9 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """End-of-sequence token, a stop id or a stop string."""
+    """The model said all: an end-of-sequence token, a stop id or a stop string."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """max_tokens or the end of the context."""
+    """Cut off by max_tokens or by the end of the context."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a completion ended. Exactly one for each."""
@@ -38,9 +38,9 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""End-of-sequence token, a stop id or a stop string."""
+"""The model said all: an end-of-sequence token, a stop id or a stop string."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""max_tokens or the end of the context."""
+"""Cut off by max_tokens or by the end of the context."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -54,7 +54,9 @@ class ChatMessage(_message.Message):
     role: _builtins.str
     """"system", "user" or "assistant". Anything else is INVALID_ARGUMENT."""
     content: _builtins.str
-    """The text of the turn, UTF-8."""
+    """The text of the turn, UTF-8; may be empty. The whole request must fit a message of 8 MiB, and its tokens the
+    context.
+    """
     def __init__(
         self,
         *,
@@ -78,7 +80,9 @@ class ChatMessages(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """In order of time; the completion continues after the last one."""
+        """In order of time, at least one; the completion continues after the last one. An order that the model's template
+        refuses is INVALID_ARGUMENT.
+        """
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class TokenIds(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids of the base model's vocabulary, each in [0, vocabulary size)."""
+        """Ids of the base model's vocabulary, each in [0, vocabulary size); at least one. Any other id is INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -119,7 +123,9 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):
-    """How the next token is chosen. An unset field takes the default named with it; 0 is not "unset"."""
+    """How the next token is chosen. An unset field takes the default named with it; 0 is not "unset". A value outside its
+    range is INVALID_ARGUMENT; all of a request's violations are listed at once.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -157,22 +163,30 @@ class SamplingParams(_message.Message):
     top_k: _builtins.int
     """Keep the k most likely tokens, in [0, vocabulary size]; 0 keeps all. Unset: 0."""
     top_p: _builtins.float
-    """Keep the smallest set of tokens whose probability sums to p, in (0, 1]. Unset: 1.0."""
+    """Of what top_k kept, the smallest set of tokens whose probability sums to p, in (0, 1]; 1 keeps all. Unset: 1.0."""
     min_p: _builtins.float
-    """Drop tokens less likely than min_p times the most likely one, in [0, 1]. Unset: 0."""
+    """Of what top_p kept, drop tokens less likely than min_p times the most likely one, in [0, 1]; 0 keeps all. Unset: 0."""
     repetition_penalty: _builtins.float
-    """Divides positive and multiplies negative logits of tokens seen in prompt or completion, in (0, 2]. Unset: 1.0."""
+    """Divides positive and multiplies negative logits of tokens seen in prompt or completion, in (0, 2]; above 1 they
+    become less likely. Unset: 1.0.
+    """
     presence_penalty: _builtins.float
-    """Subtracted once from the logit of each token present in the completion, in [-2, 2]. Unset: 0."""
+    """Subtracted once from the logit of each token present in the completion, in [-2, 2]; above 0 they become less
+    likely. Unset: 0.
+    """
     frequency_penalty: _builtins.float
-    """Subtracted per occurrence in the completion, in [-2, 2]. Unset: 0."""
+    """Subtracted per occurrence in the completion from the logit of a token, in [-2, 2]; above 0 it becomes less likely.
+    Unset: 0.
+    """
     seed: _builtins.int
-    """Same seed, same prompt, same adapter version: same completion, whatever else is in the batch (same precision and
-    device). Unset: drawn by the server.
+    """Any 64-bit number. Same seed, same prompt, same adapter digest: same completion, whatever else is in the batch
+    (same precision and device). Has no effect with temperature 0. Unset: drawn by the server.
     """
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logit of a token id, each in [-100, 100]; at most 300 entries."""
+        """Added to the logit of a token id in [0, vocabulary size), each in [-100, 100]; at most 300 entries. -100 as good as
+        bans a token, 100 as good as forces it.
+        """
 
     def __init__(
         self,
@@ -228,7 +242,7 @@ Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
 @_typing.final
 class StoppingCriteria(_message.Message):
-    """When a completion ends. Unset fields take the default named with them."""
+    """When a completion ends. Unset fields take the default named with them; a value outside its range is INVALID_ARGUMENT."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -238,24 +252,27 @@ class StoppingCriteria(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Largest number of tokens to generate, in [1, max_output_tokens of GetServerInfo]. Unset: 256, or what is left
-    of the context if that is less.
+    """Largest number of tokens to generate, in [1, max_output_tokens of GetServerInfo]; reaching it ends with LENGTH. If
+    prompt and max_tokens do not fit max_context_tokens together, the request is OUT_OF_RANGE. Unset: 256, or what is
+    left of the context, or max_output_tokens, if that is less.
     """
     min_tokens: _builtins.int
-    """No end-of-sequence token, stop id or stop string ends the completion before this many tokens; at most max_tokens.
-    Unset: 0.
+    """No end-of-sequence token, stop id or stop string ends the completion before this many tokens, in
+    [0, max_tokens]; where max_tokens is unset, in [0, max_output_tokens of GetServerInfo]. Unset: 0.
     """
     ignore_eos: _builtins.bool
-    """Go on after the model's end-of-sequence token. For load tests. Unset: false."""
+    """True: go on after the model's end-of-sequence token, until max_tokens. For load tests. Unset: false."""
     @_builtins.property
     def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The completion ends before the first occurrence of any of these; at most 16, each 1..256 bytes. A partial match is
-        held back and never streamed.
+        """The completion ends before the first occurrence of any of these; at most 16, each 1..256 bytes of UTF-8. A partial
+        match is held back and never streamed. The tokens of the match are counted, and returned where ids are asked for.
         """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The completion ends when one of these is generated; it is not part of the text. At most 64."""
+        """The completion ends when one of these is generated, each in [0, vocabulary size); it is counted, but not part of
+        the text. At most 64.
+        """
 
     def __init__(
         self,
@@ -295,10 +312,10 @@ class ResponseOptions(_message.Message):
     INCLUDE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     top_logprobs: _builtins.int
     """Log-probabilities: number of most likely alternatives per token, in [0, 20]; 0 gives the chosen token's alone.
-    Unset: no log-probabilities.
+    Costs the engine time for each token. Unset: no log-probabilities.
     """
     include_token_ids: _builtins.bool
-    """Also return the ids of the generated tokens."""
+    """True: also return the ids of the generated tokens. Unset: false."""
     def __init__(
         self,
         *,
@@ -331,17 +348,20 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """The registered adapter that answers, by name ("finance/faq"); empty: the base model itself. An unknown name is
-    NOT_FOUND; the base never answers in an adapter's place.
+    NOT_FOUND, an adapter whose package is damaged or that was made for another base is FAILED_PRECONDITION; the base
+    never answers in an adapter's place.
     """
     prompt: _builtins.str
-    """Raw text, given to the tokenizer as it is."""
+    """Raw text of at least one character, given to the tokenizer as it is."""
     request_id: _builtins.str
-    """The caller's own id for logs, at most 128 bytes of printable ASCII; it need not be unique. Unset: drawn by the
-    server and returned.
+    """The caller's own id, at most 128 bytes of printable ASCII, returned as it came; it need not be unique. Unset: drawn
+    by the server and returned.
     """
     @_builtins.property
     def chat(self) -> Global___ChatMessages:
-        """A conversation, rendered by the model's own chat template with a generation prompt."""
+        """A conversation, rendered by the model's own chat template with a generation prompt. A base without a template
+        refuses it with INVALID_ARGUMENT.
+        """
 
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
@@ -349,15 +369,15 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
-        """How the next token is chosen."""
+        """How the next token is chosen. Unset: every default of SamplingParams."""
 
     @_builtins.property
     def stopping(self) -> Global___StoppingCriteria:
-        """When the completion ends."""
+        """When the completion ends. Unset: every default of StoppingCriteria."""
 
     @_builtins.property
     def options(self) -> Global___ResponseOptions:
-        """What the answer carries."""
+        """What the answer carries. Unset: text, usage and timings alone."""
 
     def __init__(
         self,
@@ -391,11 +411,11 @@ class Usage(_message.Message):
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the rendered prompt."""
+    """Tokens of the rendered prompt, in [1, max_context_tokens of GetServerInfo)."""
     cached_prompt_tokens: _builtins.int
-    """Prompt tokens whose keys and values came from the prefix cache; at most prompt_tokens."""
+    """Prompt tokens whose keys and values came from the prefix cache and were not computed again, in [0, prompt_tokens)."""
     completion_tokens: _builtins.int
-    """Tokens generated, including one that ended the completion."""
+    """Tokens generated, including one that ended the completion and those of a matched stop string; in [1, max_tokens]."""
     def __init__(
         self,
         *,
@@ -413,7 +433,9 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
-    """Where the time of a request went, in seconds. The parts need not add up to the whole."""
+    """Where the time of a request went, in seconds, each at least 0. The parts need not add up to what the caller measures:
+    the network, tokenizing and the way to the engine and back are in none of them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -422,13 +444,13 @@ class Timings(_message.Message):
     PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
     DECODE_SECONDS_FIELD_NUMBER: _builtins.int
     queue_seconds: _builtins.float
-    """From admission until the first step that ran the request, adapter load included."""
+    """From arrival until the first step that ran the request, the wait for its adapter included."""
     adapter_load_seconds: _builtins.float
-    """Part of the queue time spent waiting for the adapter's weights; 0 if it was resident."""
+    """Part of queue_seconds spent waiting for the adapter's weights and a slot for them; 0 if it was resident."""
     prefill_seconds: _builtins.float
-    """From the first step until the first token."""
+    """From the first step until the first token. Grows with the prompt, less its cached part."""
     decode_seconds: _builtins.float
-    """From the first token until the last."""
+    """From the first token until the last; 0 for a completion of one token."""
     def __init__(
         self,
         *,
@@ -455,11 +477,15 @@ class TokenLogprob(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
-    """Id in the vocabulary."""
+    """Id in [0, vocabulary size)."""
     text: _builtins.str
-    """The token's text; may be a partial UTF-8 sequence, replaced."""
+    """The token's text by itself; bytes that are no whole character show as U+FFFD, so texts need not join to the
+    completion.
+    """
     logprob: _builtins.float
-    """Natural logarithm of the probability under the model's distribution (temperature 1, after penalties and bias)."""
+    """Natural logarithm, at most 0, of the probability under the model's distribution at temperature 1, after penalties
+    and bias, before top_k, top_p and min_p; -1e9 for a token that cannot occur.
+    """
     def __init__(
         self,
         *,
@@ -485,11 +511,11 @@ class PositionLogprobs(_message.Message):
     TOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chosen(self) -> Global___TokenLogprob:
-        """The chosen token."""
+        """The chosen token; need not be among `top`."""
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """The most likely tokens, best first."""
+        """The top_logprobs most likely tokens, best first."""
 
     def __init__(
         self,
@@ -521,30 +547,30 @@ class GenerateResponse(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The completion's text."""
+    """The completion's text, UTF-8, without what ended it; empty if the model ended at once."""
     finish_reason: Global___FinishReason.ValueType
-    """Why it ended."""
+    """Why it ended; never FINISH_REASON_UNSPECIFIED."""
     adapter_digest: _builtins.str
-    """SHA-256 of the adapter that answered, hex; empty for the base model."""
+    """SHA-256 of the adapter that answered, 64 hex digits; empty for the base model."""
     base_fingerprint: _builtins.str
-    """Fingerprint of the base model that answered."""
+    """Fingerprint of the base model that answered, 64 hex digits."""
     request_id: _builtins.str
     """The request's id, as given or drawn."""
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """Tokens counted."""
+        """Tokens counted. Always set."""
 
     @_builtins.property
     def timings(self) -> Global___Timings:
-        """Where the time went."""
+        """Where the time went. Always set."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids of the generated tokens, if asked for."""
+        """Ids of the generated tokens, completion_tokens of them; empty unless include_token_ids was set."""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionLogprobs]:
-        """One entry per generated token, if asked for."""
+        """One entry per generated token; empty unless top_logprobs was set."""
 
     def __init__(
         self,
@@ -576,7 +602,7 @@ class StreamGenerateRequest(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> Global___GenerateRequest:
-        """What to generate."""
+        """What to generate, in whose name, and how. Required."""
 
     def __init__(
         self,
@@ -602,13 +628,13 @@ class Started(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     adapter_digest: _builtins.str
-    """SHA-256 of the adapter that answers, hex; empty for the base model."""
+    """SHA-256 of the adapter that answers, 64 hex digits; empty for the base model."""
     base_fingerprint: _builtins.str
-    """Fingerprint of the base model."""
+    """Fingerprint of the base model, 64 hex digits."""
     request_id: _builtins.str
     """The request's id, as given or drawn."""
     prompt_tokens: _builtins.int
-    """Tokens of the rendered prompt."""
+    """Tokens of the rendered prompt, as in Usage."""
     def __init__(
         self,
         *,
@@ -636,16 +662,18 @@ class Delta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text to append. May be empty while a stop string or a UTF-8 sequence is incomplete."""
+    """Text to append, UTF-8. May be empty while a stop string or a UTF-8 sequence is incomplete. All pieces, joined, are
+    the text that Generate returns.
+    """
     token_count: _builtins.int
-    """Tokens this piece stands for."""
+    """Tokens this piece stands for, at least 1: several where they came faster than the client read."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Their ids, if asked for."""
+        """Their token_count ids; empty unless include_token_ids was set."""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionLogprobs]:
-        """One entry per token, if asked for."""
+        """One entry per token; empty unless top_logprobs was set."""
 
     def __init__(
         self,
@@ -673,14 +701,14 @@ class Finished(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
-    """Why."""
+    """Why; never FINISH_REASON_UNSPECIFIED."""
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """Tokens counted."""
+        """Tokens counted. Always set."""
 
     @_builtins.property
     def timings(self) -> Global___Timings:
-        """Where the time went."""
+        """Where the time went. Always set."""
 
     def __init__(
         self,
@@ -744,10 +772,10 @@ class CountTokensRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """Raw text."""
+    """Raw text of at least one character, as in GenerateRequest."""
     @_builtins.property
     def chat(self) -> Global___ChatMessages:
-        """A conversation, rendered by the model's own chat template."""
+        """A conversation, rendered as in GenerateRequest."""
 
     def __init__(
         self,
@@ -773,7 +801,9 @@ class CountTokensResponse(_message.Message):
 
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     token_count: _builtins.int
-    """Tokens of the rendered input."""
+    """Tokens of the rendered input, what Usage.prompt_tokens would be. May be more than max_context_tokens of
+    GetServerInfo; such a request would be OUT_OF_RANGE.
+    """
     def __init__(
         self,
         *,

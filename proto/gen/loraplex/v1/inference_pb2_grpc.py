@@ -57,8 +57,8 @@ class InferenceServiceServicer(object):
     """
 
     def Generate(self, request, context):
-        """Generates a completion and returns it whole.
-        Errors: see docs/errors.md; the status of a failure is the same as StreamGenerate's.
+        """Generates a completion and returns it whole. Statuses of failures are the same as StreamGenerate's; docs/errors.md
+        lists them. A call without a deadline gets the server's default one; a longer one than the server's largest is cut.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -67,14 +67,16 @@ class InferenceServiceServicer(object):
     def StreamGenerate(self, request, context):
         """Generates a completion and streams it. The stream is: one `started`, then `delta`s in order, then one `finished`.
         A failure ends the stream with a gRPC status, never with an event. No message (and no response header) is sent
-        before the request is admitted and its adapter is resident, so an admission failure can be retried.
+        before the request is admitted and its adapter is resident, so an admission failure can be retried. A client that
+        cancels frees what its request holds at once; one that leaves the stream unread for too long is ended with
+        RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts the tokens a request would put in front of the model. Runs no model.
+        """Counts the tokens a request would put in front of the model. Runs no model and takes no place in the queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

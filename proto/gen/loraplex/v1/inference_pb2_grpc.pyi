@@ -34,16 +34,18 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
-    """Generates a completion and returns it whole.
-    Errors: see docs/errors.md; the status of a failure is the same as StreamGenerate's.
+    """Generates a completion and returns it whole. Statuses of failures are the same as StreamGenerate's; docs/errors.md
+    lists them. A call without a deadline gets the server's default one; a longer one than the server's largest is cut.
     """
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_inference_pb2.StreamGenerateRequest, _inference_pb2.StreamGenerateResponse]
     """Generates a completion and streams it. The stream is: one `started`, then `delta`s in order, then one `finished`.
     A failure ends the stream with a gRPC status, never with an event. No message (and no response header) is sent
-    before the request is admitted and its adapter is resident, so an admission failure can be retried.
+    before the request is admitted and its adapter is resident, so an admission failure can be retried. A client that
+    cancels frees what its request holds at once; one that leaves the stream unread for too long is ended with
+    RESOURCE_EXHAUSTED.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
-    """Counts the tokens a request would put in front of the model. Runs no model."""
+    """Counts the tokens a request would put in front of the model. Runs no model and takes no place in the queue."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -51,16 +53,18 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates a completion and returns it whole.
-    Errors: see docs/errors.md; the status of a failure is the same as StreamGenerate's.
+    """Generates a completion and returns it whole. Statuses of failures are the same as StreamGenerate's; docs/errors.md
+    lists them. A call without a deadline gets the server's default one; a longer one than the server's largest is cut.
     """
     StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_pb2.StreamGenerateRequest, _inference_pb2.StreamGenerateResponse]  # type: ignore[assignment]
     """Generates a completion and streams it. The stream is: one `started`, then `delta`s in order, then one `finished`.
     A failure ends the stream with a gRPC status, never with an event. No message (and no response header) is sent
-    before the request is admitted and its adapter is resident, so an admission failure can be retried.
+    before the request is admitted and its adapter is resident, so an admission failure can be retried. A client that
+    cancels frees what its request holds at once; one that leaves the stream unread for too long is ended with
+    RESOURCE_EXHAUSTED.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts the tokens a request would put in front of the model. Runs no model."""
+    """Counts the tokens a request would put in front of the model. Runs no model and takes no place in the queue."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Text generation by one resident base model, in the name of an adapter."""
@@ -71,8 +75,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.GenerateResponse, _abc.Awaitable[_inference_pb2.GenerateResponse]]:
-        """Generates a completion and returns it whole.
-        Errors: see docs/errors.md; the status of a failure is the same as StreamGenerate's.
+        """Generates a completion and returns it whole. Statuses of failures are the same as StreamGenerate's; docs/errors.md
+        lists them. A call without a deadline gets the server's default one; a longer one than the server's largest is cut.
         """
 
     @_abc_1.abstractmethod
@@ -83,7 +87,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.StreamGenerateResponse], _abc.AsyncIterator[_inference_pb2.StreamGenerateResponse]]:
         """Generates a completion and streams it. The stream is: one `started`, then `delta`s in order, then one `finished`.
         A failure ends the stream with a gRPC status, never with an event. No message (and no response header) is sent
-        before the request is admitted and its adapter is resident, so an admission failure can be retried.
+        before the request is admitted and its adapter is resident, so an admission failure can be retried. A client that
+        cancels frees what its request holds at once; one that leaves the stream unread for too long is ended with
+        RESOURCE_EXHAUSTED.
         """
 
     @_abc_1.abstractmethod
@@ -92,6 +98,6 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.CountTokensResponse, _abc.Awaitable[_inference_pb2.CountTokensResponse]]:
-        """Counts the tokens a request would put in front of the model. Runs no model."""
+        """Counts the tokens a request would put in front of the model. Runs no model and takes no place in the queue."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -45,20 +45,20 @@ class GetServerInfoResponse(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Version of the distribution."""
+    """Version of the distribution, as PEP 440 writes it ("0.1.0")."""
     uptime_seconds: _builtins.float
-    """Seconds since the process started."""
+    """Seconds since the server began to listen, at least 0."""
     @_builtins.property
     def base_model(self) -> Global___BaseModel:
-        """The resident base model."""
+        """The resident base model. Always set; never changes while the server runs."""
 
     @_builtins.property
     def limits(self) -> Global___Limits:
-        """What a request may ask for."""
+        """What a request may ask for. Always set; never changes while the server runs."""
 
     @_builtins.property
     def load(self) -> Global___Load:
-        """The present load."""
+        """The present load. Always set."""
 
     def __init__(
         self,
@@ -91,19 +91,21 @@ class BaseModel(_message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """What the operator called it."""
+    """What the operator called it: a Hugging Face id, a folder, or the default's name."""
     architecture: _builtins.str
     """Architecture named in its config ("LlamaForCausalLM")."""
     quantization: _builtins.str
-    """"nf4", "int8", "bf16" or "fp32"."""
+    """How the weights are held: "nf4", "int8", "bf16" or "fp32"; never "auto". Answers differ slightly between them."""
     device: _builtins.str
-    """"cpu" or "cuda"."""
+    """Where they are held: "cpu" or "cuda"."""
     fingerprint: _builtins.str
-    """SHA-256 over config and weights, hex. Adapters are bound to it."""
+    """SHA-256 over config and weights as they are on disk, 64 hex digits; the quantization does not enter. Adapters are
+    bound to it.
+    """
     weight_bytes: _builtins.int
-    """Bytes of the weights in memory."""
+    """Bytes that the weights take in memory, scales included; the key-value cache and adapters come on top."""
     parameter_count: _builtins.int
-    """Number of weights."""
+    """Number of weights; a table that embedding and output layer share counts once."""
     def __init__(
         self,
         *,
@@ -137,19 +139,21 @@ class Limits(_message.Message):
     MAX_LORA_RANK_FIELD_NUMBER: _builtins.int
     MAX_ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
     max_context_tokens: _builtins.int
-    """Tokens of prompt and completion together."""
+    """Tokens of prompt and completion together, at least 2; a request beyond is OUT_OF_RANGE."""
     max_output_tokens: _builtins.int
-    """Tokens of a completion."""
+    """Tokens of a completion, at least 1; asking for more is INVALID_ARGUMENT."""
     max_running: _builtins.int
-    """Sequences that may run at once."""
+    """Sequences that may run at once, at least 1; further ones wait."""
     max_waiting: _builtins.int
-    """Sequences that may wait; one more gets RESOURCE_EXHAUSTED."""
+    """Sequences that may wait, at least 1; one more gets RESOURCE_EXHAUSTED."""
     adapter_slots: _builtins.int
-    """Adapters resident at once."""
+    """Adapters resident at once, at least 1. More may be registered; sequences of an adapter that finds every slot in use
+    wait.
+    """
     max_lora_rank: _builtins.int
-    """Largest LoRA rank."""
+    """Largest LoRA rank, at least 1; registering a larger one fails."""
     max_adapter_bytes: _builtins.int
-    """Largest package in bytes."""
+    """Largest package in bytes, at least 1; registering a larger one fails."""
     def __init__(
         self,
         *,
@@ -171,7 +175,7 @@ Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
 class Load(_message.Message):
-    """The present load."""
+    """The present load, as of the engine's last step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -183,19 +187,21 @@ class Load(_message.Message):
     ADAPTERS_REGISTERED_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     running: _builtins.int
-    """Sequences in the batch."""
+    """Sequences that hold key-value blocks, in [0, max_running]."""
     waiting: _builtins.int
-    """Sequences waiting."""
+    """Sequences that the engine has queued. Near max_waiting, requests are about to be refused."""
     kv_blocks_used: _builtins.int
-    """Key-value blocks in use by sequences."""
+    """Key-value blocks in use by sequences, in [0, kv_blocks_total]. At the total, the youngest sequences are pushed back
+    and computed anew later.
+    """
     kv_blocks_total: _builtins.int
-    """Key-value blocks in all."""
+    """Key-value blocks in all, at least 1."""
     adapter_slots_used: _builtins.int
-    """Adapter slots in use."""
+    """Adapter slots that hold an adapter, in [0, adapter_slots]; it need not be in use."""
     adapters_registered: _builtins.int
-    """Adapters registered."""
+    """Adapters registered, in any state."""
     resident_bytes: _builtins.int
-    """Resident memory of the server and its engine, in bytes."""
+    """Resident memory of the server and its engine process, in bytes; memory of a GPU is not part of it."""
     def __init__(
         self,
         *,
@@ -223,7 +229,9 @@ class DrainRequest(_message.Message):
 
     GRACE_SECONDS_FIELD_NUMBER: _builtins.int
     grace_seconds: _builtins.float
-    """Seconds running requests may take to finish, in [0, 3600]; then they end UNAVAILABLE. Unset: the server's setting."""
+    """Seconds running requests may take to finish, in [0, 3600], else INVALID_ARGUMENT; what runs then still ends
+    UNAVAILABLE. Unset: the server's drain_grace_s.
+    """
     def __init__(
         self,
         *,
@@ -247,7 +255,7 @@ class DrainResponse(_message.Message):
 
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
-    """Requests that were running or waiting when it began."""
+    """Requests that were running or waiting when it began, at least 0."""
     def __init__(
         self,
         *,

@@ -52,14 +52,15 @@ class OpsServiceServicer(object):
     """
 
     def GetServerInfo(self, request, context):
-        """Describes the server: versions, base model, limits and present load.
+        """Describes the server: versions, base model, limits and present load. UNAVAILABLE while the base model loads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Stops admitting requests (new ones get UNAVAILABLE), lets running ones finish, then stops the server.
+        """Stops admitting requests (new ones get UNAVAILABLE), lets running ones finish, then stops the server. Returns at
+        once; health turns NOT_SERVING first, so that load balancers turn away. There is no way back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

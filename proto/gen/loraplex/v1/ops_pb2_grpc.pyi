@@ -34,9 +34,11 @@ class OpsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OpsServiceAsyncStub: ...
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_ops_pb2.GetServerInfoRequest, _ops_pb2.GetServerInfoResponse]
-    """Describes the server: versions, base model, limits and present load."""
+    """Describes the server: versions, base model, limits and present load. UNAVAILABLE while the base model loads."""
     Drain: _grpc.UnaryUnaryMultiCallable[_ops_pb2.DrainRequest, _ops_pb2.DrainResponse]
-    """Stops admitting requests (new ones get UNAVAILABLE), lets running ones finish, then stops the server."""
+    """Stops admitting requests (new ones get UNAVAILABLE), lets running ones finish, then stops the server. Returns at
+    once; health turns NOT_SERVING first, so that load balancers turn away. There is no way back.
+    """
 
 @_typing.type_check_only
 class OpsServiceAsyncStub(OpsServiceStub):
@@ -44,9 +46,11 @@ class OpsServiceAsyncStub(OpsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_ops_pb2.GetServerInfoRequest, _ops_pb2.GetServerInfoResponse]  # type: ignore[assignment]
-    """Describes the server: versions, base model, limits and present load."""
+    """Describes the server: versions, base model, limits and present load. UNAVAILABLE while the base model loads."""
     Drain: _aio.UnaryUnaryMultiCallable[_ops_pb2.DrainRequest, _ops_pb2.DrainResponse]  # type: ignore[assignment]
-    """Stops admitting requests (new ones get UNAVAILABLE), lets running ones finish, then stops the server."""
+    """Stops admitting requests (new ones get UNAVAILABLE), lets running ones finish, then stops the server. Returns at
+    once; health turns NOT_SERVING first, so that load balancers turn away. There is no way back.
+    """
 
 class OpsServiceServicer(metaclass=_abc_1.ABCMeta):
     """What an operator asks of the server."""
@@ -57,7 +61,7 @@ class OpsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ops_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ops_pb2.GetServerInfoResponse, _abc.Awaitable[_ops_pb2.GetServerInfoResponse]]:
-        """Describes the server: versions, base model, limits and present load."""
+        """Describes the server: versions, base model, limits and present load. UNAVAILABLE while the base model loads."""
 
     @_abc_1.abstractmethod
     def Drain(
@@ -65,6 +69,8 @@ class OpsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ops_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ops_pb2.DrainResponse, _abc.Awaitable[_ops_pb2.DrainResponse]]:
-        """Stops admitting requests (new ones get UNAVAILABLE), lets running ones finish, then stops the server."""
+        """Stops admitting requests (new ones get UNAVAILABLE), lets running ones finish, then stops the server. Returns at
+        once; health turns NOT_SERVING first, so that load balancers turn away. There is no way back.
+        """
 
 def add_OpsServiceServicer_to_server(servicer: OpsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

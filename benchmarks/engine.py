@@ -1,0 +1,197 @@
+"""`python -m benchmarks.engine`: the engine on a GPU, over a base of a named shape with random weights.
+
+Decode is milliseconds per step, from the difference of two output lengths, so that prefill is out. Adapters are of
+the given ranks in turn, on all linear layers. `--peer` runs the same work on the same weights in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.engine_runs import Bench, copy_bandwidth
+from benchmarks.gpu_peers import TransformersPeer
+from benchmarks.shapes import SHAPES
+
+
+def main() -> None:
+    """Run what the arguments ask for; the last line of standard output is one JSON object."""
+    arguments = _parser().parse_args()
+    report: dict[str, Any] = {
+        "shape": arguments.shape,
+        "device": torch.cuda.get_device_name(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": _triton()},
+        "copy_bytes_per_second": copy_bandwidth(),
+        "runs": {},
+    }
+    for quantization in arguments.quantization:
+        for name, run in _plan(arguments, quantization):
+            try:
+                report["runs"].setdefault(quantization, {}).update(run())
+            except Exception as error:  # one failing run must not cost the others
+                report["runs"].setdefault(quantization, {})[f"{name}_error"] = (
+                    f"{type(error).__name__}: {error}"
+                )
+                print(f"{quantization} {name}: {error!r}", file=sys.stderr, flush=True)
+            if arguments.out is not None:
+                arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+
+
+def _plan(
+    arguments: argparse.Namespace, quantization: str
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    bench = None
+    try:
+        bench = Bench(
+            arguments.shape,
+            quantization,
+            max_running=max(arguments.rows),
+            int8_head=arguments.int8_head,
+            max_rank=max([*arguments.ranks, 64]),
+        )
+        yield "start", lambda: _start(bench)
+        yield "decode", lambda: _decode(bench, arguments)
+        if arguments.lora_price:
+            yield "lora_price", lambda: _lora_price(bench, arguments)
+        if arguments.prefill:
+            yield "prefill", lambda: _prefill(bench, arguments)
+        if arguments.stream:
+            yield "stream", lambda: _stream(bench)
+        weights = bench.weights
+    finally:
+        if bench is not None:
+            bench.close()
+            del bench
+    if arguments.peer and quantization in ("bf16", "nf4"):
+        yield "peer", lambda: _peer(arguments, quantization, weights)
+
+
+def _start(bench: Bench) -> dict[str, Any]:
+    return {
+        "start_seconds": round(bench.start_seconds, 2),
+        "weight_bytes": bench.engine.ready.weight_bytes,
+        "memory_plan": bench.engine.ready.memory_plan,
+        "memory_reserved_bytes": torch.cuda.memory_reserved(),
+        "adapter_bytes_rank_16": bench.adapters.nbytes(16),
+    }
+
+
+def _names(count: int, ranks: list[int]) -> list[str]:
+    return [f"{ranks[number % len(ranks)]}-{number}" for number in range(count)]
+
+
+def _decode(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
+    lengths = (arguments.output // 4, arguments.output)
+    figures: dict[str, Any] = {}
+    for count in arguments.adapters:
+        adapters = _names(count, arguments.ranks)
+        bench.warm_adapters(adapters)
+        for rows in arguments.rows:
+            bench.decode(rows, adapters, arguments.prompt, (4, 12))
+            result = bench.decode(rows, adapters, arguments.prompt, lengths)
+            key = f"decode_ms_{count}_adapters_{rows}_rows"
+            figures[key] = round(result.ms_per_step, 4)
+            figures[f"idle_share_{count}_adapters_{rows}_rows"] = round(result.idle_share, 4)
+            print(f"{key} {result.ms_per_step:.3f} idle {result.idle_share:.1%}", file=sys.stderr, flush=True)
+    return figures
+
+
+def _lora_price(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Mixed ranks 8..64 at 32 rows against no adapter, in turn, three times."""
+    lengths = (arguments.output // 4, arguments.output)
+    figures: dict[str, Any] = {}
+    for count in (1, 8, 32):
+        adapters = _names(count, [8, 16, 32, 64])
+        if count == 1:
+            adapters = ["32-0"]
+        bench.warm_adapters(adapters)
+        ratios = []
+        for _ in range(3):
+            base = bench.decode(32, [], arguments.prompt, lengths).ms_per_step
+            with_lora = bench.decode(32, adapters, arguments.prompt, lengths).ms_per_step
+            ratios.append(with_lora / base)
+        figures[f"lora_price_{count}"] = round(sorted(ratios)[1] - 1, 4)
+        print(f"lora price {count}: {figures[f'lora_price_{count}']:.1%}", file=sys.stderr, flush=True)
+    return figures
+
+
+def _prefill(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
+    figures = {}
+    for count in (0, 8):
+        adapters = _names(count, arguments.ranks)
+        bench.warm_adapters(adapters)
+        bench.prefill(4, adapters, 2048)
+        speed = sorted(bench.prefill(8, adapters, 2048) for _ in range(3))[1]
+        figures[f"prefill_tokens_per_second_{count}_adapters"] = round(speed)
+        print(f"prefill {count} adapters {speed:,.0f} tokens/s", file=sys.stderr, flush=True)
+    return figures
+
+
+def _stream(bench: Bench) -> dict[str, Any]:
+    """1,000 adapters, 64 resident, Zipf 1.0, against 8 adapters; 32 requests at a time, 64 + 64 tokens."""
+    figures: dict[str, Any] = {}
+    for count in (8, 1000):
+        adapters = _names(count, [16])
+        bench.stream(64, 32, adapters, 1.0, 64, 8)
+        result = bench.stream(600, 32, adapters, 1.0, 64, 64)
+        figures[f"stream_tokens_per_second_{count}_adapters"] = round(result.tokens_per_second)
+        figures[f"stream_adapter_loads_{count}_adapters"] = result.adapter_loads
+        print(f"stream {count}: {result}", file=sys.stderr, flush=True)
+    return figures
+
+
+def _peer(arguments: argparse.Namespace, quantization: str, weights: Any) -> dict[str, Any]:
+    started = time.monotonic()
+    peer = TransformersPeer(arguments.shape, weights, quantization)
+    figures: dict[str, Any] = {}
+    rows = 32
+    figures[f"transformers_decode_ms_{rows}_rows"] = round(peer.decode_ms(rows, arguments.prompt, (4, 16)), 2)
+    if arguments.peer == "peft":
+        names = [f"adapter_{number}" for number in range(8)]
+        peer.add_adapters(names, 16)
+        figures[f"peft_decode_ms_8_adapters_{rows}_rows"] = round(
+            peer.decode_ms(rows, arguments.prompt, (4, 12), names), 2
+        )
+    peer.close()
+    figures["peer_seconds"] = round(time.monotonic() - started, 1)
+    print(figures, file=sys.stderr, flush=True)
+    return figures
+
+
+def _triton() -> str:
+    import triton
+
+    return str(triton.__version__)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.1-8b")
+    parser.add_argument("--quantization", nargs="+", default=["nf4"], choices=["nf4", "int8", "bf16"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32, 128])
+    parser.add_argument("--adapters", nargs="+", type=int, default=[0, 8], help="0: the base alone")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[16])
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--output", type=int, default=128)
+    parser.add_argument("--int8-head", action="store_true")
+    parser.add_argument(
+        "--lora-price", action="store_true", help="1, 8, 32 adapters of ranks 8..64 at 32 rows"
+    )
+    parser.add_argument("--prefill", action="store_true", help="prompts of 2048 tokens")
+    parser.add_argument("--stream", action="store_true", help="1,000 adapters, 64 resident, against 8")
+    parser.add_argument("--peer", choices=["transformers", "peft"])
+    parser.add_argument("--out", type=Path, help="also write the report here, after every run")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Times an engine in this process: decode steps, prefill, a stream of requests over many adapters."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.random_base import RandomAdapters, RandomWeights, random_base_spec
+from benchmarks.shapes import SHAPES
+from loraplex_server.engine.config import EngineConfig
+from loraplex_server.engine.engine import Engine, EngineParts
+from loraplex_server.engine.gpu_backend import build_gpu_backend
+from loraplex_server.engine.messages import AddSequence, SamplingParams
+from loraplex_server.model.config import DecoderConfig
+from loraplex_server.model.numerics import resolve_numerics
+
+_IDS = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeResult:
+    """Decode alone: the difference of two output lengths."""
+
+    ms_per_step: float
+    idle_share: float  # of the time between the first and the last decode step
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputResult:
+    """A stream of requests from first to last."""
+
+    tokens_per_second: float  # generated
+    adapter_loads: int
+
+
+class Bench:
+    """An engine of a named shape with random weights, and what drives it."""
+
+    def __init__(
+        self,
+        shape: str,
+        quantization: str,
+        *,
+        device: str = "cuda",
+        adapter_slots: int = 64,
+        arena_bytes: int = 6 * 2**30,
+        max_running: int = 128,
+        max_context: int = 2304,
+        max_batched_tokens: int = 4096,
+        kv_cache_bytes: int | None = 20 * 2**30,
+        int8_head: bool = False,
+        max_rank: int = 64,
+    ) -> None:
+        started = time.monotonic()
+        self.decoder_config = DecoderConfig.from_hf(SHAPES[shape])
+        numerics = resolve_numerics(quantization, device)
+        config = EngineConfig(
+            base_path=Path("random"),
+            store_path=Path("random"),
+            quantization=numerics.quantization,
+            max_context_tokens=max_context,
+            max_batched_tokens=max_batched_tokens,
+            max_running=max_running,
+            adapter_slots=adapter_slots,
+            adapter_arena_bytes=arena_bytes,
+            max_lora_rank=max_rank,
+            kv_cache_bytes=kv_cache_bytes,
+            prefix_cache=False,
+            int8_head=int8_head,
+        )
+        spec = random_base_spec(self.decoder_config)
+        self.weights = RandomWeights(self.decoder_config, numerics.device)
+        backend = build_gpu_backend(
+            self.weights, self.decoder_config, config, numerics, spec, lambda stage, done, total: None
+        )
+        self.adapters = RandomAdapters(
+            spec, max_rank, numerics.compute_dtype, pin_memory=numerics.device.type == "cuda"
+        )
+        self.engine = Engine(config, parts=EngineParts(backend, "random", self.adapters.read))
+        self.start_seconds = time.monotonic() - started
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        self.engine.close()
+        del self.engine
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def add(self, prompt_tokens: int, output_tokens: int, adapter: str | None, seed: int = 0) -> None:
+        """One greedy request of exact lengths."""
+        sequence_id = next(_IDS)
+        generator = random.Random(seed + sequence_id)
+        prompt = [generator.randrange(1000, self.decoder_config.vocab_size) for _ in range(prompt_tokens)]
+        sampling = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
+        self.engine.add(AddSequence(sequence_id, prompt, adapter, b"", sampling, time.monotonic()))
+
+    def run(self) -> tuple[float, float, float]:
+        """Until all is done: (seconds, seconds that the device worked, seconds that it waited) of steps of decodes."""
+        busy = idle = 0.0
+        started = time.perf_counter()
+        while self.engine.has_work():
+            result = self.engine.step()
+            if result is not None and result.stats.prefill_tokens == 0:
+                busy += result.stats.step_seconds
+                idle += result.stats.device_idle_seconds or 0.0
+        return time.perf_counter() - started, busy, idle
+
+    def warm_adapters(self, adapters: Sequence[str]) -> None:
+        """Make adapters resident."""
+        for adapter in adapters:
+            self.add(8, 2, adapter)
+        self.run()
+
+    def decode(
+        self, rows: int, adapters: Sequence[str], prompt_tokens: int, output_tokens: tuple[int, int]
+    ) -> DecodeResult:
+        """`rows` sequences over `adapters` in turn (none: the base alone), at two output lengths."""
+        seconds = []
+        idle_share = 0.0
+        for length in output_tokens:
+            for row in range(rows):
+                self.add(prompt_tokens, length, adapters[row % len(adapters)] if adapters else None)
+            elapsed, busy, idle = self.run()
+            seconds.append(elapsed)
+            idle_share = idle / (busy + idle) if busy else 0.0
+        steps = output_tokens[1] - output_tokens[0]
+        return DecodeResult((seconds[1] - seconds[0]) / steps * 1e3, idle_share)
+
+    def prefill(self, rows: int, adapters: Sequence[str], prompt_tokens: int) -> float:
+        """Prompt tokens per second when nothing is generated but each prompt's first token."""
+        for row in range(rows):
+            self.add(prompt_tokens, 1, adapters[row % len(adapters)] if adapters else None)
+        elapsed, _, _ = self.run()
+        return rows * prompt_tokens / elapsed
+
+    def stream(
+        self,
+        num_requests: int,
+        concurrency: int,
+        adapters: Sequence[str],
+        zipf: float,
+        prompt_tokens: int,
+        output_tokens: int,
+    ) -> ThroughputResult:
+        """Closed loop: `concurrency` requests at any time, adapters drawn by Zipf with exponent `zipf`."""
+        generator = random.Random(7)
+        weights = [1.0 / (rank + 1) ** zipf for rank in range(len(adapters))]
+        chosen = iter(generator.choices(adapters, weights, k=num_requests))
+        in_flight = loads = tokens = 0
+        left = num_requests
+        started = time.perf_counter()
+        while left or self.engine.has_work():
+            while left and in_flight < concurrency:
+                self.add(prompt_tokens, output_tokens, next(chosen))
+                left, in_flight = left - 1, in_flight + 1
+            result = self.engine.step()
+            if result is None:
+                continue
+            loads += len(result.stats.adapter_load_seconds)
+            for output in result.outputs:
+                tokens += len(output.token_ids)
+                in_flight -= output.finish_reason is not None
+        return ThroughputResult(tokens / (time.perf_counter() - started), loads)
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second of a device-to-device copy, counting reads and writes."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_(0, 255)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(12):
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    median = float(sorted(times)[len(times) // 2])
+    return 2 * int(source.nbytes) / median

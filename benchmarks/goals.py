@@ -1,0 +1,128 @@
+"""`python -m benchmarks.goals`: the goals for a GPU beside what was measured, from benchmarks/results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One goal."""
+
+    what: str
+    goal: float
+    figure: float | None  # None: not measured
+    at_most: bool = True
+    unit: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.figure is None:
+            return "not measured"
+        return "met" if (self.figure <= self.goal if self.at_most else self.figure >= self.goal) else "missed"
+
+
+def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
+    """Every goal, in the order of the plan."""
+    yield from _product_rows(products)
+    nf4, int8, bf16 = (runs.get(name, {}) for name in ("nf4", "int8", "bf16"))
+    for name, figures, goals in (
+        ("NF4", nf4, {1: 2.6, 8: 3.0, 32: 3.8, 128: 7.0}),
+        ("INT8", int8, {1: 2.9, 8: 3.1, 32: 3.4, 128: 5.6}),
+    ):
+        for count, goal in goals.items():
+            figure = figures.get(f"decode_ms_8_adapters_{count}_rows")
+            yield Row(f"{name} decode step, 8 adapters, {count} rows", goal, figure, unit="ms")
+    for count in (1, 8, 32):
+        key = f"decode_ms_0_adapters_{count}_rows"
+        yield Row(f"INT8 step against our bf16 step, {count} rows", 0.7, _ratio(int8, bf16, key), unit="×")
+    yield Row("INT8 base bytes against bf16", 0.55, _ratio(int8, bf16, "weight_bytes"), unit="×")
+    for count, goal in ((1, 0.05), (8, 0.10), (32, 0.20)):
+        figure = nf4.get(f"lora_price_{count}")
+        yield Row(f"LoRA's price, {count} mixed-rank adapters, 32 rows", goal, figure)
+    few, many = (nf4.get(f"stream_tokens_per_second_{count}_adapters") for count in (8, 1000))
+    yield Row(
+        "1,000 adapters, 64 resident, against 8", 0.9, many / few if few and many else None, at_most=False
+    )
+    yield Row(
+        "prefill, NF4, 8 adapters, 2048 tokens",
+        25_000,
+        nf4.get("prefill_tokens_per_second_8_adapters"),
+        at_most=False,
+        unit="tokens/s",
+    )
+    peft, ours = nf4.get("peft_decode_ms_8_adapters_32_rows"), nf4.get("decode_ms_8_adapters_32_rows")
+    yield Row(
+        "against PEFT, NF4, 32 rows", 60, peft / ours if peft and ours else None, at_most=False, unit="×"
+    )
+    idle = [value for key, value in nf4.items() if key.startswith("idle_share_8_adapters")]
+    yield Row("device idle between decode steps, worst", 0.05, max(idle, default=None))
+
+
+def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
+    """Shares of the copy bandwidth, see `_shares`."""
+    wide = ("4096x28672", "14336x4096")
+    for shape in ("4096x6144", "4096x28672", "14336x4096", "4096x4096"):
+        yield Row(f"NF4 product {shape}, 1 row", 0.60, products.get(f"nf4 {shape} 1"), at_most=False)
+    for count, goal in ((8, 0.5), (16, 0.5), (32, 0.35)):
+        for shape in wide:
+            figure = products.get(f"nf4 {shape} {count}")
+            yield Row(f"NF4 product {shape}, {count} rows", goal, figure, at_most=False)
+    for count in (1, 8, 16, 32):
+        for shape in wide:
+            figure = products.get(f"int8 {shape} {count}")
+            yield Row(f"INT8 product {shape}, {count} rows", 0.75, figure, at_most=False)
+
+
+def _shares(report: dict[str, Any]) -> dict[str, float]:
+    """Of a report of `benchmarks.products`: "format K×N rows" -> share of the copy bandwidth."""
+    return {
+        f"{figure['format']} {figure['inputs']}x{figure['outputs']} {figure['rows']}": figure["weight_bytes"]
+        / figure["microseconds"]
+        / (report["copy_bytes_per_second"] / 1e6)
+        for figure in report.get("products", {}).get("llama-3.1-8b", [])
+    }
+
+
+def _ratio(above: dict[str, Any], below: dict[str, Any], key: str) -> float | None:
+    return above[key] / below[key] if key in above and key in below else None
+
+
+def main() -> None:
+    """Print the table, or the rows as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=__doc__)
+    parser.add_argument("--engine", type=Path, default=_RESULTS / "h200-engine.json")
+    parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    found = list(rows(_shares(_read(arguments.products)), _read(arguments.engine).get("runs", {})))
+    if arguments.json:
+        print(json.dumps([{**_fields(row), "verdict": row.verdict} for row in found]))
+        return
+    for row in found:
+        figure = "-" if row.figure is None else f"{row.figure:,.3g}"
+        sign = "≤" if row.at_most else "≥"
+        print(f"{row.what:48} {sign} {row.goal:>8,g} {row.unit:9} {figure:>9}  {row.verdict}")
+    print(f"{sum(row.verdict == 'met' for row in found)} of {len(found)} met")
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    return {"what": row.what, "goal": row.goal, "figure": row.figure, "unit": row.unit}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+if __name__ == "__main__":
+    main()

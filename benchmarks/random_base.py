@@ -1,0 +1,63 @@
+"""A base of a named shape with random weights, made on the device, and random adapters for it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from loraplex_adapters.base_spec import BaseSpec
+from loraplex_server.engine.adapter_arena import PackedAdapter
+from loraplex_server.model.config import DecoderConfig
+from loraplex_server.model.projections import PROJECTIONS
+from loraplex_server.model.tensor_names import expected_tensors, module_shapes
+
+_WEIGHT_SPREAD = 0.02
+_ADAPTER_SPREAD = 0.01
+
+
+class RandomWeights:
+    """Implements `loraplex_server.model.weight_source.WeightSource`; a name always gives the same tensor."""
+
+    def __init__(self, config: DecoderConfig, device: torch.device) -> None:
+        self._shapes = expected_tensors(config)
+        self._device = device
+
+    def tensor(self, name: str) -> Tensor:
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "little")
+        generator = torch.Generator(self._device).manual_seed(seed)
+        tensor = torch.empty(self._shapes[name], dtype=torch.bfloat16, device=self._device)
+        mean, spread = (1.0, 0.05) if "norm" in name else (0.0, _WEIGHT_SPREAD)
+        return tensor.normal_(mean, spread, generator=generator)
+
+    def names(self) -> list[str]:
+        """All of the base's tensors."""
+        return list(self._shapes)
+
+
+def random_base_spec(config: DecoderConfig) -> BaseSpec:
+    return BaseSpec(config.architecture, "random", config.num_layers, module_shapes(config))
+
+
+class RandomAdapters:
+    """Adapters on all linear layers, named "<rank>-<number>"; all share one random host buffer."""
+
+    def __init__(self, spec: BaseSpec, max_rank: int, dtype: torch.dtype, *, pin_memory: bool) -> None:
+        self._spec = spec
+        self._modules = [module for modules in PROJECTIONS.values() for module in modules]
+        per_rank = spec.num_layers * sum(sum(spec.module_shapes[module]) for module in self._modules)
+        self._per_rank = per_rank
+        flat = torch.empty(per_rank * max_rank, dtype=dtype)
+        flat.normal_(0.0, _ADAPTER_SPREAD, generator=torch.Generator().manual_seed(1))
+        self._flat = flat.pin_memory() if pin_memory else flat
+
+    def read(self, digest: str) -> PackedAdapter:
+        """As an engine's reader does, without the disk."""
+        rank = int(digest.split("-")[0])
+        keys = [(layer, module) for layer in range(self._spec.num_layers) for module in self._modules]
+        return PackedAdapter(digest, self._flat[: self._per_rank * rank], dict.fromkeys(keys, rank))
+
+    def nbytes(self, rank: int) -> int:
+        """Bytes of one adapter."""
+        return self._per_rank * rank * self._flat.element_size()

@@ -1,0 +1,129 @@
+"""An engine's parts on a GPU: plans the memory, loads the base, allocates everything, captures the graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import psutil
+import torch
+
+from loraplex_adapters.base_spec import BaseSpec
+from loraplex_server.engine.backend import Backend, Progress
+from loraplex_server.engine.config import EngineConfig
+from loraplex_server.engine.decode_graphs import ShapeBuckets
+from loraplex_server.engine.gpu_adapters import GpuAdapterArena, GpuAdapterLayout
+from loraplex_server.engine.gpu_runner import GpuRunner
+from loraplex_server.engine.gpu_step_inputs import aligned
+from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
+from loraplex_server.engine.memory_plan import plan_memory
+from loraplex_server.engine.sampler import Sampler
+from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
+from loraplex_server.model.config import DecoderConfig
+from loraplex_server.model.footprint import decoder_bytes
+from loraplex_server.model.gpu_decoder import projection_shapes
+from loraplex_server.model.gpu_loader import build_gpu_decoder
+from loraplex_server.model.gpu_workspace import GpuWorkspace
+from loraplex_server.model.loader import context_tokens, open_checkpoint
+from loraplex_server.model.numerics import Numerics
+from loraplex_server.model.tensor_names import parameter_count
+from loraplex_server.model.weight_source import WeightSource
+
+_BATCHED_TOKENS = 4096
+
+
+def load_gpu_backend(
+    config: EngineConfig, numerics: Numerics, spec: BaseSpec, on_progress: Progress
+) -> Backend:
+    """From the base's folder. Raises BaseModelError."""
+    decoder_config = DecoderConfig.from_folder(config.base_path)
+    source = open_checkpoint(config.base_path, decoder_config)
+    return build_gpu_backend(source, decoder_config, config, numerics, spec, on_progress)
+
+
+def build_gpu_backend(
+    source: WeightSource,
+    decoder_config: DecoderConfig,
+    config: EngineConfig,
+    numerics: Numerics,
+    spec: BaseSpec,
+    on_progress: Progress,
+) -> Backend:
+    """Raises InsufficientMemoryError before anything is allocated that would not fit."""
+    if numerics.device.type == "cuda":  # kernels are kept by device, so it needs its number
+        numerics = replace(numerics, device=torch.device("cuda", torch.cuda.current_device()))
+    device, dtype = numerics.device, numerics.compute_dtype
+    context = context_tokens(decoder_config, config.max_context_tokens)
+    batched_tokens = config.max_batched_tokens or max(_BATCHED_TOKENS, config.max_running)
+    max_rows = aligned(batched_tokens)
+    buckets = ShapeBuckets(config.max_running, context, config.block_size, with_adapters=True)
+
+    def workspace_on(place: torch.device) -> GpuWorkspace:
+        return GpuWorkspace(
+            decoder_config,
+            max_rows=max_rows,
+            max_decodes=config.max_running,
+            max_context=context,
+            max_lora_rank=config.max_lora_rank,
+            dtype=dtype,
+            device=place,
+        )
+
+    kv_bytes = block_bytes(decoder_config, config.block_size, numerics.kv_dtype)
+    is_cuda = device.type == "cuda"
+    plan = plan_memory(
+        free=torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available,
+        share=config.gpu_memory_share,
+        base=decoder_bytes(decoder_config, numerics),
+        arena=config.adapter_arena_bytes,
+        workspace=workspace_on(torch.device("meta")).nbytes,
+        num_graphs=sum(1 for _ in buckets.all_shapes()) if is_cuda else 0,
+        kv_cache=config.kv_cache_bytes,
+        least_kv_cache=-(-context // config.block_size) * kv_bytes,
+    )
+    if has_cuda_products(device):
+        _compile_products(decoder_config, numerics, int8_head=config.int8_head)
+    decoder, weight_bytes = build_gpu_decoder(
+        source,
+        decoder_config,
+        numerics,
+        context,
+        int8_head=config.int8_head,
+        on_layer=lambda done, total: on_progress("load", done, total),
+    )
+    layout = GpuAdapterLayout(spec, pin_memory=is_cuda)
+    arena = GpuAdapterArena(
+        config.adapter_arena_bytes // dtype.itemsize, config.adapter_slots, dtype, device, layout, spec
+    )
+    num_blocks = plan.kv_cache // kv_bytes
+    runner = GpuRunner(
+        decoder,
+        allocate_kv_cache(decoder_config, num_blocks, config.block_size, numerics.kv_dtype, device),
+        workspace_on(device),
+        arena.tables,
+        Sampler(decoder_config.eos_token_ids),
+        max_rows=max_rows,
+        max_running=config.max_running,
+        max_context=context,
+    )
+    return Backend(
+        config=decoder_config,
+        runner=runner,
+        adapter_memory=arena,
+        pack_adapter=lambda weights: layout.pack(weights, dtype),
+        num_blocks=num_blocks,
+        max_batched_tokens=batched_tokens,
+        max_context_tokens=context,
+        quantization=numerics.quantization,
+        device_type=device.type,
+        weight_bytes=weight_bytes,
+        parameter_count=parameter_count(decoder_config),
+        memory_plan=str(plan),
+    )
+
+
+def _compile_products(config: DecoderConfig, numerics: Numerics, *, int8_head: bool) -> None:
+    """All at once, before the first of them is wanted."""
+    outputs = [sum(shape.widths) for shape in projection_shapes(config).values()]
+    is_int8 = numerics.quantization == "int8"
+    int8_outputs = [*(outputs if is_int8 else []), *([config.vocab_size] if is_int8 or int8_head else [])]
+    compile_products(outputs if numerics.quantization == "nf4" else [], int8_outputs, numerics.device)

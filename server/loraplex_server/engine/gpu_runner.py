@@ -1,0 +1,242 @@
+"""Runs scheduled batches on a GPU without waiting for it: a step is launched while the one ahead of it still runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loraplex_server.engine.decode_graphs import DecodeGraphs, ShapeBuckets
+from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
+from loraplex_server.engine.messages import TokenLogprob
+from loraplex_server.engine.sampler import Sampler
+from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from loraplex_server.engine.scheduler import SampledToken
+from loraplex_server.engine.staging import Staging
+from loraplex_server.kernels.lora_tables import LoraTables
+from loraplex_server.kernels.sampling import sample
+from loraplex_server.model.gpu_decoder import GpuDecoder
+from loraplex_server.model.gpu_workspace import GpuWorkspace
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+_LARGE_PREFILL = 256  # rows from which on products take their way for many rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Logprobs:
+    """Log-probabilities of one row, still on the device."""
+
+    row: int
+    values: Tensor  # [1 + top] of the chosen token, then of the most likely
+    top_ids: Tensor  # [top]
+
+
+class GpuStep:
+    """A step in flight."""
+
+    def __init__(
+        self,
+        host_tokens: Tensor,
+        logprobs: list[_Logprobs],
+        start: torch.cuda.Event | None,
+        end: torch.cuda.Event | None,
+        previous_end: torch.cuda.Event | None,
+    ) -> None:
+        self._host_tokens = host_tokens
+        self._logprobs = logprobs
+        self._start, self._end, self._previous_end = start, end, previous_end
+
+    def tokens(self) -> list[SampledToken]:
+        """Wait for the device."""
+        if self._end is not None:
+            self._end.synchronize()
+        ids: list[int] = self._host_tokens.tolist()
+        logprobs = {entry.row: _read(entry, ids[entry.row]) for entry in self._logprobs}
+        return [SampledToken(token_id, logprobs.get(row)) for row, token_id in enumerate(ids)]
+
+    @property
+    def device_seconds(self) -> float:
+        """From the first kernel to the last; known once `tokens` returned."""
+        if self._start is None or self._end is None:
+            return 0.0
+        return float(self._start.elapsed_time(self._end)) / 1e3
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """What the device waited between the step before and this one; None if that one was not in flight."""
+        if self._start is None or self._previous_end is None:
+            return None
+        return max(0.0, float(self._previous_end.elapsed_time(self._start)) / 1e3)
+
+
+class GpuRunner:
+    """ScheduledBatch -> step in flight. Owns KV tensors, buffers and graphs; takes no locks."""
+
+    overlaps = True
+
+    def __init__(
+        self,
+        decoder: GpuDecoder,
+        kv_cache: list[Tensor],
+        workspace: GpuWorkspace,
+        tables: LoraTables,
+        sampler: Sampler,
+        *,
+        max_rows: int,
+        max_running: int,
+        max_context: int,
+    ) -> None:
+        self._decoder = decoder
+        self._kv_cache = kv_cache
+        self._workspace = workspace
+        self._tables = tables
+        self._sampler = sampler
+        self._device = kv_cache[0].device
+        self._is_cuda = self._device.type == "cuda"
+        self._block_size = kv_cache[0].shape[1]
+        self._max_rows, self._max_running = max_rows, max_running
+        self._buckets = ShapeBuckets(max_running, max_context, self._block_size, with_adapters=True)
+        self._graphs = DecodeGraphs()
+        self._staging = Staging(
+            self._largest_shape(max_rows, max_running, max_context).layout().nbytes, self._device
+        )
+        self._sampled = torch.zeros(max_running, dtype=torch.int64, device=self._device)
+        self._newest_row_of: dict[int, int] = {}  # of the step launched last: sequence id -> row sampled
+        self._last_end: torch.cuda.Event | None = None
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self._graphs)
+
+    @torch.inference_mode()
+    def warm_up(self, on_progress: Progress = lambda done, total: None) -> None:
+        """Compile every kernel and capture every graph, so that no live request meets a compiler."""
+        if not self._is_cuda:
+            return
+        shapes = list(self._buckets.all_shapes())
+        for done, shape in enumerate(shapes):
+            on_progress(done, len(shapes))
+            self._graphs.capture(StepInputs(shape, self._staging, self._tables), self._forward)
+        for shape in self._prefill_shapes():
+            inputs = StepInputs(shape, self._staging, self._tables)
+            logits = self._forward(inputs)
+            for sampling in (None, inputs.sampling):
+                sample(logits, sampling, self._workspace.sampling, self._sampled)
+        torch.cuda.synchronize()
+        on_progress(len(shapes), len(shapes))
+
+    def _prefill_shapes(self) -> Iterator[StepShape]:
+        """Every way in which steps with prefills can differ for a compiler."""
+        for rows in sorted({ALIGNMENT, min(_LARGE_PREFILL, self._max_rows), self._max_rows}):
+            for decodes in range(min(3, self._max_running)):
+                for has_adapters in (False, True):
+                    for max_context in self._buckets.contexts if decodes else self._buckets.contexts[:1]:
+                        yield StepShape(
+                            rows=rows,
+                            decodes=decodes,
+                            sequences=decodes + 1,
+                            row_tiles=decodes + 1 if has_adapters else 0,
+                            query_tiles=1,
+                            max_context=max_context,
+                            max_blocks=aligned(-(-max_context // self._block_size)),
+                            logit_rows=decodes + 1,
+                        )
+
+    @torch.inference_mode()
+    def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:
+        """Put a step on the device's queue. `is_continuation`: the step before is still in flight."""
+        plan = StepPlan(batch, self._block_size)
+        start = self._mark()
+        inputs, logits = self._run(plan)
+        logprobs: list[_Logprobs] = []
+        if plan.sampled:
+            self._choose(plan, inputs, logits[: len(plan.sampled)])
+            logprobs = self._take_logprobs(plan.sampled, logits)
+        self._newest_row_of = {row.sequence.sequence_id: index for index, row in enumerate(plan.sampled)}
+        host_tokens = self._to_host(self._sampled[: len(plan.sampled)])
+        end = self._mark()
+        previous, self._last_end = (self._last_end if is_continuation else None), end
+        return GpuStep(host_tokens, logprobs, start, end, previous)
+
+    def _run(self, plan: StepPlan) -> tuple[StepInputs, Tensor]:
+        """One pass: a graph for decodes alone, else kernel by kernel."""
+        if len(self._graphs) and not plan.prefills:
+            shape = self._buckets.shape_of(plan)
+            inputs = self._graphs.inputs(shape)
+            inputs.write(plan, self._newest_row_of)
+            return inputs, self._graphs.replay(shape)
+        inputs = StepInputs(self._exact_shape(plan), self._staging, self._tables)
+        inputs.write(plan, self._newest_row_of)
+        return inputs, self._forward(inputs)
+
+    def _forward(self, inputs: StepInputs) -> Tensor:
+        return self._decoder.forward(inputs.batch, self._workspace, self._kv_cache, self._sampled)
+
+    def _choose(self, plan: StepPlan, inputs: StepInputs, logits: Tensor) -> None:
+        """Adjust the logits of the rows that ask for it, then sample all rows into `_sampled`."""
+        for index, row in enumerate(plan.sampled):
+            self._sampler.adjust(logits[index], row.sequence, row.output_index)
+        sample(
+            logits,
+            None if plan.is_greedy else inputs.sampling,
+            self._workspace.sampling,
+            self._sampled,
+        )
+
+    def _take_logprobs(self, rows: list[ScheduledSequence], logits: Tensor) -> list[_Logprobs]:
+        taken = []
+        for index, row in enumerate(rows):
+            num_top = row.sequence.sampling.top_logprobs
+            if num_top is None:
+                continue
+            top, top_ids = logits[index].topk(num_top)
+            chosen = logits[index].index_select(0, self._sampled[index : index + 1])
+            values = torch.cat((chosen, top)) - torch.logsumexp(logits[index], dim=-1)
+            taken.append(_Logprobs(index, values, top_ids))
+        return taken
+
+    def _exact_shape(self, plan: StepPlan) -> StepShape:
+        return StepShape(
+            rows=aligned(plan.num_rows),
+            decodes=len(plan.decodes),
+            sequences=len(plan.decodes) + len(plan.prefills),
+            row_tiles=len(plan.row_tiles),
+            query_tiles=len(plan.query_tiles),
+            max_context=self._buckets.context_of(plan),
+            max_blocks=aligned(-(-max(plan.max_stop, self._buckets.context_of(plan)) // self._block_size)),
+            logit_rows=len(plan.sampled),
+        )
+
+    def _largest_shape(self, max_rows: int, max_running: int, max_context: int) -> StepShape:
+        return StepShape(
+            rows=max_rows,
+            decodes=max_running,
+            sequences=max_running,
+            row_tiles=max_rows,
+            query_tiles=max_rows,
+            max_context=max_context,
+            max_blocks=aligned(-(-max_context // self._block_size)),
+            logit_rows=max_running,
+        )
+
+    def _to_host(self, tokens: Tensor) -> Tensor:
+        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=self._is_cuda)
+        host.copy_(tokens, non_blocking=True)
+        return host
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """A moment on the device's clock."""
+        if not self._is_cuda:
+            return None
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+def _read(logprobs: _Logprobs, token_id: int) -> TokenLogprob:
+    values = logprobs.values.tolist()
+    return TokenLogprob(token_id, values[0], list(zip(logprobs.top_ids.tolist(), values[1:], strict=True)))

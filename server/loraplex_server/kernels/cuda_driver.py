@@ -1,0 +1,124 @@
+"""Launching compiled kernels on torch's current stream, through the CUDA driver's own interface."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from loraplex_server.errors import KernelError
+from loraplex_server.kernels.nvrtc import compile_cubin
+
+_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+Argument = Tensor | int | None
+"""Of a kernel: a tensor's address, a 32-bit int, or a null address."""
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("id", ctypes.c_uint), ("pad", ctypes.c_uint), ("value", ctypes.c_uint64 * 8))
+
+
+class _LaunchConfig(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    )
+
+
+class CudaKernel:
+    """One function of a loaded module, with its block and its dynamic shared memory fixed."""
+
+    def __init__(self, function: ctypes.c_void_p, threads: int, shared_bytes: int) -> None:
+        """Raises KernelError where a block of this GPU has less shared memory."""
+        self._function = function
+        self._threads = threads
+        self._shared_bytes = shared_bytes
+        if shared_bytes:
+            _check(_driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared_bytes))
+        self._attribute = _Attribute(_PROGRAMMATIC_SERIALIZATION)
+        self._attribute.value[0] = 1
+
+    def launch(self, grid: tuple[int, int], arguments: tuple[Argument, ...], overlap: bool = False) -> None:
+        """Run a grid of blocks on torch's current stream; capturable in a graph.
+
+        overlap   start before the stream's previous kernel has ended (programmatic dependent launch). The kernel
+                  itself waits before it reads what that one wrote; the next kernel must do the same.
+        """
+        boxed = [_boxed(argument) for argument in arguments]
+        addresses = (ctypes.c_void_p * len(boxed))(*(ctypes.addressof(box) for box in boxed))
+        config = _LaunchConfig(
+            (*grid, 1),
+            (self._threads, 1, 1),
+            self._shared_bytes,
+            torch.cuda.current_stream().cuda_stream,
+            ctypes.pointer(self._attribute) if overlap else None,
+            1 if overlap else 0,
+        )
+        _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, addresses, None))
+
+
+def load_kernel(
+    source: str, function: str, defines: Mapping[str, int], threads: int, shared_bytes: int = 0
+) -> CudaKernel:
+    """Compile (or take from the cache on disk) and load into torch's current device.
+
+    Raises KernelError: the source does not compile, or the GPU refuses it.
+    """
+    torch.cuda.current_stream()  # makes the context that the driver loads into
+    device = torch.cuda.current_device()
+    module = _module(
+        source, tuple(sorted(defines.items())), device_arch(torch.device("cuda", device)), device
+    )
+    handle = ctypes.c_void_p()
+    _check(_driver().cuModuleGetFunction(ctypes.byref(handle), module, function.encode()))
+    return CudaKernel(handle, threads, shared_bytes)
+
+
+def device_arch(device: torch.device) -> str:
+    """What NVRTC compiles for, such as "sm_90a"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+
+
+_load_lock = threading.Lock()
+
+
+@functools.cache
+def _module(source: str, defines: tuple[tuple[str, int], ...], arch: str, device: int) -> ctypes.c_void_p:
+    del device  # a module belongs to one device's context
+    cubin = compile_cubin(source, dict(defines), arch)
+    module = ctypes.c_void_p()
+    with _load_lock:
+        _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
+    return module
+
+
+def _boxed(argument: Argument) -> ctypes.c_void_p | ctypes.c_int:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_void_p(None) if argument is None else ctypes.c_int(argument)
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise KernelError(f"no NVIDIA driver: {error}") from error
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(result, ctypes.byref(text))
+        raise KernelError(f"CUDA driver: {(text.value or b'unknown error').decode()} ({result})")

@@ -1,0 +1,48 @@
+"""The CUDA products: which GPUs have them, and their kernels, compiled once for each plan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from loraplex_server.kernels.cuda_driver import CudaKernel, device_arch, load_kernel
+from loraplex_server.kernels.nvrtc import compile_cubin
+from loraplex_server.kernels.product_plan import ROW_BUCKETS, ProductPlan, int8_plan, nf4_plan
+
+
+@functools.cache
+def has_cuda_products(device: torch.device) -> bool:
+    """Whether the kernels in CUDA C++ run on this device: Hopper. Others take the Triton ones."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def product_kernel(plan: ProductPlan, device: torch.device) -> CudaKernel:
+    """Compiled or taken from the cache on disk at its first use.
+
+    Raises KernelError.
+    """
+    return _kernel(plan, device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _kernel(plan: ProductPlan, device_index: int) -> CudaKernel:
+    with torch.cuda.device(device_index):
+        return load_kernel(plan.source, plan.function, plan.defines, plan.threads, plan.shared_bytes)
+
+
+def compile_products(nf4_outputs: Iterable[int], int8_outputs: Iterable[int], device: torch.device) -> int:
+    """Compile every kernel that products with so many outputs will want, several at a time; returns how many.
+
+    Raises KernelError.
+    """
+    plans = {nf4_plan(outputs, rows, False) for outputs in nf4_outputs for rows in ROW_BUCKETS}
+    plans |= {int8_plan(outputs, rows) for outputs in int8_outputs for rows in ROW_BUCKETS}
+    arch = device_arch(device)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda plan: compile_cubin(plan.source, plan.defines, arch), plans))
+    for plan in plans:
+        product_kernel(plan, device)
+    return len(plans)

@@ -1,0 +1,186 @@
+"""How a product is cut over the multiprocessors of a GPU: measured on Hopper, see docs/performance.md.
+
+`parts` of a plan, the pieces into which the inputs are cut, decides the order in which a row is summed. It depends on
+the weight's shape and on the kernel, not on the number of rows within it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+ROW_BUCKETS = (1, 8, 16, 32, 64, 96, 128)
+MAX_ROWS = ROW_BUCKETS[-1]  # above, arithmetic outweighs reading the weight
+_MULTIPROCESSORS = 132
+_BLOCK_OUTPUTS = 16  # of one warp's tile
+_RECORD_BYTES = 576
+_STATIC_BYTES = 32768  # the kernel's table
+
+
+@dataclass(frozen=True, slots=True)
+class ProductPlan:
+    """The compile-time parameters of one kernel, named as in the CUDA sources."""
+
+    source: str
+    nt: int  # row tiles of 8
+    mt: int  # output tiles of 16 per warp, or of 64 per warpgroup in the wide kernel
+    wn: int  # warps, or warpgroups, side by side over the outputs
+    wk: int  # ... that share the inputs out
+    sk: int  # blocks that share the inputs out
+    ks: int  # tiles of 64 inputs per pipeline stage
+    stages: int
+    rows_held: int
+    is_exact: bool = False
+
+    @property
+    def is_wide(self) -> bool:
+        return self.source == "nf4_wide.cu"
+
+    @property
+    def is_int8(self) -> bool:
+        return self.source == "int8.cu"
+
+    @property
+    def function(self) -> str:
+        return "int8_product" if self.is_int8 else "nf4_product"
+
+    @property
+    def parts(self) -> int:
+        return self.wk * self.sk
+
+    @property
+    def threads(self) -> int:
+        return self.wn * self.wk * (128 if self.is_wide else 32)
+
+    @property
+    def outputs(self) -> int:
+        """Per block."""
+        return self.wn * self.mt * (64 if self.is_wide else _BLOCK_OUTPUTS)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic: the stages of weights and of x, then the sums of the parts in the same place."""
+        warps = self.threads // 32
+        if self.is_int8:
+            stage = warps * self.mt * self.ks * 1024 + self.wk * self.rows_held * self.ks * 64
+        else:
+            stage = warps * (self.mt * self.ks * _RECORD_BYTES + 8) + self.wk * self.rows_held * self.ks * 128
+        sums = self.wk * self.outputs // _BLOCK_OUTPUTS * self.nt * 512
+        return max(stage * self.stages, sums)
+
+    @property
+    def defines(self) -> dict[str, int]:
+        return {
+            "NT": self.nt,
+            "MT": self.mt,
+            "WN": self.wn,
+            "WK": self.wk,
+            "SK": self.sk,
+            "KS": self.ks,
+            "STAGES": self.stages,
+            "XR": self.rows_held,
+            "EXACT": int(self.is_exact),
+            "MINB": 1,
+        }
+
+    def grid(self, out_features: int) -> tuple[int, int]:
+        return -(-out_features // self.outputs), self.sk
+
+
+def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:
+    """For 1..128 rows."""
+    bucket = row_bucket(rows)
+    plan = _nf4_wide(out_features, bucket) if bucket > 32 else _nf4_narrow(out_features, bucket)
+    return replace(plan, is_exact=is_exact or plan.is_exact)
+
+
+def int8_plan(out_features: int, rows: int) -> ProductPlan:
+    """For 1..128 rows. Sums of integers are exact, so `parts` may vary."""
+    bucket = row_bucket(rows)
+    bucket = 128 if bucket == 96 else bucket
+    share = _tiles_per_multiprocessor(out_features)
+    if bucket <= 8:
+        return _plan("int8.cu", bucket, mt=1, wn=1, wk=4, ks=4, stages=4)
+    if bucket == 16 or (bucket == 32 and share <= 2):
+        return _plan("int8.cu", bucket, mt=1, wn=2, wk=4, ks=4, stages=3)
+    if share > 8:
+        return _plan("int8.cu", bucket, mt=2, wn=7, wk=1, ks=2, stages=4)
+    if bucket == 32:
+        return _plan("int8.cu", bucket, mt=2, wn=2, wk=4, ks=2, stages=4)
+    if share > 2:
+        return _plan("int8.cu", bucket, mt=1, wn=4, wk=4, ks=1, stages=4)
+    if bucket == 64:
+        return _plan("int8.cu", bucket, mt=1, wn=2, wk=8, ks=1, stages=3)
+    return _plan("int8.cu", bucket, mt=2, wn=2, wk=4, sk=2, ks=1, stages=3)
+
+
+def row_bucket(rows: int) -> int:
+    """The number of rows that a kernel is compiled for: the next of `ROW_BUCKETS`."""
+    return next(bucket for bucket in ROW_BUCKETS if rows <= bucket)
+
+
+def _nf4_narrow(out_features: int, bucket: int) -> ProductPlan:
+    """Up to 32 rows: as many parts as give every multiprocessor its share of a narrow weight."""
+    share = _tiles_per_multiprocessor(out_features)
+    ks = 1 if bucket == 32 else 2
+    if share <= 3:
+        if bucket == 1:
+            return _plan("nf4.cu", bucket, mt=1, wn=1, wk=8, ks=2, stages=4)
+        if share == 3:
+            return _plan("nf4.cu", bucket, mt=1, wn=3, wk=8, ks=1, stages=4)
+        if bucket == 8:
+            return _plan("nf4.cu", bucket, mt=2, wn=1, wk=8, ks=2, stages=3)
+        return _plan("nf4.cu", bucket, mt=1, wn=2, wk=8, ks=ks, stages=3 if ks == 2 else 4)
+    if share <= 8:
+        return _plan("nf4.cu", bucket, mt=2, wn=-(-share // 2), wk=4, ks=ks, stages=3)
+    return _plan("nf4.cu", bucket, mt=2, wn=_even_width(out_features), wk=2, ks=2, stages=3)
+
+
+def _nf4_wide(out_features: int, bucket: int) -> ProductPlan:
+    """33..128 rows: a block's outputs must pay for its own copy of x.
+
+    At 128 rows the sums of a tile and those of all tiles do not fit the registers of a block of 4 warpgroups, so there
+    the weights are scaled, as in the exact mode.
+    """
+    source, share = "nf4_wide.cu", _tiles_per_multiprocessor(out_features)
+    if share > 8:
+        if _busiest(out_features, 192) < _busiest(out_features, 256):
+            return _plan(source, bucket, mt=1, wn=3, wk=1, stages=3, is_exact=bucket == 128)
+        if bucket == 96:
+            return _plan(source, bucket, mt=2, wn=2, wk=1, stages=5)
+        return _plan(source, bucket, mt=1, wn=4, wk=1, stages=4, is_exact=bucket == 128)
+    if share > 2:
+        if bucket == 64:
+            return _plan(source, bucket, mt=1, wn=2, wk=2, sk=2, stages=4)
+        return _plan(source, bucket, mt=2, wn=1, wk=2, sk=2, stages=4, is_exact=bucket == 128)
+    return _plan(source, bucket, mt=1, wn=1, wk={64: 4, 96: 3, 128: 2}[bucket], sk=2, stages=3)
+
+
+def _tiles_per_multiprocessor(out_features: int) -> int:
+    return -(-out_features // (_BLOCK_OUTPUTS * _MULTIPROCESSORS))
+
+
+def _even_width(out_features: int) -> int:
+    """Pairs of tiles per block, of 4..9, that leave the busiest multiprocessor with the least."""
+    return min((7, 8, 6, 9, 5, 4), key=lambda width: _busiest(out_features, 2 * _BLOCK_OUTPUTS * width))
+
+
+def _busiest(out_features: int, block_outputs: int) -> int:
+    """Outputs of the multiprocessor that has the most, with one block at a time on each."""
+    blocks = -(-out_features // block_outputs)
+    return -(-blocks // _MULTIPROCESSORS) * block_outputs
+
+
+def _plan(
+    source: str,
+    bucket: int,
+    *,
+    mt: int,
+    wn: int,
+    wk: int,
+    sk: int = 1,
+    ks: int = 1,
+    stages: int,
+    is_exact: bool = False,
+) -> ProductPlan:
+    nt = max(1, bucket // 8)
+    return ProductPlan(source, nt, mt, wn, wk, sk, ks, stages, bucket, is_exact)

@@ -1,0 +1,94 @@
+"""The engine as a GPU runs it, step by step through the kernels, says what the engine on a CPU says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from loraplex_server.base.fingerprint import base_spec
+from loraplex_server.engine.config import EngineConfig
+from loraplex_server.engine.engine import Engine, EngineParts, store_reader
+from loraplex_server.engine.gpu_backend import load_gpu_backend
+from loraplex_server.engine.kv_cache import block_bytes
+from loraplex_server.model.config import DecoderConfig
+from loraplex_server.model.numerics import resolve_numerics
+from tests.integration.engine.run import EngineRun
+from tests.integration.engine.world import BLOCK_SIZE, CONTEXT, World, make_world, start_engine
+
+PROMPTS = (
+    (None, [5, 6, 7]),
+    ("rank-16", [9, 8, 7, 6, 5, 4, 3, 9, 9]),
+    ("patterns", [11]),
+    ("rslora", [30, 31, 32, 33, 34]),
+    ("rank-16", [40, 41]),
+    ("one-layer", list(range(20, 60))),
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def start_gpu_engine(world: World, device: torch.device, *, num_blocks: int = 64, **changes: Any) -> Engine:
+    """The GPU's engine in fp32; on a CPU its kernels are interpreted."""
+    kv_bytes = num_blocks * block_bytes(DecoderConfig.from_folder(world.base), BLOCK_SIZE, torch.float32)
+    settings: dict[str, Any] = {
+        "max_context_tokens": CONTEXT,
+        "max_batched_tokens": 24,
+        "max_running": 8,
+        "block_size": BLOCK_SIZE,
+        "kv_cache_bytes": kv_bytes,
+        "adapter_slots": 4,
+        "adapter_arena_bytes": 2**20,
+        "max_lora_rank": 16,
+    }
+    config = EngineConfig(
+        base_path=world.base,
+        store_path=world.store,
+        quantization="fp32",
+        device="cpu",
+        **{**settings, **changes},
+    )
+    numerics = replace(resolve_numerics("fp32", "cpu"), device=device)
+    spec = base_spec(world.base, world.cache)
+    backend = load_gpu_backend(config, numerics, spec, lambda stage, done, total: None)
+    return Engine(config, parts=EngineParts(backend, spec.fingerprint, store_reader(config, spec, backend)))
+
+
+def completions(engine: Engine, world: World, num_tokens: int) -> list[list[int]]:
+    with EngineRun(engine) as run:
+        for adapter, prompt in PROMPTS:
+            run.add(prompt, world.digest(adapter), max_tokens=num_tokens)
+        tokens = [completion.tokens for completion in run.finish(timeout_s=120)]
+        run.assert_nothing_is_left(*world.digests.values())
+    return tokens
+
+
+def test_greedy_tokens_are_those_of_the_reference(world: World, device: torch.device) -> None:
+    expected = completions(start_engine(world), world, num_tokens=6)
+
+    tokens = completions(start_gpu_engine(world, device), world, num_tokens=6)
+
+    assert tokens == expected
+
+
+def test_sequences_that_end_early_are_left_out_of_the_step_in_flight(
+    world: World, device: torch.device
+) -> None:
+    expected = completions(start_engine(world), world, num_tokens=6)
+    stop = expected[1][2]
+
+    with EngineRun(start_gpu_engine(world, device)) as run:
+        for adapter, prompt in PROMPTS[:3]:
+            run.add(prompt, world.digest(adapter), max_tokens=6, stop_token_ids=(stop,))
+        ended = run.finish(timeout_s=120)
+
+        run.assert_nothing_is_left(*world.digests.values())
+    assert ended[1].tokens == expected[1][:3]
+    for completion, tokens in zip(ended, expected, strict=False):
+        cut = tokens.index(stop) + 1 if stop in tokens else len(tokens)
+        assert completion.tokens == tokens[:cut]
