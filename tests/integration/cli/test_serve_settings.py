@@ -16,7 +16,9 @@ from loraplex_client import LoraplexClient
 from tests.integration.live_server import SETTINGS, START_TIMEOUT_S, environment, running_server
 
 
-def test_the_ready_line_is_the_only_line_on_standard_output(tiny_base: Path, tmp_path: Path) -> None:
+def test_the_ready_line_is_all_of_standard_output_and_json_logs_all_of_standard_error(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     with running_server(tiny_base, tmp_path, log_format="json") as server:
         with server.client() as client:
             assert client.generate("x", max_tokens=1).usage.completion_tokens == 1
