@@ -1,7 +1,4 @@
-"""Settings of all tests; and Triton's kernels run on the GPU where there is one and in its interpreter elsewhere.
-
-Triton decides when it is first imported, so the interpreter is chosen before any test module is.
-"""
+"""Settings of all tests: how Triton's kernels run, and how long an example of Hypothesis may take."""
 
 from __future__ import annotations
 
@@ -33,5 +30,7 @@ def use_interpreter() -> None:
     interpreter._patch_lang_tensor = patch_and_mend
 
 
+# Kernels run on the GPU where there is one and in Triton's interpreter elsewhere. Triton decides when it is first
+# imported, so the interpreter is chosen before any test module is.
 if find_spec("triton") is not None and not torch.cuda.is_available():
     use_interpreter()

@@ -17,8 +17,11 @@ StageProgress = Callable[[str, int, int], None]
 
 
 @contextmanager
-def stage_bars() -> Iterator[StageProgress]:
+def stage_bars(*, are_shown: bool = True) -> Iterator[StageProgress]:
     """One bar per stage, shown from its first report until every stage is complete; nothing without a report."""
+    if not are_shown:
+        yield lambda stage, done, total: None
+        return
     bars = _StageBars()
     try:
         yield bars.report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -122,7 +123,7 @@ class LiveServer:
     def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples of that name whose labels include `labels`; 0 if there are none."""
         return sum(
-            sample.value
+            float(sample.value)
             for sample in self.samples()
             if sample.name == name and labels.items() <= sample.labels.items()
         )
@@ -162,7 +163,8 @@ def start_server(base: Path | str, data_dir: Path, log_file: Path, **settings: A
             env=environment(),
             start_new_session=True,  # a signal to the tests' own process group is not meant for it
         )
-    return LiveServer(process, data_dir, log_file)
+    port = settings.get("port", 0)
+    return LiveServer(process, data_dir, log_file, target=f"127.0.0.1:{port}" if port else "")
 
 
 @contextmanager
@@ -175,6 +177,14 @@ def running_server(base: Path | str, folder: Path, **settings: Any) -> Iterator[
         yield server
     finally:
         server.stop()
+
+
+def free_port() -> int:
+    """A port for a server whose address must be known before it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def environment() -> dict[str, str]:

@@ -163,7 +163,8 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> None:
             + ("" if address.metrics_port is None else f", metrics on port {address.metrics_port}"),
         )
 
-    with stage_bars() as progress:
+    # What collects JSON logs reads nothing else.
+    with stage_bars(are_shown=settings.log_format == "text") as progress:
         resolve_base(settings.base, progress)  # the server's own call then finds the base in place
         run_server(
             settings, announce, lambda stage, done, total: progress(STAGES.get(stage, stage), done, total)

@@ -18,7 +18,7 @@ _MAX_GRACE_S = 3600.0
 
 
 class OpsServicer(ops_pb2_grpc.OpsServiceServicer):
-    """Answers while the base model loads too, with what is known by then."""
+    """Draining is obeyed while the base model loads, too."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class OpsServicer(ops_pb2_grpc.OpsServiceServicer):
         grace_s = request.grace_seconds if request.HasField("grace_seconds") else self._config.drain_grace_s
         if not 0 <= grace_s <= _MAX_GRACE_S:
             raise InvalidRequestError([FieldViolation("grace_seconds", f"must be in [0, {_MAX_GRACE_S:g}]")])
-        in_flight = self._serving.parts().generation.num_in_flight
+        in_flight = self._serving.parts().generation.num_in_flight if self._serving.has_begun else 0
         self._drain(grace_s)
         return ops_pb2.DrainResponse(in_flight=in_flight)
 

@@ -1,77 +1,86 @@
-"""`loraplex serve` as a user starts it."""
-
 from __future__ import annotations
 
 import json
-import re
 import signal
+import socket
 import subprocess
-import sys
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import yaml
+import pytest
+import torch
 
-from loraplex_client import LoraplexClient
-from tests.integration.live_server import SETTINGS, START_TIMEOUT_S, environment, running_server
-
-
-def test_the_ready_line_is_the_only_line_on_standard_output(tiny_base: Path, tmp_path: Path) -> None:
-    with running_server(tiny_base, tmp_path, log_format="json") as server:
-        with server.client() as client:
-            assert client.generate("x", max_tokens=1).usage.completion_tokens == 1
-        server.send_signal(signal.SIGINT)
-        assert server.await_exit() == 0
-        assert server.process.stdout is not None
-        assert server.process.stdout.read() == ""
-
-        lines = [json.loads(line) for line in server.log().splitlines()]
-    assert [line["message"] for line in lines if line["logger"] == "loraplex_server.app"] == [
-        "listening",
-        "serving",
-        "draining",
-        "stopped",
-    ]
+from tests.integration.cli.conftest import environment, serve_command
 
 
-def test_settings_come_from_flags_then_environment_then_the_file(tiny_base: Path, tmp_path: Path) -> None:
-    file = tmp_path / "server.yaml"
-    settings = {**SETTINGS, "base": str(tiny_base), "data_dir": str(tmp_path / "data")}
-    file.write_text(yaml.safe_dump({**settings, "max_running": 5, "max_waiting": 6, "adapter_slots": 7}))
-    command = [sys.executable, "-m", "loraplex_cli", "serve", "--config", str(file), "--max-running", "3"]
-    variables = {"LORAPLEX_MAX_RUNNING": "4", "LORAPLEX_MAX_WAITING": "4"}
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**environment(), **variables}
-        )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        match = re.fullmatch(r"serving on 127\.0\.0\.1:(\d+), metrics on port (\d+)\n", line)
-        assert match, line
-        with LoraplexClient(f"127.0.0.1:{match[1]}") as client:
-            limits = client.server_info().limits
-        with urllib.request.urlopen(f"http://127.0.0.1:{match[2]}/metrics", timeout=10) as response:
-            assert b"loraplex_build_info" in response.read()
-    finally:
-        process.terminate()
-        exit_code = process.wait(START_TIMEOUT_S)
-        process.stdout.close()  # type: ignore[union-attr]
-
-    assert (limits.max_running, limits.max_waiting, limits.adapter_slots) == (3, 4, 7)
-    assert exit_code == 0
+@pytest.fixture
+def taken_port() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield str(listener.getsockname()[1])
 
 
-def test_a_setting_that_does_not_exist_is_refused_with_the_one_that_was_meant(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "loraplex_cli", "serve", "--json"],
-        env={**environment(), "LORAPLEX_MAX_RUNING": "3"},
+def refused(base: Path, data_dir: Path, *arguments: str) -> tuple[int, Any, str]:
+    """Exit code, the error of the one document on standard output, and standard error."""
+    done = subprocess.run(
+        serve_command(base, data_dir, *arguments),
         capture_output=True,
         text=True,
-        timeout=60,
-        check=False,
+        env=environment(),
+        timeout=120,
+    )
+    (line,) = done.stdout.splitlines()
+    return done.returncode, json.loads(line)["error"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "other"), [("--port", "--metrics-port"), ("--metrics-port", "--port")], ids=["grpc", "metrics"]
+)
+def test_a_taken_port_is_one_document_that_says_what_to_do(
+    base: Path, tmp_path: Path, taken_port: str, option: str, other: str
+) -> None:
+    exit_code, error, log = refused(base, tmp_path, option, taken_port, other, "0")
+
+    assert (exit_code, error["reason"]) == (1, "PORT_IN_USE")
+    assert taken_port in error["message"]
+    assert "0 takes any free one" in error["message"]
+    assert "Traceback" not in log
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named_in_one_line(base: Path, tmp_path: Path) -> None:
+    exit_code, error, log = refused(
+        base, tmp_path, "--port", "0", "--metrics-port", "null", "--device", "cuda"
     )
 
-    assert result.returncode == 2
-    assert "did you mean 'max_running'" in result.stderr
-    assert json.loads(result.stdout)["error"]["reason"] == "INVALID_CONFIG"
+    assert exit_code == 1
+    assert "finds no GPU" in error["message"]
+    assert "Traceback" not in log
+
+
+def test_an_unsupported_architecture_is_bad_input_that_lists_the_supported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+
+    exit_code, error, _ = refused(tmp_path, tmp_path / "data", "--port", "0")
+
+    assert (exit_code, error["reason"]) == (2, "UNSUPPORTED_ARCHITECTURE")
+    assert all(family in error["message"] for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM2"))
+    assert "\n" not in error["message"]
+
+
+def test_a_server_shows_how_far_the_base_is_and_ends_with_0_after_a_signal(
+    base: Path, tmp_path: Path
+) -> None:
+    command = serve_command(base, tmp_path, "--port", "0", "--metrics-port", "null", "--device", "cpu")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+
+    assert ready["grpc_port"] > 0
+    assert ready["metrics_port"] is None
+    assert process.returncode == 0
+    assert "loading the base model" in log

@@ -152,7 +152,8 @@ async def test_an_adapter_in_use_is_not_evicted_for_another(
 
     async with AsyncLoraplexClient(tight_server.target, timeout_s=60) as aclient:
         streams = [aclient.stream(PROMPT, adapter=name, **LONG) for name in ("red", "green")]
-        waiting = aclient.generate(PROMPT, adapter="blue", **LONG)
-        first, second, third = await asyncio.gather(*map(collect_async, streams), waiting)
+        waiting = asyncio.create_task(aclient.generate(PROMPT, adapter="blue", **LONG))
+        first, second = await asyncio.gather(*map(collect_async, streams))
+        third = await waiting
 
     assert [first.token_ids, second.token_ids, third.token_ids] == list(alone.values())

@@ -158,5 +158,5 @@ def test_an_error_about_endlessly_many_fields_still_arrives_and_names_the_first(
         ({"messages": [{"role": "é" * 5000, "content": "y"}]}, "chat.messages[0].role"),
     ):
         with pytest.raises(InvalidRequestError) as caught:
-            client.generate(**request)  # type: ignore[arg-type]
+            client.generate(**request)
         assert caught.value.violations[0].field == field

@@ -17,7 +17,7 @@ from loraplex.v1 import inference_pb2, inference_pb2_grpc, ops_pb2, ops_pb2_grpc
 from loraplex_client import AsyncLoraplexClient, LoraplexApiError, UnavailableError
 from tests.integration.conftest import ADAPTERS, StartServer
 from tests.integration.health import NOT_SERVING, SERVING, next_status, watched_health
-from tests.integration.live_server import LiveServer, start_server
+from tests.integration.live_server import LiveServer, free_port, start_server
 from tests.integration.raw_calls import failure_of, raw_channel
 from tests.integration.streams import ENDLESS, GREEDY, PROMPT, begin
 
@@ -43,7 +43,9 @@ def by_rpc(server: LiveServer) -> None:
         assert client.drain() == 4
 
 
-@pytest.mark.parametrize("stop", [by_sigterm, by_ctrl_c, by_service_manager, by_rpc])
+@pytest.mark.parametrize(
+    "stop", [by_sigterm, by_ctrl_c, pytest.param(by_service_manager, marks=pytest.mark.slow), by_rpc]
+)
 async def test_running_streams_finish_new_requests_are_turned_away_and_the_exit_code_is_0(
     own_server: StartServer, stop: Callable[[LiveServer], None]
 ) -> None:
@@ -111,19 +113,26 @@ def test_a_grace_out_of_range_is_refused_and_drains_nothing(server: LiveServer) 
         assert client.is_ready()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def by_rpc_with_nothing_in_flight(server: LiveServer) -> None:
+    with server.client() as client:
+        assert client.drain() == 0
+
+
+@pytest.mark.parametrize("stop", [by_service_manager, by_ctrl_c, by_rpc_with_nothing_in_flight])
 def test_a_server_that_is_still_loading_stops_when_told_to(
-    tiny_base: Path, tmp_path: Path, number: signal.Signals
+    tiny_base: Path, tmp_path: Path, stop: Callable[[LiveServer], None]
 ) -> None:
-    server = start_server(tiny_base, tmp_path / "data", tmp_path / "log")
+    server = start_server(tiny_base, tmp_path / "data", tmp_path / "log", port=free_port())
     server.await_log("listening")
 
-    os.killpg(server.process.pid, number)
+    stop(server)
 
-    assert server.await_exit(30) == 0
+    assert server.await_exit() == 0
     server.stop()
+    assert "serving" not in server.log()
 
 
+@pytest.mark.slow
 async def test_a_hanging_engine_does_not_keep_the_server_from_stopping(own_server: StartServer) -> None:
     server = own_server(drain_grace_s=0.2)
     engine = server.engine()

@@ -15,7 +15,7 @@ from loraplex_client import AsyncLoraplexClient, LoraplexApiError, LoraplexClien
 from loraplex_server.metrics import Metrics
 from tests.integration.conftest import ADAPTERS, StartServer
 from tests.integration.health import SERVING
-from tests.integration.live_server import LiveServer
+from tests.integration.live_server import LiveServer, eventually
 from tests.integration.raw_calls import failure_of, raw_channel
 from tests.integration.streams import GREEDY, PROMPT, answer_all, begin
 from tests.integration.wild_messages import METHODS
@@ -76,6 +76,7 @@ def test_reflection_lists_every_service_and_describes_every_method(server: LiveS
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in described)
 
 
+@pytest.mark.slow
 def test_reflection_can_be_switched_off(own_server: StartServer) -> None:
     server = own_server(reflection=False, metrics_port="null")
     with raw_channel(server) as channel:
@@ -100,7 +101,7 @@ async def test_every_metric_of_the_table_is_scraped_and_moves_with_traffic(own_s
             pass  # cancelled
         for refused in ({"adapter": "unknown"}, {"temperature": 9}):
             with pytest.raises(LoraplexApiError):
-                await client.generate(PROMPT, **refused)  # type: ignore[arg-type]
+                await client.generate(PROMPT, **refused)
         await asyncio.to_thread(_await_cancelled, server)
     samples = server.samples()
 
@@ -154,8 +155,6 @@ _MUST_MOVE = (
 
 
 def _await_cancelled(server: LiveServer) -> None:
-    from tests.integration.live_server import eventually
-
     eventually(lambda: server.metric("loraplex_requests_total", finish="cancelled") == 1)
 
 

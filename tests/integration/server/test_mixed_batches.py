@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ def peft_logprobs(tiny_base: Path, packages: Path) -> Logprobs:
 
     @torch.inference_mode()
     def logprobs(adapter: str, ids: list[int]) -> torch.Tensor:
-        if not adapter:
-            with model.disable_adapter():
-                return model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        model.set_adapter(adapter)
-        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        if adapter:
+            model.set_adapter(adapter)
+        with nullcontext() if adapter else model.disable_adapter():
+            logits: torch.Tensor = model(torch.tensor([ids])).logits
+        return logits[0].log_softmax(-1)
 
     return logprobs
 

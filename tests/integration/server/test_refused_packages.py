@@ -41,7 +41,10 @@ def with_tensors(change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]
 
 
 def with_bytes(name: str, change: Callable[[bytes], bytes]) -> Damage:
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes())) and None
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return damage
 
 
 def _widened(key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:

@@ -100,6 +100,7 @@ def test_packages_that_nobody_names_any_more_are_removed_at_the_next_start(
         assert len(stored_packages(server)) == 2
 
 
+@pytest.mark.slow
 def test_adapters_of_another_base_are_kept_but_never_served_on_this_one(
     tiny_base: Path, packages: Path, tmp_path: Path
 ) -> None:

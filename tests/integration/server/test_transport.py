@@ -75,7 +75,7 @@ def test_metadata_above_16_kib_is_resource_exhausted(server: LiveServer) -> None
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         failure = failure_of(
             lambda: stub.Generate(
-                inference_pb2.GenerateRequest(prompt=PROMPT), metadata=[("x-padding", "x" * 20_000)]
+                inference_pb2.GenerateRequest(prompt=PROMPT), metadata=(("x-padding", "x" * 20_000),)
             )
         )
 
