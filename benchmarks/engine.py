@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine_runs import Bench, copy_bandwidth
+from benchmarks.bandwidth import copy_bandwidth
+from benchmarks.engine_runs import Bench
 from benchmarks.gpu_peers import TransformersPeer
 from benchmarks.shapes import SHAPES
 

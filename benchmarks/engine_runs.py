@@ -168,20 +168,3 @@ class Bench:
                 tokens += len(output.token_ids)
                 in_flight -= output.finish_reason is not None
         return ThroughputResult(tokens / (time.perf_counter() - started), loads)
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second of a device-to-device copy, counting reads and writes."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_(0, 255)
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(12):
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        start.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    median = float(sorted(times)[len(times) // 2])
-    return 2 * int(source.nbytes) / median

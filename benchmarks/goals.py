@@ -81,12 +81,12 @@ def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
             yield Row(f"INT8 product {shape}, {count} rows", 0.75, figure, at_most=False)
 
 
-def _shares(report: dict[str, Any]) -> dict[str, float]:
-    """Of a report of `benchmarks.products`: "format K×N rows" -> share of the copy bandwidth."""
+def _shares(report: dict[str, Any], bandwidth: float) -> dict[str, float]:
+    """Of a report of `benchmarks.products`: "format K×N rows" -> share of the copy bandwidth, bytes per second."""
     return {
         f"{figure['format']} {figure['inputs']}x{figure['outputs']} {figure['rows']}": figure["weight_bytes"]
         / figure["microseconds"]
-        / (report["copy_bytes_per_second"] / 1e6)
+        / (bandwidth / 1e6)
         for figure in report.get("products", {}).get("llama-3.1-8b", [])
     }
 
@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = list(rows(_shares(_read(arguments.products)), _read(arguments.engine).get("runs", {})))
+    products, engine = _read(arguments.products), _read(arguments.engine)
+    bandwidth = max(report.get("copy_bytes_per_second", 0.0) for report in (products, engine))
+    found = list(rows(_shares(products, bandwidth), engine.get("runs", {})))
     if arguments.json:
         print(json.dumps([{**_fields(row), "verdict": row.verdict} for row in found]))
         return

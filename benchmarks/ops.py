@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.bandwidth import copy_bandwidth
 from loraplex_server.kernels.decode_attention import decode_attention, num_parts
 from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.lora_expand import lora_expand
@@ -350,14 +351,6 @@ def time_case(case: Case, repeats: int, bandwidth: float) -> Timing:
     graph.replay()
     times = [elapsed_ms(graph.replay) * 1e3 / LAYERS for _ in range(repeats)]
     return Timing(case.name, statistics.median(times), case.floor_bytes / bandwidth * 1e6)
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second of a large device-to-device copy, read and written both counted."""
-    source = torch.empty(1 << 31, dtype=torch.uint8, device=DEVICE).random_()
-    target = torch.empty_like(source)
-    best = min(elapsed_ms(lambda: target.copy_(source)) for _ in range(8))
-    return 2 * source.numel() / (best * 1e-3)
 
 
 def main() -> None:

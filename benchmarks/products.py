@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.bandwidth import copy_bandwidth
 from loraplex_server.kernels.int8_matmul import Int8Weight, int8_matmul
 from loraplex_server.kernels.nf4_matmul import nf4_matmul
 from loraplex_server.kernels.nf4_weight import Nf4Weight
@@ -60,13 +61,6 @@ class Measurement:
     def share_of(self, bytes_per_second: float) -> float:
         """The floor ÷ the time."""
         return self.weight_bytes / bytes_per_second / (self.microseconds * 1e-6)
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a device-to-device copy of 2 GiB."""
-    source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (median_microseconds([lambda: target.copy_(source)] * 4) * 1e-6)
 
 
 def median_microseconds(calls: list[Callable[[], object]]) -> float:
