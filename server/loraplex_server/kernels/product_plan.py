@@ -1,4 +1,4 @@
-"""How a product is cut over the multiprocessors of a GPU: measured on Hopper, see docs/performance.md.
+"""How a product is cut over the multiprocessors of a GPU: measured on Hopper, see docs/performance-products.md.
 
 `parts` of a plan, the pieces into which the inputs are cut, decides the order in which a row is summed. It depends on
 the weight's shape and on the kernel, not on the number of rows within it.
