@@ -274,6 +274,8 @@ class EngineClient:
                 case EngineReady() as ready:
                     self.ready = ready
                     self.failure = None
+                    if ready.memory_plan:
+                        log.info("memory: %s", ready.memory_plan)
                     self._set_state(EngineState.READY)
                     if self._first_outcome is not None and not self._first_outcome.done():
                         self._first_outcome.set_result(ready)

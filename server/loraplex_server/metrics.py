@@ -121,6 +121,9 @@ class Metrics:
         self._engine_starts = Counter(
             "loraplex_engine_starts", "Engine processes that became ready.", registry=registry
         )
+        self._device_idle = Counter(
+            "loraplex_device_idle_seconds", "A GPU waiting between steps in flight.", registry=registry
+        )
         self._running = _gauge(registry, "running_sequences", "Sequences in the batch.")
         self._waiting = _gauge(registry, "waiting_sequences", "Sequences waiting in the engine.")
         self._kv_blocks = _gauge(registry, "kv_blocks", "Key-value blocks.")
@@ -166,6 +169,8 @@ class Metrics:
             self._step.observe(stats.step_seconds)
             self._batch_sequences.observe(stats.batch_sequences)
             self._batch_adapters.observe(stats.batch_adapters)
+        if stats.device_idle_seconds:
+            self._device_idle.inc(stats.device_idle_seconds)
         if stats.preemptions:
             self._preemptions.inc(stats.preemptions)
         if stats.prefix_hit_tokens:

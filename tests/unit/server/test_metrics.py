@@ -109,6 +109,7 @@ def test_a_step_of_the_engine_sets_gauges_and_counts_what_it_did(metrics: Metric
         preemptions=1,
         adapter_load_seconds=[0.1, 0.2],
         adapter_evictions=1,
+        device_idle_seconds=0.25,
     )
     metrics.engine_step(stats)
     metrics.engine_step(stats)
@@ -118,6 +119,7 @@ def test_a_step_of_the_engine_sets_gauges_and_counts_what_it_did(metrics: Metric
         "prefix_cache_hit_tokens_total": 64,
         "preemptions_total": 2,
         "adapter_loads_total": 4,
+        "device_idle_seconds_total": 0.5,
         "adapter_evictions_total": 2,
         "adapter_load_seconds_count": 4,
         "step_seconds_count": 2,
