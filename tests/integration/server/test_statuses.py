@@ -115,7 +115,11 @@ class Rows:
                 if number < TIGHT["max_running"]:
                     next(call)
             eventually(lambda: self._num_waiting() == TIGHT["max_waiting"])
-            return failure_of(lambda: self._generate(prompt="x"))
+            failure = failure_of(lambda: self._generate(prompt="x"))
+        # All have left before the next row asks.
+        num_calls = TIGHT["max_running"] + TIGHT["max_waiting"]
+        eventually(lambda: self._server.metric("loraplex_requests_total", finish="cancelled") == num_calls)
+        return failure
 
     def _num_waiting(self) -> int:
         return self._ops.GetServerInfo(ops_pb2.GetServerInfoRequest()).load.waiting
