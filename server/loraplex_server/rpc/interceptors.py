@@ -6,6 +6,7 @@ reach the client as UNKNOWN with the exception's text.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -133,7 +134,10 @@ class _Call:
     async def abort(self, context: Context, status: Any, reason: str) -> None:
         self._code = status.code.name
         self._metrics.rejected(reason)
-        await context.abort_with_status(status)
+        try:
+            await context.abort_with_status(status)
+        except grpc.aio.InternalError:  # the caller has gone, by its own deadline most likely: nobody to tell
+            raise asyncio.CancelledError from None
 
     async def abort_for(self, context: Context, error: Exception) -> None:
         """End the RPC with the status of `error`; an abort by the service itself passes through."""
