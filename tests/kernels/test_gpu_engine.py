@@ -54,7 +54,7 @@ def start_gpu_engine(world: World, device: torch.device, *, num_blocks: int = 64
         **{**settings, **changes},
     )
     numerics = replace(resolve_numerics("fp32", "cpu"), device=device)
-    spec = base_spec(world.base, world.cache)
+    spec = base_spec(world.base)
     backend = load_gpu_backend(config, numerics, spec, lambda stage, done, total: None)
     return Engine(config, parts=EngineParts(backend, spec.fingerprint, store_reader(config, spec, backend)))
 

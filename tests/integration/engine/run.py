@@ -50,8 +50,9 @@ class EngineRun:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.completions: list[Completion] = []  # by sequence id
+        self.completions: list[Completion] = []  # by number, as `add` returns it
         self.totals = Totals()
+        self._first_id = 0
 
     def __enter__(self) -> EngineRun:
         return self
@@ -62,13 +63,21 @@ class EngineRun:
     def add(self, prompt: list[int], digest: str | None = None, salt: bytes = b"", **sampling: Any) -> int:
         """Greedy, up to 16 tokens and past the end of sequence, unless `sampling` says otherwise."""
         params = SamplingParams(**{"temperature": 0.0, "max_tokens": 16, "ignore_eos": True, **sampling})
-        sequence_id = len(self.completions)
+        number = len(self.completions)
         self.completions.append(Completion(prompt))
+        sequence_id = self._first_id + number
         self.engine.add(AddSequence(sequence_id, list(prompt), digest, salt, params, time.monotonic()))
-        return sequence_id
+        return number
 
-    def abort(self, *sequence_ids: int) -> None:
-        self._collect(self.engine.abort(list(sequence_ids)))
+    def load(self, *digests: str) -> None:
+        """Make adapters resident, so that requests of all of them can share the first step."""
+        for digest in digests:
+            self.add([1], digest, max_tokens=1)
+        self._first_id += len(self.finish())
+        self.completions = []
+
+    def abort(self, *numbers: int) -> None:
+        self._collect(self.engine.abort([self._first_id + number for number in numbers]))
 
     def step(self) -> EngineStats | None:
         """One step; None if there was nothing to run yet."""
@@ -101,7 +110,7 @@ class EngineRun:
 
     def _collect(self, outputs: list[TokenOutput]) -> None:
         for output in outputs:
-            completion = self.completions[output.sequence_id]
+            completion = self.completions[output.sequence_id - self._first_id]
             assert completion.end is None, "an output after the end"
             completion.tokens += output.token_ids
             completion.logprobs += output.logprobs or []

@@ -14,7 +14,7 @@ from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine.messages import FinishReason
 from tests.integration.engine.conftest import COMPLETION_TOKENS, Case
 from tests.integration.engine.run import Completion, EngineRun
-from tests.integration.engine.world import ADAPTERS, CONTEXT, World, save_adapter, start_engine
+from tests.integration.engine.world import CONTEXT, World, save_adapter, start_engine
 
 DAMAGES = ("changed", "cut", "emptied", "missing")
 
@@ -108,14 +108,14 @@ def test_an_adapter_bigger_than_the_arena_fails_alone(world: World, cases: list[
         run.assert_nothing_is_left(*world.digests.values())
 
 
-def test_adapters_of_which_the_arena_holds_one_at_a_time_are_served_in_turn(
+def test_adapters_that_do_not_fit_the_arena_together_are_served_in_turn(
     world: World, cases: list[Case]
 ) -> None:
     with EngineRun(start_engine(world, adapter_arena_bytes=4 * floats_of(world, "rank-16"))) as run:
         add_all(run, world, cases)
 
         assert_right(run.finish(), cases)
-        assert run.totals.adapter_evictions >= len(ADAPTERS) - 1
+        assert run.totals.adapter_evictions > 0
         run.assert_nothing_is_left(*world.digests.values())
 
 
@@ -193,7 +193,7 @@ def test_the_engine_says_what_it_loaded(world: World) -> None:
     engine = start_engine(world, num_blocks=20)
     ready = engine.ready
     engine.close()
-    assert ready.base_fingerprint == base_spec(world.base, world.cache).fingerprint
+    assert ready.base_fingerprint == base_spec(world.base).fingerprint
     assert (ready.num_blocks, ready.block_size, ready.max_context_tokens) == (20, 4, CONTEXT)
     assert (ready.architecture, ready.quantization, ready.device) == ("LlamaForCausalLM", "fp32", "cpu")
     assert ready.eos_token_ids == (2,)

@@ -34,6 +34,7 @@ def test_a_request_alone_gets_the_tokens_of_peft(world: World, cases: list[Case]
 
 def test_a_request_in_a_mixed_batch_gets_the_tokens_of_peft(world: World, cases: list[Case]) -> None:
     with EngineRun(start_engine(world, max_running=40, max_batched_tokens=2048)) as run:
+        run.load(*world.digests.values())
         for case in cases:
             add(run, world, case)
 
@@ -107,7 +108,7 @@ def test_adapters_that_take_turns_in_few_slots_give_the_same_tokens(
             add(run, world, case)
 
         assert_expected(run.finish(), order)
-        assert run.totals.max_batch_adapters == adapter_slots
+        assert run.totals.max_batch_adapters <= adapter_slots
         assert run.totals.adapter_evictions > 0
         assert run.totals.adapter_loads > len(ADAPTERS), "no adapter ever came back"
 

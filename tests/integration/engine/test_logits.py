@@ -61,6 +61,7 @@ def run_mixed(world: World, quantization: str, **changes: int) -> list[tuple[str
     requests = prompts_by_adapter()
     engine = start_engine(world, quantization=quantization, max_running=32, **changes)
     with EngineRun(engine) as run:
+        run.load(*world.digests.values())
         for adapter, prompt in requests:
             run.add(prompt, world.digest(adapter), max_tokens=12, top_logprobs=VOCAB_SIZE)
         completions = run.finish()
@@ -124,7 +125,7 @@ def test_logits_at_every_position_of_a_mixed_forward_pass_equal_those_of_peft(
 def adapter_layers(world: World, adapter: str | None) -> LoraLayers | None:
     if adapter is None:
         return None
-    spec = base_spec(world.base, world.cache)
+    spec = base_spec(world.base)
     layout = AdapterLayout(spec)
     packed = layout.pack(load_lora_weights(world.folders[adapter], spec, max_rank=16), torch.float32)
     return layout.views(packed.flat, packed.ranks)

@@ -53,6 +53,7 @@ def answered(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Answe
     tokenizer = load_tokenizer(base)
     asked: list[tuple[str | None, EvalRow]] = []
     with EngineRun(engine) as run:
+        run.load(*digests.values())
         for name in DOMAINS:
             rows = read_eval_rows(SHIPPED / name / "eval.jsonl")
             chosen = rows[:: max(1, len(rows) // QUESTIONS)][:QUESTIONS]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -45,7 +44,6 @@ class World:
 
     base: Path
     store: Path
-    cache: Path  # where fingerprints are remembered
     folders: dict[str, Path]  # adapter -> its PEFT folder
     digests: dict[str, str]
     damaged: dict[str, str]  # what is wrong -> digest of a package that cannot be used any more
@@ -74,7 +72,7 @@ def make_world(root: Path) -> World:
     for seed, (name, fields) in enumerate(ADAPTERS.items()):
         folders[name] = save_adapter(base, root / name, seed, fields)
         digests[name] = store.put(folders[name]).digest
-    return World(base, root / "store", root / "cache", folders, digests, _damaged_packages(base, store, root))
+    return World(base, root / "store", folders, digests, _damaged_packages(base, store, root))
 
 
 def _damaged_packages(base: Path, store: PackageStore, root: Path) -> dict[str, str]:
@@ -138,6 +136,4 @@ def start_engine(world: World, *, num_blocks: int = 256, **changes: Any) -> Engi
         "adapter_arena_bytes": 4 * 2**20,
         "num_threads": 1,
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(world.cache))
-        return Engine(EngineConfig(base_path=world.base, store_path=world.store, **{**settings, **changes}))
+    return Engine(EngineConfig(base_path=world.base, store_path=world.store, **{**settings, **changes}))
