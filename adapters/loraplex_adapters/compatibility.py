@@ -55,6 +55,10 @@ class LoraPlan:
     max_rank: int  # largest rank of any module
     target_modules: tuple[str, ...]  # sorted
 
+    def num_elements(self, spec: BaseSpec) -> int:
+        """Elements of both matrices of all modules: what the adapter takes while it is resident."""
+        return sum(module.rank * sum(spec.module_shapes[module.module]) for module in self.modules)
+
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:

@@ -66,6 +66,9 @@ class AdapterDirectory:
         self._leases = AdapterLeases(self._on_unused)
         self._writing = asyncio.Lock()
         self._deletions: set[asyncio.Task[None]] = set()
+        self.arena_elements: int | None = (
+            None  # weights of the largest adapter that can be resident; None: unknown
+        )
         self.on_retired: DigestListener = lambda digest: None
         self.on_name_deleted: DigestListener = lambda name: None
 
@@ -187,6 +190,12 @@ class AdapterDirectory:
         """The slow part, in a thread."""
         package = read_package(folder, self._limits)
         plan = match_to_base(package, self._spec, self._limits.max_rank)
+        num_elements = plan.num_elements(self._spec)
+        if self.arena_elements is not None and num_elements > self.arena_elements:
+            raise AdapterIncompatibleError(
+                f"the adapter has {num_elements} weights, the whole adapter arena holds {self.arena_elements}; "
+                "raise adapter_arena_bytes"
+            )
         if expected_digest and package.digest != expected_digest:
             raise AdapterInvalidError(
                 f"the package has digest {package.digest}, expected {expected_digest}; it was changed on the way"

@@ -161,6 +161,7 @@ class Server:
         self, engine: EngineClient, tokenizer: BaseTokenizer, directory: AdapterDirectory, ready: EngineReady
     ) -> GenerationService:
         """Join the parts and open the services for requests."""
+        directory.arena_elements = ready.adapter_arena_elements
         directory.on_retired = engine.forget_adapter
         directory.on_name_deleted = self._metrics.adapter_deleted
         self._metrics.watch_adapters(lambda: directory.num_adapters, directory.is_registered)

@@ -107,6 +107,7 @@ class Engine:
             num_blocks=backend.num_blocks,
             block_size=config.block_size,
             adapter_slots=config.adapter_slots,
+            adapter_arena_elements=backend.adapter_memory.capacity,
             max_running=config.max_running,
             load_seconds=time.monotonic() - started,
             eos_token_ids=tuple(backend.config.eos_token_ids),

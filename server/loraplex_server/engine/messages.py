@@ -87,6 +87,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_blocks: int
     block_size: int
     adapter_slots: int
+    adapter_arena_elements: int  # weights that all resident adapters may have together
     max_running: int
     load_seconds: float
     eos_token_ids: tuple[int, ...]

@@ -360,3 +360,18 @@ async def test_pages_come_in_order_of_name_and_miss_nothing(
         after = page[-1].name
 
     assert pages == [names[:3], names[3:6], names[6:]]
+
+
+async def test_an_adapter_that_could_never_be_resident_is_refused_and_nothing_is_stored(
+    directory: AdapterDirectory, packages: Path, tmp_path: Path
+) -> None:
+    needed = NUM_LAYERS * 4 * (2 * HIDDEN + HIDDEN + KV)  # q_proj and v_proj at rank 4
+    directory.arena_elements = needed - 1
+
+    with pytest.raises(AdapterIncompatibleError, match=f"{needed} weights.*raise adapter_arena_bytes"):
+        await directory.create("a", packages / "a")
+
+    assert directory.num_adapters == 0
+    assert not any((tmp_path / "store").glob("*/*"))
+    directory.arena_elements = needed
+    await directory.create("a", packages / "a")

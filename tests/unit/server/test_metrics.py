@@ -162,6 +162,7 @@ def test_each_start_of_an_engine_is_counted_and_what_it_loaded_is_shown(metrics:
         num_blocks=99,
         block_size=32,
         adapter_slots=16,
+        adapter_arena_elements=1000,
         max_running=1,
         load_seconds=1.0,
         eos_token_ids=(2,),
