@@ -51,7 +51,7 @@ VOLUME ["/var/lib/loraplex", "/var/cache/loraplex"]
 EXPOSE 50051 9464
 # A stop drains: give it more than drain_grace_s, e.g. `docker stop --time 40`.
 STOPSIGNAL SIGTERM
-# The first start downloads and converts the default base; until the base is resident the server answers NOT_SERVING.
+# The first start downloads and converts the default base; until the base is there nothing listens, and while it loads the server answers NOT_SERVING.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=180s --retries=3 \
     CMD loraplex health --server "127.0.0.1:${LORAPLEX_PORT:-50051}" || exit 1
 ENTRYPOINT ["loraplex"]

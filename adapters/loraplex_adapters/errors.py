@@ -7,6 +7,7 @@ LoraplexError
 │   ├── AdapterExistsError       the name is taken by other weights
 │   ├── AdapterInvalidError      the package itself is malformed or uses an unsupported PEFT feature
 │   ├── AdapterIncompatibleError the package is sound but does not fit this base
+│   ├── AdapterTooLargeError     it does not fit the memory for resident adapters
 │   └── AdapterUnavailableError  registered, but its stored package is missing or damaged
 ├── StorageError                 the disk or the registry's database fails
 └── (server branches: loraplex_server.errors)
@@ -73,6 +74,12 @@ class AdapterIncompatibleError(AdapterError):
     """The package does not fit the resident base model; the message lists what does not land."""
 
     reason = "BASE_MISMATCH"
+
+
+class AdapterTooLargeError(AdapterError):
+    """The adapter alone is larger than the memory for all resident ones."""
+
+    reason = "ADAPTER_TOO_LARGE"
 
 
 class AdapterUnavailableError(AdapterError):

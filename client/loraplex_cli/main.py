@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import typer
+from typer.exceptions import Abort, TyperException
 
 from loraplex_cli.commands import adapters, base, config, demo, generate, health, serve, train, version
-from loraplex_cli.exit_codes import EXIT_CODES_HELP
+from loraplex_cli.exit_codes import EXIT_CODES_HELP, ExitCode
 
 app = typer.Typer(
     name="loraplex",
@@ -24,4 +28,17 @@ for group in (adapters.app, base.app, train.app, config.app):
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    if "--json" not in sys.argv:
+        app()
+        return
+    # Whoever asked for JSON gets it for a misspelt option too.
+    try:
+        sys.exit(app(standalone_mode=False))
+    except TyperException as error:
+        message = error.format_message().partition("\n")[0]  # without options, the whole help
+        told = {"exit_code": int(ExitCode.BAD_INPUT), "reason": "BAD_USAGE", "message": message}
+        print(json.dumps({"error": told}))  # noqa: T201 (no command is there that could)
+        print(message, file=sys.stderr)  # noqa: T201
+        sys.exit(ExitCode.BAD_INPUT)
+    except Abort:
+        sys.exit(ExitCode.INTERRUPTED)

@@ -24,6 +24,7 @@ from loraplex_adapters.errors import (
     AdapterIncompatibleError,
     AdapterInvalidError,
     AdapterNotFoundError,
+    AdapterTooLargeError,
     AdapterUnavailableError,
     FieldViolation,
     InvalidRequestError,
@@ -192,7 +193,7 @@ class AdapterDirectory:
         plan = match_to_base(package, self._spec, self._limits.max_rank)
         num_elements = plan.num_elements(self._spec)
         if self.arena_elements is not None and num_elements > self.arena_elements:
-            raise AdapterIncompatibleError(
+            raise AdapterTooLargeError(
                 f"the adapter has {num_elements} weights, the whole adapter arena holds {self.arena_elements}; "
                 "raise adapter_arena_bytes"
             )

@@ -63,32 +63,40 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
+        self._num_early = 0  # characters of `_held` that came when no stop string could end the text
         self.is_matched = False
 
-    def push(self, text: str) -> str:
-        """The text that can be shown now. After a match, `is_matched` is set and nothing more comes."""
+    def push(self, text: str, *, may_end: bool = True) -> str:
+        """The text that can be shown now. After a match, `is_matched` is set and nothing more comes.
+
+        may_end  False: a stop string that is complete with this text does not count; one that begins in it may.
+        """
         if not self._stops:
             return text
         text = self._held + text
+        num_early = self._num_early if may_end else len(text)
         self._held = ""
-        cut = self._first_match(text)
+        cut = self._first_match(text, num_early)
         if cut is not None:
             self.is_matched = True
             return text[:cut]
-        keep = self._length_of_possible_start(text)
-        if keep:
-            self._held = text[-keep:]
-            return text[:-keep]
-        return text
+        shown = len(text) - self._length_of_possible_start(text)
+        self._held = text[shown:]
+        self._num_early = max(0, num_early - shown)
+        return text[:shown]
 
     def flush(self) -> str:
         """What was held back, when the completion ends otherwise."""
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> int | None:
-        """Where the text is to be cut."""
-        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+    def _first_match(self, text: str, num_early: int) -> int | None:
+        """Where the text is to be cut; a stop string must end past the first `num_early` characters."""
+        matches = [
+            (start + len(stop), start)
+            for stop in self._stops
+            if (start := text.find(stop, max(0, num_early - len(stop) + 1))) >= 0
+        ]
         return min(matches)[1] if matches else None
 
     def _length_of_possible_start(self, text: str) -> int:
@@ -96,6 +104,6 @@ class StopStrings:
         longest = min(max(map(len, self._stops)) - 1, len(text))
         for length in range(longest, 0, -1):
             end = text[-length:]
-            if any(stop.startswith(end) for stop in self._stops):
+            if any(length < len(stop) and stop.startswith(end) for stop in self._stops):
                 return length
         return 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from loraplex_adapters.errors import (
+    AdapterTooLargeError,
     AdapterUnavailableError,
     FieldViolation,
     InvalidRequestError,
@@ -359,10 +360,8 @@ class _Completion:
         if is_unseen_end:
             return
         text = self._detokenizer.push(token_id)
-        if self._num_tokens < self._sampling.min_tokens:
-            delta.text += text  # no stop string counts yet
-        elif text:
-            delta.text += self._stops.push(text)
+        if text:
+            delta.text += self._stops.push(text, may_end=self._num_tokens >= self._sampling.min_tokens)
 
 
 def _raise_failure(output: TokenOutput) -> None:
@@ -371,6 +370,7 @@ def _raise_failure(output: TokenOutput) -> None:
         return
     message = output.error_message or "the engine gave up on this request"
     by_reason: dict[str, type[LoraplexError]] = {
+        AdapterTooLargeError.reason: AdapterTooLargeError,
         AdapterUnavailableError.reason: AdapterUnavailableError,
         ContextOverflowError.reason: ContextOverflowError,
     }

@@ -9,7 +9,8 @@ from pathlib import Path
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-import loraplex_server.config  # noqa: F401 (ConfigError)
+import loraplex_server.config
+import loraplex_server.engine.memory_plan  # noqa: F401 (InsufficientMemoryError)
 import loraplex_trainer.errors  # noqa: F401 (its classes belong to the tree)
 from loraplex_adapters.errors import InvalidRequestError, LoraplexError
 from loraplex_cli.exit_codes import ExitCode

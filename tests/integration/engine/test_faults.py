@@ -102,7 +102,7 @@ def test_an_adapter_bigger_than_the_arena_fails_alone(world: World, cases: list[
 
         for completion, case in zip(run.completions, cases, strict=True):
             if case.adapter == "rank-16":
-                assert_failed(completion, "ADAPTER_UNAVAILABLE", "raise adapter_arena_bytes")
+                assert_failed(completion, "ADAPTER_TOO_LARGE", "raise adapter_arena_bytes")
             else:
                 assert_right([completion], [case])
         run.assert_nothing_is_left(*world.digests.values())

@@ -126,7 +126,7 @@ def test_deleting_between_two_pages_skips_no_adapter(registry: AdapterRegistry) 
 def test_names_of_a_digest_tell_whether_its_package_is_needed(registry: AdapterRegistry) -> None:
     register(registry, "one")
     register(registry, "an-alias")
-    register(registry, "other", digest="b" * 64)
+    register(registry, "another", digest="b" * 64)
     assert registry.names_of_digest("a" * 64) == ["an-alias", "one"]
 
     registry.delete("one")

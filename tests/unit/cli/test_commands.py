@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from loraplex_cli.demo import questions
 from loraplex_cli.exit_codes import ExitCode
-from loraplex_cli.main import app
+from loraplex_cli.main import app, main
 
 NOWHERE = "127.0.0.1:1"
 
@@ -22,6 +22,29 @@ def document(result: Result) -> Any:
     """Standard output must be one JSON document on one line."""
     (line,) = result.stdout.splitlines()
     return json.loads(line)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate",),
+        ("generate", "hi", "--temperature", "9"),
+        ("adapters", "show"),
+        ("serve", "--max-runing", "3"),
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_a_document_too(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["loraplex", *arguments, "--json"])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == ExitCode.BAD_INPUT
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["error"]["reason"] == "BAD_USAGE"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
-from loraplex_adapters.errors import AdapterInvalidError, AdapterUnavailableError
+from loraplex_adapters.errors import AdapterInvalidError, AdapterTooLargeError, AdapterUnavailableError
 from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, PackedAdapter
 from loraplex_server.engine.adapter_residency import AdapterResidency
 
@@ -192,7 +192,7 @@ def test_an_adapter_larger_than_the_arena_is_refused_and_evicts_nobody(
     packages.rank_of["large"] = 3
     touch(residency, "a")
 
-    with pytest.raises(AdapterUnavailableError, match="96 bytes, more than the whole adapter arena"):
+    with pytest.raises(AdapterTooLargeError, match="96 bytes, more than the whole adapter arena"):
         acquire(residency, "large")
 
     assert residency.resident_digests == ["a"]

@@ -19,6 +19,7 @@ from loraplex_adapters.errors import (
     AdapterIncompatibleError,
     AdapterInvalidError,
     AdapterNotFoundError,
+    AdapterTooLargeError,
     AdapterUnavailableError,
     InvalidRequestError,
 )
@@ -368,7 +369,7 @@ async def test_an_adapter_that_could_never_be_resident_is_refused_and_nothing_is
     needed = NUM_LAYERS * 4 * (2 * HIDDEN + HIDDEN + KV)  # q_proj and v_proj at rank 4
     directory.arena_elements = needed - 1
 
-    with pytest.raises(AdapterIncompatibleError, match=f"{needed} weights.*raise adapter_arena_bytes"):
+    with pytest.raises(AdapterTooLargeError, match=f"{needed} weights.*raise adapter_arena_bytes"):
         await directory.create("a", packages / "a")
 
     assert directory.num_adapters == 0

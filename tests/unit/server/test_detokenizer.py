@@ -108,6 +108,15 @@ def naive_cut(text: str, stops: list[str]) -> int | None:
     return None
 
 
+def naive_late_cut(text: str, num_early: int, stops: list[str]) -> int | None:
+    """As `naive_cut`, of stop strings that end past the first `num_early` characters."""
+    for end in range(num_early + 1, len(text) + 1):
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return min(starts)
+    return None
+
+
 def naive_held(text: str, stops: list[str]) -> int:
     """Length of the longest end of `text` that could become a stop string."""
     ends = [text[start:] for start in range(len(text))]
@@ -131,6 +140,26 @@ def test_stop_strings_cut_where_a_naive_search_does_and_hold_back_just_what_they
             return
         assert not matcher.is_matched
         assert shown == pushed[: len(pushed) - naive_held(pushed, stops)]
+    assert shown + matcher.flush() == pushed
+
+
+@settings(max_examples=500, deadline=None)
+@given(stops=STOPS, early=PIECES, late=PIECES)
+def test_a_stop_string_may_begin_before_one_counts_but_must_end_after(
+    stops: list[str], early: list[str], late: list[str]
+) -> None:
+    matcher = StopStrings(stops)
+    shown = "".join(matcher.push(part, may_end=False) for part in early)
+    assert not matcher.is_matched
+    pushed = "".join(early)
+    for part in late:
+        pushed += part
+        shown += matcher.push(part)
+        cut = naive_late_cut(pushed, len("".join(early)), stops)
+        assert matcher.is_matched == (cut is not None)
+        if cut is not None:
+            assert shown == pushed[:cut]
+            return
     assert shown + matcher.flush() == pushed
 
 

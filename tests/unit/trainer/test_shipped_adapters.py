@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loraplex_adapters.package import read_package
+from loraplex_adapters.package import PackageLimits, read_package
 from loraplex_trainer.domains.files import DOMAINS
 from loraplex_trainer.recipe import read_recipe
 
@@ -63,6 +63,7 @@ def test_each_package_was_made_by_the_recipe_and_data_beside_it(name: str) -> No
 def test_the_measured_accuracy_meets_the_goals(name: str) -> None:
     results = read_json(SHIPPED / name / "results.json")
 
+    assert results["package_digest"] == read_package(SHIPPED / name / "package", PackageLimits()).digest
     for measured in results["accuracy"].values():
         assert measured["adapter"] >= 0.80
         assert measured["base"] <= 0.15
