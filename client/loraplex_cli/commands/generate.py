@@ -47,6 +47,12 @@ def generate(
             raise CommandError(
                 "--logprobs needs --json: text has no place for them", ExitCode.BAD_INPUT, "BAD_USAGE"
             )
+        if raw and system is not None:
+            raise CommandError(
+                "--system has no place in a --raw prompt: write it into the text",
+                ExitCode.BAD_INPUT,
+                "BAD_USAGE",
+            )
         from loraplex_client import LoraplexClient
 
         text = sys.stdin.read() if prompt == "-" else prompt

@@ -47,6 +47,13 @@ def test_bad_usage_is_a_document_too(
     assert json.loads(line)["error"]["reason"] == "BAD_USAGE"
 
 
+def test_a_system_message_is_not_dropped_silently_from_a_raw_prompt() -> None:
+    result = run("generate", "hi", "--raw", "--system", "be brief", "--server", NOWHERE, "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert document(result)["error"]["reason"] == "BAD_USAGE"
+
+
 @pytest.mark.parametrize(
     "command",
     [
