@@ -60,6 +60,7 @@ class Rows:
         yield adapter_errors.AdapterExistsError, failure_of(lambda: upload("red", self._packages / "blue"))
         yield adapter_errors.AdapterUnavailableError, self._damaged_package()
         yield adapter_errors.AdapterIncompatibleError, self._misfit()
+        yield adapter_errors.AdapterTooLargeError, failure_of(lambda: upload("wide", self._packages / "wide"))
         yield adapter_errors.AdapterInvalidError, self._malformed()
         yield server_errors.UploadTooLargeError, failure_of(lambda: upload("big", self._packages / "big"))
         yield server_errors.DeadlineExceededError, self._silent_upload()
@@ -163,9 +164,10 @@ def _endless() -> inference_pb2.GenerateRequest:
 
 @pytest.fixture
 def rows(own_server: StartServer, packages: Path, new_adapter: NewAdapter, tmp_path: Path) -> Iterator[Rows]:
-    if not (packages / "big").exists():
-        new_adapter("big", r=16)
-    server = own_server(**{**TIGHT, "default_deadline_s": 60})
+    for name, rank in (("big", 16), ("wide", 12)):  # past the package's bound, and past the arena's alone
+        if not (packages / name).exists():
+            new_adapter(name, r=rank)
+    server = own_server(**{**TIGHT, "default_deadline_s": 60, "adapter_arena_bytes": 80_000})
     fresh = tmp_path / "fresh"
     shutil.copytree(packages / "red", fresh)
     with raw_channel(server) as channel:
