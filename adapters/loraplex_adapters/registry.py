@@ -140,12 +140,6 @@ class AdapterRegistry:
         with self._transaction() as session:
             return session.scalar(select(func.count()).select_from(_AdapterRow)) or 0
 
-    def names_of_digest(self, digest: str) -> list[str]:
-        """All names of a package, sorted; empty when no adapter needs it any more."""
-        with self._transaction() as session:
-            query = select(_AdapterRow.name).where(_AdapterRow.digest == digest).order_by(_AdapterRow.name)
-            return list(session.scalars(query))
-
     def mark_failed(self, name: str) -> RegisteredAdapter:
         """Its package turned out missing or damaged. Raises AdapterNotFoundError."""
         with self._transaction() as session:

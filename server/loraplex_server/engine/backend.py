@@ -96,7 +96,6 @@ def _cpu_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) ->
     loaded = load_decoder(
         config.base_path,
         config.quantization,
-        "cpu",
         config.max_context_tokens,
         lambda done, total: on_progress("load", done, total),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loraplex_server.kernels.product_kernels import has_cuda_products, product_kernel
 from loraplex_server.kernels.product_plan import MAX_ROWS, int8_plan
-from loraplex_server.kernels.quantize import QuantizedRows
+from loraplex_server.kernels.quantize import QuantizedRows, quantize_rows_reference
 from loraplex_server.kernels.triton_runtime import require
 
 _TILE = 64  # inputs that the CUDA kernel takes at a time
@@ -30,9 +30,8 @@ class Int8Weight:
     @classmethod
     def from_dense(cls, weight: Tensor) -> Int8Weight:
         """weight [out, in] of any float dtype; an output of zeros stays zero."""
-        weight = weight.float()
-        scales = weight.abs().amax(1).clamp(min=1e-12) / 127.0
-        return cls((weight / scales.unsqueeze(1)).round().to(torch.int8), scales)
+        values, scales = quantize_rows_reference(weight)
+        return cls(values, scales.view(-1))
 
     @property
     def nbytes(self) -> int:

@@ -49,9 +49,6 @@ class Checkpoint:
         """All tensor names, sorted."""
         return sorted(self._file_of)
 
-    def has(self, name: str) -> bool:
-        return name in self._file_of
-
     def tensor(self, name: str) -> Tensor:
         """One tensor on the CPU in the dtype it is stored in."""
         self._require([name])

@@ -20,9 +20,6 @@ from loraplex_server.kernels.layer_ops import TorchOps, layer_ops
 
 log = logging.getLogger(__name__)
 
-# Rows below which the CUDA int8 product refuses to run; padded up to it.
-_CUDA_INT8_MIN_ROWS = 17
-
 
 class Int8Linear:
     """Implements `loraplex_server.model.linear.Linear`."""
@@ -111,9 +108,6 @@ class _RowMajorProduct(_IntegerProduct):
         self._weight_t = weight.t()
 
     def multiply(self, a: Tensor) -> Tensor:
-        if a.is_cuda and a.shape[0] < _CUDA_INT8_MIN_ROWS:
-            padded = F.pad(a, (0, 0, 0, _CUDA_INT8_MIN_ROWS - a.shape[0]))
-            return torch._int_mm(padded, self._weight_t)[: a.shape[0]] * self._scale
         return torch._int_mm(a, self._weight_t) * self._scale
 
     def weight(self) -> Tensor:
@@ -170,8 +164,6 @@ class _FloatProduct(_IntegerProduct):
 
 
 def _product_for(weight: Tensor, scale: Tensor, *, is_table: bool) -> _Product:
-    if weight.is_cuda:
-        return _RowMajorProduct(weight, scale)
     tiles = _tile_product()
     if tiles is not None and _is_exact(tiles):
         return tiles(weight, scale)

@@ -38,11 +38,10 @@ class LoadedDecoder:
 def load_decoder(
     folder: Path,
     quantization: str = "auto",
-    device: str = "cpu",
     max_context_tokens: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> LoadedDecoder:
-    """Load and quantize the decoder in plain torch: the one that serves on a CPU, and the reference elsewhere.
+    """Load and quantize the decoder that serves on a CPU; for a GPU see `model.gpu_loader`.
 
     max_context_tokens  lowered to what the base supports; None takes that.
     on_layer            called with (layers done, layers in all) for a progress display.
@@ -50,7 +49,7 @@ def load_decoder(
     Raises BaseModelError when the folder is incomplete or its architecture is not covered.
     """
     config = DecoderConfig.from_folder(folder)
-    numerics = resolve_numerics(quantization, device)
+    numerics = resolve_numerics(quantization, "cpu")
     context = context_tokens(config, max_context_tokens)
     builder = _Builder(open_checkpoint(folder, config), config, numerics)
     layers = []

@@ -74,7 +74,7 @@ def served_reference(world: World, reference: PeftReference, request: pytest.Fix
     """PEFT on the weights as the engine has them in the precision that the parameter names."""
     if request.param == "fp32":
         return reference
-    decoder = load_decoder(world.base, request.param, "cpu").decoder
+    decoder = load_decoder(world.base, request.param).decoder
     return PeftReference(world.base, world.folders, dequantized_weights(decoder))
 
 
@@ -102,7 +102,7 @@ def test_log_probabilities_after_a_prefill_in_chunks_equal_those_of_peft(
 def test_logits_at_every_position_of_a_mixed_forward_pass_equal_those_of_peft(
     world: World, reference: PeftReference
 ) -> None:
-    decoder = load_decoder(world.base, "fp32", "cpu").decoder
+    decoder = load_decoder(world.base, "fp32").decoder
     adapters = [None, *ADAPTERS, "rank-16"]
     layers = [adapter_layers(world, adapter) for adapter in adapters]
     generator = random.Random(2)

@@ -123,18 +123,6 @@ def test_deleting_between_two_pages_skips_no_adapter(registry: AdapterRegistry) 
     assert [adapter.name for adapter in rest] == ["d", "e", "f"]
 
 
-def test_names_of_a_digest_tell_whether_its_package_is_needed(registry: AdapterRegistry) -> None:
-    register(registry, "one")
-    register(registry, "an-alias")
-    register(registry, "another", digest="b" * 64)
-    assert registry.names_of_digest("a" * 64) == ["an-alias", "one"]
-
-    registry.delete("one")
-    registry.delete("an-alias")
-
-    assert registry.names_of_digest("a" * 64) == []
-
-
 def test_of_many_callers_with_one_name_one_digest_wins(registry: AdapterRegistry) -> None:
     def attempt(i: int) -> str | None:
         try:

@@ -61,7 +61,7 @@ def test_the_tokenizer_round_trips_and_keeps_template_and_special_tokens(convert
 
 def test_the_folder_is_complete_and_loads(converted: Path) -> None:
     check_complete(converted)
-    assert load_decoder(converted, "fp32", "cpu").max_context_tokens == 128
+    assert load_decoder(converted, "fp32").max_context_tokens == 128
 
 
 def test_progress_ends_at_the_number_of_tensors(gguf: Path, tmp_path: Path) -> None:

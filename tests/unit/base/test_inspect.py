@@ -57,7 +57,7 @@ def test_parameters_and_bytes_equal_what_the_loader_allocates(kind: str, tmp_pat
     assert report.parameter_count == sum(parameter.numel() for parameter in model.parameters())
     assert set(report.bytes_by_quantization) == {"fp32", "bf16", "int8", "nf4"}
     for quantization, size in report.bytes_by_quantization.items():
-        loaded = load_decoder(tmp_path / "base", quantization, "cpu")
+        loaded = load_decoder(tmp_path / "base", quantization)
         assert loaded.weight_bytes == size, quantization
         assert loaded.parameter_count == report.parameter_count
 

@@ -86,7 +86,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = random_model(*FAMILIES[request.param])
     folder: Path = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    return model, load_decoder(folder, "fp32", "cpu").decoder
+    return model, load_decoder(folder, "fp32").decoder
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_an_int8_model_runs_without_bitsandbytes(tmp_path: Path) -> None:
         "import loraplex_server.engine.engine\n"
         "from loraplex_server.model.loader import load_decoder\n"
         "from tests.support.forward import PagedRun\n"
-        f"loaded = load_decoder(Path({str(tmp_path)!r}), 'auto', 'cpu')\n"
+        f"loaded = load_decoder(Path({str(tmp_path)!r}), 'auto')\n"
         "assert loaded.quantization == 'int8'\n"
         "run = PagedRun(loaded.decoder, 1, 8, kv_dtype=loaded.kv_dtype)\n"
         "assert run.feed({0: [1, 2, 3]})[0].isfinite().all()\n"

@@ -121,7 +121,7 @@ def test_the_loaded_projections_are_those_of_a_bitsandbytes_model(tmp_path: Path
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
 
-    decoder = load_decoder(tmp_path, "nf4", "cpu").decoder
+    decoder = load_decoder(tmp_path, "nf4").decoder
 
     layer = decoder._weights.layers[0]
     for linear, names in (
