@@ -65,7 +65,7 @@ def test_a_deadline_ends_a_running_request(client: LoraplexClient, method: str) 
     with pytest.raises(DeadlineError):
         ask()
 
-    assert 0.3 <= time.monotonic() - started_s < 3
+    assert 0.3 <= time.monotonic() - started_s < 30
     await_idle(client)
 
 

@@ -56,7 +56,7 @@ def test_no_pattern_takes_long(pattern: str) -> None:
 
     assert not compile_pattern(pattern).matches_whole("a" * 60)
 
-    assert time.perf_counter() - begin < 0.5
+    assert time.perf_counter() - begin < 10  # backtracking would take years
 
 
 @pytest.mark.parametrize(
