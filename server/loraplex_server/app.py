@@ -65,7 +65,7 @@ _SERVICES = tuple(
     )
 )
 _WITHDRAWAL_S = 0.2  # between NOT_SERVING and refusing, so that load balancers turn away first
-_GOODBYE_S = 0.5  # for statuses of the last requests to reach their clients
+_GOODBYE_S = 5.0  # at most, for the statuses of the last requests to reach their clients
 
 
 @dataclass(frozen=True, slots=True)
