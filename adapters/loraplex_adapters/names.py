@@ -1,40 +1,134 @@
-"""What an adapter may be called."""
+"""What adapters, their aliases and their versions may be called, and how a request names them."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
 
-MAX_NAME_CHARACTERS = 128
+DEFAULT_TENANT = "default"
+STABLE = "stable"
+"""The alias that every adapter has; it answers the bare name where traffic is not split."""
+MAX_PART_CHARACTERS = 63
+MAX_NAME_CHARACTERS = 2 * MAX_PART_CHARACTERS + len("tenants/") + len("/adapters/")
+MIN_DIGEST_CHARACTERS = 12
+"""So many hex digits of a digest name a version."""
 RESERVED_NAMES = frozenset({"base", "other"})
 """What metrics call the base model and the adapters beyond their bound."""
 
-_PART = re.compile(r"[a-z0-9._-]+")
+_PART = re.compile(rf"[a-z0-9._-]{{1,{MAX_PART_CHARACTERS}}}")
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_DIGEST = re.compile(rf"[0-9a-f]{{{MIN_DIGEST_CHARACTERS},64}}")
 
 
-def validate_adapter_name(name: str, field: str = "name") -> str:
-    """Return `name` if it may be used; otherwise raise InvalidRequestError for `field`.
+@dataclass(frozen=True, slots=True, order=True)
+class AdapterName:
+    """Identity of an adapter. `str()` gives the shortest form that requests may use."""
 
-    1 to 128 characters: parts of lower-case letters, digits, '-', '_' and '.', with '/' between them; no
-    part is '.' or '..', and the whole is not one of RESERVED_NAMES.
+    tenant: str
+    adapter: str
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> AdapterName:
+        """Read "tenants/T/adapters/A", "T/A", or "A" of the default tenant.
+
+        Raises InvalidRequestError for `field`.
+        """
+        parts = text.split("/")
+        match parts:
+            case ["tenants", tenant, "adapters", adapter]:
+                pass
+            case [tenant, adapter]:
+                pass
+            case [adapter]:
+                tenant = DEFAULT_TENANT
+            case _:
+                raise _invalid(field, "must be ADAPTER, TENANT/ADAPTER or tenants/TENANT/adapters/ADAPTER")
+        for part in (tenant, adapter):
+            problem = _problem_of_part(part)
+            if problem:
+                raise _invalid(field, problem)
+        if tenant == DEFAULT_TENANT and adapter in RESERVED_NAMES:
+            raise _invalid(
+                field,
+                f"must not be one of {', '.join(sorted(RESERVED_NAMES))}, which name no adapter in metrics",
+            )
+        return cls(tenant, adapter)
+
+    @property
+    def resource(self) -> str:
+        """The full form, "tenants/T/adapters/A"."""
+        return f"tenants/{self.tenant}/adapters/{self.adapter}"
+
+    def __str__(self) -> str:
+        return self.adapter if self.tenant == DEFAULT_TENANT else f"{self.tenant}/{self.adapter}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReference:
+    """What a request names: an adapter, or one of its aliases or versions."""
+
+    name: AdapterName
+    target: str = ""  # alias, or 12..64 hex digits of a digest; empty: what the bare name serves
+
+    @classmethod
+    def parse(cls, text: str, field: str = "adapter") -> AdapterReference:
+        """Read NAME, NAME@ALIAS, NAME@DIGEST or NAME@sha256:DIGEST. Raises InvalidRequestError for `field`."""
+        name, at, target = text.partition("@")
+        return cls(AdapterName.parse(name, field), parse_target(target, field) if at else "")
+
+
+def parse_target(text: str, field: str) -> str:
+    """An alias or a digest (of which 12 digits are enough), without "sha256:".
+
+    Raises InvalidRequestError for `field`.
     """
-    problem = _problem(name)
+    target = text.removeprefix("sha256:")
+    if is_digest(target) or (target == text and _ALIAS.fullmatch(target)):
+        return target
+    raise _invalid(
+        field, f"must name an alias or {MIN_DIGEST_CHARACTERS} to 64 hex digits of a digest behind '@'"
+    )
+
+
+def parse_alias(text: str, field: str = "alias") -> str:
+    """Return `text` if an alias may be called so: 1..32 lower-case letters, digits, '-' and '_', a letter first.
+
+    Raises InvalidRequestError for `field`.
+    """
+    if not _ALIAS.fullmatch(text):
+        raise _invalid(field, "must have 1 to 32 lower-case letters, digits, '-' and '_', a letter first")
+    if is_digest(text):
+        raise _invalid(field, "must not look like a digest")
+    return text
+
+
+def parse_tenant(parent: str, field: str = "parent") -> str:
+    """The tenant of "tenants/T". Raises InvalidRequestError for `field`."""
+    prefix, slash, tenant = parent.partition("/")
+    if prefix != "tenants" or not slash:
+        raise _invalid(field, "must be tenants/TENANT")
+    problem = _problem_of_part(tenant)
     if problem:
-        raise InvalidRequestError([FieldViolation(field, problem)])
-    return name
+        raise _invalid(field, problem)
+    return tenant
 
 
-def _problem(name: str) -> str | None:
-    if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
-        return f"must have 1 to {MAX_NAME_CHARACTERS} characters, not {len(name)}"
-    if name in RESERVED_NAMES:
-        return f"must not be one of {', '.join(sorted(RESERVED_NAMES))}, which name no adapter in metrics"
-    parts = name.split("/")
-    if not all(parts):
-        return "must not begin or end with '/' or hold '//'"
-    if any(part in (".", "..") for part in parts):
+def is_digest(text: str) -> bool:
+    """Whether `text` is enough of a digest to name a version."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def _problem_of_part(part: str) -> str | None:
+    if not 1 <= len(part) <= MAX_PART_CHARACTERS:
+        return f"each part must have 1 to {MAX_PART_CHARACTERS} characters, not {len(part)}"
+    if part in (".", ".."):
         return "must not have '.' or '..' as a part"
-    if not all(_PART.fullmatch(part) for part in parts):
-        return "may hold lower-case letters, digits, '-', '_' and '.', with '/' between parts"
+    if not _PART.fullmatch(part):
+        return "may hold lower-case letters, digits, '-', '_' and '.', with '/' between tenant and adapter"
     return None
+
+
+def _invalid(field: str, description: str) -> InvalidRequestError:
+    return InvalidRequestError([FieldViolation(field, description)])

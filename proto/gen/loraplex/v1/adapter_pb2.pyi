@@ -20,9 +20,158 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ExistingAdapter:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExistingAdapterEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExistingAdapter.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXISTING_ADAPTER_UNSPECIFIED: _ExistingAdapter.ValueType  # 0
+    """Refuse with ALREADY_EXISTS, as EXISTING_ADAPTER_REFUSE."""
+    EXISTING_ADAPTER_REFUSE: _ExistingAdapter.ValueType  # 1
+    """Refuse with ALREADY_EXISTS."""
+    EXISTING_ADAPTER_ADD_VERSION: _ExistingAdapter.ValueType  # 2
+    """Add a version; no alias moves, so only its digest names it."""
+    EXISTING_ADAPTER_PROMOTE: _ExistingAdapter.ValueType  # 3
+    """Add a version and promote it to "stable" in the same transaction."""
+
+class ExistingAdapter(_ExistingAdapter, metaclass=_ExistingAdapterEnumTypeWrapper):
+    """What to do where the name is in use by other weights."""
+
+EXISTING_ADAPTER_UNSPECIFIED: ExistingAdapter.ValueType  # 0
+"""Refuse with ALREADY_EXISTS, as EXISTING_ADAPTER_REFUSE."""
+EXISTING_ADAPTER_REFUSE: ExistingAdapter.ValueType  # 1
+"""Refuse with ALREADY_EXISTS."""
+EXISTING_ADAPTER_ADD_VERSION: ExistingAdapter.ValueType  # 2
+"""Add a version; no alias moves, so only its digest names it."""
+EXISTING_ADAPTER_PROMOTE: ExistingAdapter.ValueType  # 3
+"""Add a version and promote it to "stable" in the same transaction."""
+Global___ExistingAdapter: _TypeAlias = ExistingAdapter  # noqa: Y015
+
 @_typing.final
 class Adapter(_message.Message):
-    """A registered adapter."""
+    """A registered adapter: a name, its versions, and which of them answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AliasesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"tenants/{tenant}/adapters/{adapter}"; both parts have 1..63 characters of lower-case letters, digits, '-', '_' and
+    '.', and are not "." or "..". Never changes. Requests may shorten it to "{tenant}/{adapter}", and in the tenant
+    "default" to "{adapter}".
+    """
+    digest: _builtins.str
+    """Digest that "stable" points at, which answers the bare name where traffic is not split."""
+    pinned: _builtins.bool
+    """True while what the bare name serves is kept resident."""
+    etag: _builtins.str
+    """Changes with every change of the adapter; opaque."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
+        """All versions, newest first; at least one, at most 64."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Aliases by name; "stable" is always there. An alias has 1..32 lower-case letters, digits, '-' and '_', begins with
+        a letter, and is not 12 or more hex digits, which would be a digest.
+        """
+
+    @_builtins.property
+    def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrafficShare]:
+        """How the bare name's requests are spread; empty: all go to "stable"."""
+
+    @_builtins.property
+    def shadow(self) -> Global___Shadow:
+        """The version whose answers are compared and discarded; unset: none."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free marks of the operator, at most 32; keys 1..63 and values up to 255 characters."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When its first version was registered, UTC, to the microsecond."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        versions: _abc.Iterable[Global___Version] | None = ...,
+        aliases: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        traffic: _abc.Iterable[Global___TrafficShare] | None = ...,
+        shadow: Global___Shadow | None = ...,
+        pinned: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        etag: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "shadow", b"shadow", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "digest", b"digest", "etag", b"etag", "labels", b"labels", "name", b"name", "pinned", b"pinned", "shadow", b"shadow", "traffic", b"traffic", "update_time", b"update_time", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class Version(_message.Message):
+    """One immutable version of an adapter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,38 +179,33 @@ class Adapter(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Adapter._State.ValueType], _builtins.type):
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Version._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
-        STATE_UNSPECIFIED: Adapter._State.ValueType  # 0
+        STATE_UNSPECIFIED: Version._State.ValueType  # 0
         """Never sent."""
-        STATE_READY: Adapter._State.ValueType  # 1
-        """Servable. Its weights may be on disk, in host memory or in an adapter slot."""
-        STATE_DELETING: Adapter._State.ValueType  # 2
-        """Refuses new requests; leaves once the last running one ends. Not sent by this version: a deleted adapter is
-        NOT_FOUND at once.
-        """
-        STATE_FAILED: Adapter._State.ValueType  # 3
+        STATE_READY: Version._State.ValueType  # 1
+        """Servable."""
+        STATE_DEPRECATED: Version._State.ValueType  # 2
+        """Servable; not to be promoted any more."""
+        STATE_FAILED: Version._State.ValueType  # 3
         """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Registering the same package again
         makes it READY.
         """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where an adapter is in its life."""
+        """Where a version is in its life."""
 
-    STATE_UNSPECIFIED: Adapter.State.ValueType  # 0
+    STATE_UNSPECIFIED: Version.State.ValueType  # 0
     """Never sent."""
-    STATE_READY: Adapter.State.ValueType  # 1
-    """Servable. Its weights may be on disk, in host memory or in an adapter slot."""
-    STATE_DELETING: Adapter.State.ValueType  # 2
-    """Refuses new requests; leaves once the last running one ends. Not sent by this version: a deleted adapter is
-    NOT_FOUND at once.
-    """
-    STATE_FAILED: Adapter.State.ValueType  # 3
+    STATE_READY: Version.State.ValueType  # 1
+    """Servable."""
+    STATE_DEPRECATED: Version.State.ValueType  # 2
+    """Servable; not to be promoted any more."""
+    STATE_FAILED: Version.State.ValueType  # 3
     """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Registering the same package again
     makes it READY.
     """
 
-    NAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
@@ -69,18 +213,17 @@ class Adapter(_message.Message):
     TARGET_MODULES_FIELD_NUMBER: _builtins.int
     SERVED_MODULE_COUNT_FIELD_NUMBER: _builtins.int
     BASE_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_HASH_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SIGNER_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
-    IS_RESIDENT_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """What requests name it by: 1..128 characters of lower-case letters, digits, '-', '_', '.', with '/' between parts;
-    no part is empty, "." or "..". Never changes.
-    """
+    RESIDENCY_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
-    """SHA-256 of the package, 64 hex digits. Two adapters with equal digests are the same weights, are stored and
-    resident once, and share cached prefixes.
+    """SHA-256 of the package, 64 hex digits. Equal digests are the same weights, are stored and resident once, and share
+    cached prefixes.
     """
-    state: Global___Adapter.State.ValueType
-    """Where it is in its life; whether a request may name it."""
+    state: Global___Version.State.ValueType
+    """Where it is in its life."""
     size_bytes: _builtins.int
     """Size of its tensors in the package, in bytes, at most max_adapter_bytes of GetServerInfo. In an adapter slot they
     take about as much, in the engine's own precision.
@@ -92,13 +235,15 @@ class Adapter(_message.Message):
     served_module_count: _builtins.int
     """Number of (layer, module) pairs it changes, in [1, 7 × layers of the base]. The others cost nothing."""
     base_fingerprint: _builtins.str
-    """Fingerprint of the base model it was checked against, 64 hex digits. Where it is not the fingerprint of
-    GetServerInfo, requests get FAILED_PRECONDITION until the adapter is registered on the new base.
+    """Fingerprint of the base model it was proved against, 64 hex digits. Where it is not the fingerprint of
+    GetServerInfo, requests get FAILED_PRECONDITION until the package is registered on the new base.
     """
-    is_resident: _builtins.bool
-    """True while its weights sit in an adapter slot of the engine, so that a request need not wait for them. As of the
-    engine's last step; false in the answer to CreateAdapter and UploadAdapter.
-    """
+    template_hash: _builtins.str
+    """SHA-256 of the chat template it was proved with, 64 hex digits; empty where the base has none."""
+    source: _builtins.str
+    """Where it came from: "upload", "folder", or the URL without its secrets."""
+    signer: _builtins.str
+    """Who signed it, as the certificate or key says; empty: not signed, or signatures are switched off."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the base's linear modules it changes, sorted: of "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
@@ -109,81 +254,298 @@ class Adapter(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered, UTC, to the microsecond."""
 
+    @_builtins.property
+    def residency(self) -> Global___Residency:
+        """Where its weights are on this server."""
+
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
         digest: _builtins.str = ...,
-        state: Global___Adapter.State.ValueType = ...,
+        state: Global___Version.State.ValueType = ...,
         size_bytes: _builtins.int = ...,
         rank: _builtins.int = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         served_module_count: _builtins.int = ...,
         base_fingerprint: _builtins.str = ...,
+        template_hash: _builtins.str = ...,
+        source: _builtins.str = ...,
+        signer: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
-        is_resident: _builtins.bool = ...,
+        residency: Global___Residency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "residency", b"residency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_fingerprint", b"base_fingerprint", "create_time", b"create_time", "digest", b"digest", "is_resident", b"is_resident", "name", b"name", "rank", b"rank", "served_module_count", b"served_module_count", "size_bytes", b"size_bytes", "state", b"state", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_fingerprint", b"base_fingerprint", "create_time", b"create_time", "digest", b"digest", "rank", b"rank", "residency", b"residency", "served_module_count", b"served_module_count", "signer", b"signer", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "target_modules", b"target_modules", "template_hash", b"template_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+Global___Version: _TypeAlias = Version  # noqa: Y015
 
 @_typing.final
-class CreateAdapterRequest(_message.Message):
-    """Where to read an adapter and what to call it."""
+class Residency(_message.Message):
+    """Where a version's weights are on the server that answers, as of its engine's last step, and how long that took."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
-    PATH_FIELD_NUMBER: _builtins.int
-    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """The new name, as described at Adapter.name. A name in use is ALREADY_EXISTS, unless its package has the same
-    digest: then nothing changes and the adapter is returned.
+    class _Tier:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Residency._Tier.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TIER_UNSPECIFIED: Residency._Tier.ValueType  # 0
+        """Never sent."""
+        TIER_DISK: Residency._Tier.ValueType  # 1
+        """On disk alone: a request waits for a read and a copy."""
+        TIER_HOST: Residency._Tier.ValueType  # 2
+        """In host memory: a request waits for a copy."""
+        TIER_SLOT: Residency._Tier.ValueType  # 3
+        """In an adapter slot: a request waits for nothing."""
+
+    class Tier(_Tier, metaclass=_TierEnumTypeWrapper):
+        """The nearest memory that holds the weights."""
+
+    TIER_UNSPECIFIED: Residency.Tier.ValueType  # 0
+    """Never sent."""
+    TIER_DISK: Residency.Tier.ValueType  # 1
+    """On disk alone: a request waits for a read and a copy."""
+    TIER_HOST: Residency.Tier.ValueType  # 2
+    """In host memory: a request waits for a copy."""
+    TIER_SLOT: Residency.Tier.ValueType  # 3
+    """In an adapter slot: a request waits for nothing."""
+
+    TIER_FIELD_NUMBER: _builtins.int
+    READ_SECONDS_FIELD_NUMBER: _builtins.int
+    COPY_SECONDS_FIELD_NUMBER: _builtins.int
+    ACTIVATE_TIME_FIELD_NUMBER: _builtins.int
+    tier: Global___Residency.Tier.ValueType
+    """Where they are."""
+    read_seconds: _builtins.float
+    """Seconds from the beginning of the last read until the weights were in host memory; 0: not read since the engine
+    started.
     """
-    path: _builtins.str
-    """Absolute path of a PEFT folder (adapter_config.json, adapter_model.safetensors) on the server's machine, under one
-    of its adapter_roots once links are resolved; any other is INVALID_ARGUMENT.
+    copy_seconds: _builtins.float
+    """Seconds from the beginning of the last copy until they were in their slot; 0: not copied since the engine started."""
+    @_builtins.property
+    def activate_time(self) -> _timestamp_pb2.Timestamp:
+        """When they last came into a slot, UTC; unset: not since the engine started."""
+
+    def __init__(
+        self,
+        *,
+        tier: Global___Residency.Tier.ValueType = ...,
+        read_seconds: _builtins.float = ...,
+        copy_seconds: _builtins.float = ...,
+        activate_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "copy_seconds", b"copy_seconds", "read_seconds", b"read_seconds", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Residency: _TypeAlias = Residency  # noqa: Y015
+
+@_typing.final
+class TrafficShare(_message.Message):
+    """A part of the bare name's requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """An alias, or a digest of which 12 hex digits are enough."""
+    weight: _builtins.int
+    """Weight in [1, 10000]; the part is weight / sum of weights."""
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target", b"target", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrafficShare: _TypeAlias = TrafficShare  # noqa: Y015
+
+@_typing.final
+class Shadow(_message.Message):
+    """A version that answers unseen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    EQUAL_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """An alias, or a digest of which 12 hex digits are enough."""
+    percent: _builtins.int
+    """Of a hundred requests of the bare name, how many it answers too, in [1, 100]."""
+    compared: _builtins.int
+    """How many answers were compared since this server started."""
+    equal: _builtins.int
+    """How many of them had exactly the served tokens."""
+    dropped: _builtins.int
+    """How many shadows failed or were dropped because the server was busy."""
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        percent: _builtins.int = ...,
+        compared: _builtins.int = ...,
+        equal: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "dropped", b"dropped", "equal", b"equal", "percent", b"percent", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shadow: _TypeAlias = Shadow  # noqa: Y015
+
+@_typing.final
+class Registration(_message.Message):
+    """What to register, whatever way the package comes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ON_EXISTING_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name, as described at Adapter.name. The first version of a new name becomes "stable". A digest that the
+    adapter has already changes nothing, except that a FAILED version becomes READY, and that PROMOTE promotes it.
+    """
+    on_existing: Global___ExistingAdapter.ValueType
+    """What to do where the name is in use by other weights."""
+    alias: _builtins.str
+    """An alias that shall point at the version too, e.g. "canary"; empty: none."""
+    expected_digest: _builtins.str
+    """SHA-256 the package must have, 64 hex digits. Empty: not checked. A mismatch is INVALID_ARGUMENT
+    (DIGEST_MISMATCH), and nothing is stored.
     """
     validate_only: _builtins.bool
-    """True: check everything, store nothing. Unset: false."""
+    """True: prove everything, store nothing. Unset: false."""
+    request_id: _builtins.str
+    """See the service."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of a new adapter; an existing one keeps its own."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        path: _builtins.str = ...,
+        on_existing: Global___ExistingAdapter.ValueType = ...,
+        alias: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expected_digest: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "expected_digest", b"expected_digest", "labels", b"labels", "name", b"name", "on_existing", b"on_existing", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Registration: _TypeAlias = Registration  # noqa: Y015
+
+@_typing.final
+class CreateAdapterRequest(_message.Message):
+    """What to register and where to read it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTRATION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Absolute path on the server's machine, under one of its adapter_roots once links are resolved; any other is
+    INVALID_ARGUMENT.
+    """
+    url: _builtins.str
+    """URL of such a folder: file, s3, gs, http, https or another scheme of the server's adapter_url_schemes; any other
+    is INVALID_ARGUMENT. What cannot be read is FAILED_PRECONDITION (SOURCE_UNAVAILABLE).
+    """
+    @_builtins.property
+    def registration(self) -> Global___Registration:
+        """What to register."""
+
+    def __init__(
+        self,
+        *,
+        registration: Global___Registration | None = ...,
+        path: _builtins.str = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "registration", b"registration", "source", b"source", "url", b"url"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "registration", b"registration", "source", b"source", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["path", "url"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___CreateAdapterRequest: _TypeAlias = CreateAdapterRequest  # noqa: Y015
 
 @_typing.final
 class CreateAdapterResponse(_message.Message):
-    """The registered adapter."""
+    """What was registered."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """As GetAdapter would show it; with validate_only, as it would be registered."""
+        """The adapter afterwards; with validate_only, as it would be."""
+
+    @_builtins.property
+    def version(self) -> Global___Version:
+        """Its version with the package's digest."""
 
     def __init__(
         self,
         *,
         adapter: Global___Adapter | None = ...,
+        version: Global___Version | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -201,27 +563,25 @@ class UploadAdapterRequest(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
-        NAME_FIELD_NUMBER: _builtins.int
-        VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
-        EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
-        name: _builtins.str
-        """The new name, as in CreateAdapterRequest."""
-        validate_only: _builtins.bool
-        """True: check everything, store nothing. Unset: false."""
-        expected_digest: _builtins.str
-        """SHA-256 the package must have, 64 hex digits as in Adapter.digest. Empty: not checked. A mismatch is
-        INVALID_ARGUMENT, and nothing is stored.
+        REGISTRATION_FIELD_NUMBER: _builtins.int
+        UPLOAD_ID_FIELD_NUMBER: _builtins.int
+        upload_id: _builtins.str
+        """An id of the caller's choice, 1..63 letters, digits, '-' and '_', under which an upload that breaks off can be
+        gone on with. Empty: it cannot. Two calls at once with one id: ABORTED for the second.
         """
+        @_builtins.property
+        def registration(self) -> Global___Registration:
+            """What to register."""
+
         def __init__(
             self,
             *,
-            name: _builtins.str = ...,
-            validate_only: _builtins.bool = ...,
-            expected_digest: _builtins.str = ...,
+            registration: Global___Registration | None = ...,
+            upload_id: _builtins.str = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_digest", b"expected_digest", "name", b"name", "validate_only", b"validate_only"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration", "upload_id", b"upload_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -235,8 +595,8 @@ class UploadAdapterRequest(_message.Message):
         OFFSET_FIELD_NUMBER: _builtins.int
         DATA_FIELD_NUMBER: _builtins.int
         file_name: _builtins.str
-        """"adapter_config.json" or "adapter_model.safetensors"; both must come, in either order. Any other is
-        INVALID_ARGUMENT.
+        """"adapter_config.json", "adapter_model.safetensors", and, where there are such, "manifest.json" and
+        "model.sig"; the first two must come, in any order. Any other is INVALID_ARGUMENT.
         """
         offset: _builtins.int
         """Where the piece begins in the file, in bytes; must be the sum of the pieces of that file sent before, else
@@ -285,27 +645,99 @@ Global___UploadAdapterRequest: _TypeAlias = UploadAdapterRequest  # noqa: Y015
 
 @_typing.final
 class UploadAdapterResponse(_message.Message):
-    """The registered adapter."""
+    """What was registered."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """As GetAdapter would show it; with validate_only, as it would be registered."""
+        """The adapter afterwards; with validate_only, as it would be."""
+
+    @_builtins.property
+    def version(self) -> Global___Version:
+        """Its version with the package's digest."""
 
     def __init__(
         self,
         *,
         adapter: Global___Adapter | None = ...,
+        version: Global___Version | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadAdapterResponse: _TypeAlias = UploadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class GetUploadRequest(_message.Message):
+    """Which upload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    upload_id: _builtins.str
+    """The id that its header gave."""
+    def __init__(
+        self,
+        *,
+        upload_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload_id", b"upload_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadRequest: _TypeAlias = GetUploadRequest  # noqa: Y015
+
+@_typing.final
+class GetUploadResponse(_message.Message):
+    """What has arrived."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ReceivedBytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def received_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Bytes by file name; where the next chunk of that file must begin."""
+
+    def __init__(
+        self,
+        *,
+        received_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_bytes", b"received_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadResponse: _TypeAlias = GetUploadResponse  # noqa: Y015
 
 @_typing.final
 class GetAdapterRequest(_message.Message):
@@ -359,21 +791,33 @@ class ListAdaptersRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """"tenants/{tenant}"; empty: of all tenants."""
     page_size: _builtins.int
     """Largest number of adapters to return, in [0, 1000]; 0: 100. More than 1000 is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """next_page_token of the page before; empty: the first page. What no ListAdapters gave out is INVALID_ARGUMENT."""
+    filter: _builtins.str
+    """Terms joined with AND, each `key = value`: `state` of any version (READY, DEPRECATED, FAILED), `alias` that it has,
+    `digest` of any version (12 hex digits are enough), `pinned` (true, false), `labels.KEY`. `name` takes a beginning
+    of the short name with a star: `name = sho*`. Values with spaces go in double quotes. Empty: all. What cannot be
+    read is INVALID_ARGUMENT.
+    """
     def __init__(
         self,
         *,
+        parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -408,22 +852,634 @@ class ListAdaptersResponse(_message.Message):
 Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
 
 @_typing.final
-class DeleteAdapterRequest(_message.Message):
-    """Which adapter."""
+class UpdateAdapterRequest(_message.Message):
+    """Which adapter and its new labels."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name, as described at Adapter.name; unknown is NOT_FOUND."""
+    """Its name."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All its labels from now on."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "labels", b"labels", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAdapterRequest: _TypeAlias = UpdateAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAdapterResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAdapterResponse: _TypeAlias = UpdateAdapterResponse  # noqa: Y015
+
+@_typing.final
+class PromoteVersionRequest(_message.Message):
+    """Which alias, and the version it shall point at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The adapter's name."""
+    version: _builtins.str
+    """A digest, of which 12 hex digits are enough, or an alias, whose version it is."""
+    alias: _builtins.str
+    """The alias; empty: "stable". One that is not there is made."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "etag", b"etag", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteVersionRequest: _TypeAlias = PromoteVersionRequest  # noqa: Y015
+
+@_typing.final
+class PromoteVersionResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteVersionResponse: _TypeAlias = PromoteVersionResponse  # noqa: Y015
+
+@_typing.final
+class RollbackAliasRequest(_message.Message):
+    """Which alias to move back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The adapter's name."""
+    alias: _builtins.str
+    """The alias; empty: "stable"."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackAliasRequest: _TypeAlias = RollbackAliasRequest  # noqa: Y015
+
+@_typing.final
+class RollbackAliasResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackAliasResponse: _TypeAlias = RollbackAliasResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAliasRequest(_message.Message):
+    """Which alias to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The adapter's name."""
+    alias: _builtins.str
+    """The alias."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasRequest: _TypeAlias = DeleteAliasRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAliasResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasResponse: _TypeAlias = DeleteAliasResponse  # noqa: Y015
+
+@_typing.final
+class SplitTrafficRequest(_message.Message):
+    """How to spread the bare name's requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The adapter's name."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    @_builtins.property
+    def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrafficShare]:
+        """At most 8 shares of distinct targets; empty ends the split."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        traffic: _abc.Iterable[Global___TrafficShare] | None = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "traffic", b"traffic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitTrafficRequest: _TypeAlias = SplitTrafficRequest  # noqa: Y015
+
+@_typing.final
+class SplitTrafficResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitTrafficResponse: _TypeAlias = SplitTrafficResponse  # noqa: Y015
+
+@_typing.final
+class SetShadowRequest(_message.Message):
+    """Which version answers unseen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The adapter's name."""
+    target: _builtins.str
+    """An alias or a digest; empty ends the shadow."""
+    percent: _builtins.int
+    """As in Shadow; 0: 100."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        target: _builtins.str = ...,
+        percent: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "percent", b"percent", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetShadowRequest: _TypeAlias = SetShadowRequest  # noqa: Y015
+
+@_typing.final
+class SetShadowResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetShadowResponse: _TypeAlias = SetShadowResponse  # noqa: Y015
+
+@_typing.final
+class PinAdapterRequest(_message.Message):
+    """Whether to keep an adapter resident."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The adapter's name."""
+    pinned: _builtins.bool
+    """True keeps it, false lets go."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "pinned", b"pinned", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinAdapterRequest: _TypeAlias = PinAdapterRequest  # noqa: Y015
+
+@_typing.final
+class PinAdapterResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinAdapterResponse: _TypeAlias = PinAdapterResponse  # noqa: Y015
+
+@_typing.final
+class WarmVersionRequest(_message.Message):
+    """What to bring into a slot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    adapter: _builtins.str
+    """Name, name@alias or name@digest; the bare name warms every version of its split."""
+    def __init__(
+        self,
+        *,
+        adapter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmVersionRequest: _TypeAlias = WarmVersionRequest  # noqa: Y015
+
+@_typing.final
+class WarmVersionResponse(_message.Message):
+    """It is in a slot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
+        """The versions, with where their weights are now."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___Version] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmVersionResponse: _TypeAlias = WarmVersionResponse  # noqa: Y015
+
+@_typing.final
+class DeprecateVersionRequest(_message.Message):
+    """Which version to mark."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The adapter's name."""
+    version: _builtins.str
+    """A digest, of which 12 hex digits are enough."""
+    undo: _builtins.bool
+    """True takes the mark back. Unset: false."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        undo: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "undo", b"undo", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeprecateVersionRequest: _TypeAlias = DeprecateVersionRequest  # noqa: Y015
+
+@_typing.final
+class DeprecateVersionResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeprecateVersionResponse: _TypeAlias = DeprecateVersionResponse  # noqa: Y015
+
+@_typing.final
+class DeleteVersionRequest(_message.Message):
+    """Which version to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The adapter's name."""
+    version: _builtins.str
+    """A digest, of which 12 hex digits are enough."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteVersionRequest: _TypeAlias = DeleteVersionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteVersionResponse(_message.Message):
+    """The adapter afterwards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """As GetAdapter shows it."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteVersionResponse: _TypeAlias = DeleteVersionResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAdapterRequest(_message.Message):
+    """Which adapter to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, as described at Adapter.name; unknown is NOT_FOUND."""
+    etag: _builtins.str
+    """See the service; empty: not checked."""
+    request_id: _builtins.str
+    """See the service."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,3 +1501,278 @@ class DeleteAdapterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAdapterResponse: _TypeAlias = DeleteAdapterResponse  # noqa: Y015
+
+@_typing.final
+class WatchAdaptersRequest(_message.Message):
+    """What to watch, from when on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """"tenants/{tenant}", or an adapter's name; empty: everything."""
+    resume_token: _builtins.str
+    """resume_token of the last event that was seen; empty: from now on; "0": from the oldest event kept."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAdaptersRequest: _TypeAlias = WatchAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class WatchAdaptersResponse(_message.Message):
+    """One event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """For the next WatchAdaptersRequest, to go on behind this event."""
+    @_builtins.property
+    def event(self) -> Global___AdapterEvent:
+        """What happened."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___AdapterEvent | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAdaptersResponse: _TypeAlias = WatchAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class AdapterEvent(_message.Message):
+    """A change of the registry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AdapterEvent._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: AdapterEvent._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_REGISTERED: AdapterEvent._Kind.ValueType  # 1
+        """A version was registered; the first of a name makes the adapter."""
+        KIND_PROMOTED: AdapterEvent._Kind.ValueType  # 2
+        """An alias was moved to the version, or made."""
+        KIND_ROLLED_BACK: AdapterEvent._Kind.ValueType  # 3
+        """An alias was moved back to the version."""
+        KIND_UPDATED: AdapterEvent._Kind.ValueType  # 4
+        """The traffic split, the shadow, the labels or the pin were changed, or an alias removed."""
+        KIND_DEPRECATED: AdapterEvent._Kind.ValueType  # 5
+        """A version was deprecated, or the mark taken back."""
+        KIND_FAILED: AdapterEvent._Kind.ValueType  # 6
+        """The version's stored package turned out missing or damaged."""
+        KIND_VERSION_DELETED: AdapterEvent._Kind.ValueType  # 7
+        """A version was removed."""
+        KIND_DELETED: AdapterEvent._Kind.ValueType  # 8
+        """The adapter was removed."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What kind of change."""
+
+    KIND_UNSPECIFIED: AdapterEvent.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_REGISTERED: AdapterEvent.Kind.ValueType  # 1
+    """A version was registered; the first of a name makes the adapter."""
+    KIND_PROMOTED: AdapterEvent.Kind.ValueType  # 2
+    """An alias was moved to the version, or made."""
+    KIND_ROLLED_BACK: AdapterEvent.Kind.ValueType  # 3
+    """An alias was moved back to the version."""
+    KIND_UPDATED: AdapterEvent.Kind.ValueType  # 4
+    """The traffic split, the shadow, the labels or the pin were changed, or an alias removed."""
+    KIND_DEPRECATED: AdapterEvent.Kind.ValueType  # 5
+    """A version was deprecated, or the mark taken back."""
+    KIND_FAILED: AdapterEvent.Kind.ValueType  # 6
+    """The version's stored package turned out missing or damaged."""
+    KIND_VERSION_DELETED: AdapterEvent.Kind.ValueType  # 7
+    """A version was removed."""
+    KIND_DELETED: AdapterEvent.Kind.ValueType  # 8
+    """The adapter was removed."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    kind: Global___AdapterEvent.Kind.ValueType
+    """What kind of change."""
+    name: _builtins.str
+    """Name of the adapter, as at Adapter.name."""
+    digest: _builtins.str
+    """The version concerned; empty where none is."""
+    alias: _builtins.str
+    """The alias concerned; empty where none is."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When, UTC, to the microsecond."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___AdapterEvent.Kind.ValueType = ...,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "digest", b"digest", "kind", b"kind", "name", b"name", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterEvent: _TypeAlias = AdapterEvent  # noqa: Y015
+
+@_typing.final
+class PlanAdaptersRequest(_message.Message):
+    """Adapters to come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Group(_message.Message):
+        """Adapters of one kind."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        COUNT_FIELD_NUMBER: _builtins.int
+        RANK_FIELD_NUMBER: _builtins.int
+        TARGET_MODULES_FIELD_NUMBER: _builtins.int
+        count: _builtins.int
+        """How many, in [1, 1000000]."""
+        rank: _builtins.int
+        """Their rank, in [1, max_lora_rank of GetServerInfo]."""
+        @_builtins.property
+        def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Modules they change, of the names at Version.target_modules; empty: all seven."""
+
+        def __init__(
+            self,
+            *,
+            count: _builtins.int = ...,
+            rank: _builtins.int = ...,
+            target_modules: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanAdaptersRequest.Group]:
+        """At least one, at most 32."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___PlanAdaptersRequest.Group] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanAdaptersRequest: _TypeAlias = PlanAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class PlanAdaptersResponse(_message.Message):
+    """Whether they fit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Group(_message.Message):
+        """One kind of adapter."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        BYTES_EACH_FIELD_NUMBER: _builtins.int
+        RESIDENT_ALONE_FIELD_NUMBER: _builtins.int
+        FITS_FIELD_NUMBER: _builtins.int
+        STEP_BYTES_SHARE_FIELD_NUMBER: _builtins.int
+        bytes_each: _builtins.int
+        """Bytes of one adapter in a slot."""
+        resident_alone: _builtins.int
+        """How many of this kind alone the arena and the slots hold at once."""
+        fits: _builtins.bool
+        """True if one of them fits at all."""
+        step_bytes_share: _builtins.float
+        """Bytes that one active adapter of this kind adds to what a decode step reads, and so share of the base's bytes."""
+        def __init__(
+            self,
+            *,
+            bytes_each: _builtins.int = ...,
+            resident_alone: _builtins.int = ...,
+            fits: _builtins.bool = ...,
+            step_bytes_share: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_each", b"bytes_each", "fits", b"fits", "resident_alone", b"resident_alone", "step_bytes_share", b"step_bytes_share"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    RESIDENT_TOGETHER_FIELD_NUMBER: _builtins.int
+    ALL_RESIDENT_FIELD_NUMBER: _builtins.int
+    ARENA_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTER_SLOTS_FIELD_NUMBER: _builtins.int
+    HOST_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    LOAD_SECONDS_FIELD_NUMBER: _builtins.int
+    resident_together: _builtins.int
+    """How many of all are resident at once, taken smallest first."""
+    all_resident: _builtins.bool
+    """True if all are."""
+    arena_bytes: _builtins.int
+    """Bytes of the arena."""
+    adapter_slots: _builtins.int
+    """Adapter slots."""
+    host_cache_bytes: _builtins.int
+    """Bytes of the host cache, from which an adapter that is not resident comes without a read from disk."""
+    load_seconds: _builtins.float
+    """Estimate for a never-seen adapter of the largest kind: seconds from disk into its slot; 0 where none was loaded yet."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanAdaptersResponse.Group]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___PlanAdaptersResponse.Group] | None = ...,
+        resident_together: _builtins.int = ...,
+        all_resident: _builtins.bool = ...,
+        arena_bytes: _builtins.int = ...,
+        adapter_slots: _builtins.int = ...,
+        host_cache_bytes: _builtins.int = ...,
+        load_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_slots", b"adapter_slots", "all_resident", b"all_resident", "arena_bytes", b"arena_bytes", "groups", b"groups", "host_cache_bytes", b"host_cache_bytes", "load_seconds", b"load_seconds", "resident_together", b"resident_together"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanAdaptersResponse: _TypeAlias = PlanAdaptersResponse  # noqa: Y015

@@ -26,7 +26,13 @@ if _version_not_supported:
 
 
 class AdapterServiceStub(object):
-    """Registers, shows and deletes the adapters that may be named in a request.
+    """Adapters as releases: a name has immutable versions, identified by the SHA-256 of their weights; aliases point at
+    versions and move atomically; requests that run finish on the version they started with.
+
+    Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
+    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
     def __init__(self, channel):
@@ -45,6 +51,11 @@ class AdapterServiceStub(object):
                 request_serializer=loraplex_dot_v1_dot_adapter__pb2.UploadAdapterRequest.SerializeToString,
                 response_deserializer=loraplex_dot_v1_dot_adapter__pb2.UploadAdapterResponse.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/loraplex.v1.AdapterService/GetUpload',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/loraplex.v1.AdapterService/GetAdapter',
                 request_serializer=loraplex_dot_v1_dot_adapter__pb2.GetAdapterRequest.SerializeToString,
@@ -55,39 +66,113 @@ class AdapterServiceStub(object):
                 request_serializer=loraplex_dot_v1_dot_adapter__pb2.ListAdaptersRequest.SerializeToString,
                 response_deserializer=loraplex_dot_v1_dot_adapter__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
+        self.UpdateAdapter = channel.unary_unary(
+                '/loraplex.v1.AdapterService/UpdateAdapter',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.UpdateAdapterRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.UpdateAdapterResponse.FromString,
+                _registered_method=True)
+        self.PromoteVersion = channel.unary_unary(
+                '/loraplex.v1.AdapterService/PromoteVersion',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.PromoteVersionRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.PromoteVersionResponse.FromString,
+                _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/loraplex.v1.AdapterService/RollbackAlias',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/loraplex.v1.AdapterService/DeleteAlias',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
+        self.SplitTraffic = channel.unary_unary(
+                '/loraplex.v1.AdapterService/SplitTraffic',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.SplitTrafficRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.SplitTrafficResponse.FromString,
+                _registered_method=True)
+        self.SetShadow = channel.unary_unary(
+                '/loraplex.v1.AdapterService/SetShadow',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.SetShadowRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.SetShadowResponse.FromString,
+                _registered_method=True)
+        self.PinAdapter = channel.unary_unary(
+                '/loraplex.v1.AdapterService/PinAdapter',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.PinAdapterRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.PinAdapterResponse.FromString,
+                _registered_method=True)
+        self.WarmVersion = channel.unary_unary(
+                '/loraplex.v1.AdapterService/WarmVersion',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.WarmVersionRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.WarmVersionResponse.FromString,
+                _registered_method=True)
+        self.DeprecateVersion = channel.unary_unary(
+                '/loraplex.v1.AdapterService/DeprecateVersion',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.DeprecateVersionRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.DeprecateVersionResponse.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/loraplex.v1.AdapterService/DeleteVersion',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.DeleteVersionResponse.FromString,
+                _registered_method=True)
         self.DeleteAdapter = channel.unary_unary(
                 '/loraplex.v1.AdapterService/DeleteAdapter',
                 request_serializer=loraplex_dot_v1_dot_adapter__pb2.DeleteAdapterRequest.SerializeToString,
                 response_deserializer=loraplex_dot_v1_dot_adapter__pb2.DeleteAdapterResponse.FromString,
                 _registered_method=True)
+        self.WatchAdapters = channel.unary_stream(
+                '/loraplex.v1.AdapterService/WatchAdapters',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.WatchAdaptersRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.WatchAdaptersResponse.FromString,
+                _registered_method=True)
+        self.PlanAdapters = channel.unary_unary(
+                '/loraplex.v1.AdapterService/PlanAdapters',
+                request_serializer=loraplex_dot_v1_dot_adapter__pb2.PlanAdaptersRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapter__pb2.PlanAdaptersResponse.FromString,
+                _registered_method=True)
 
 
 class AdapterServiceServicer(object):
-    """Registers, shows and deletes the adapters that may be named in a request.
+    """Adapters as releases: a name has immutable versions, identified by the SHA-256 of their weights; aliases point at
+    versions and move atomically; requests that run finish on the version they started with.
+
+    Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
+    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
     def CreateAdapter(self, request, context):
-        """Registers an adapter from a folder on the server's machine. The folder must lie under one of the server's
-        configured adapter roots; without any, every path is refused. The call returns when the adapter has been checked
-        against the resident base and stored; from then on it survives a restart, and the folder is no longer needed.
-        A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one that does not fit
-        the base is FAILED_PRECONDITION and the message lists what does not land.
+        """Registers a version from a folder on the server's machine, which must lie under one of its adapter roots, or from a
+        URL of an allowed scheme. The call returns when the package has been proved: sound, within its budgets, made for
+        the resident base, and of an effect on its answers. From then on it survives a restart, and the source is no
+        longer needed. A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one
+        that does not fit the base, or changes no answer (NO_EFFECT), is FAILED_PRECONDITION, and the message says why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadAdapter(self, request_iterator, context):
-        """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
+        """Registers a version from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
         Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
-        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that fails is removed.
+        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour
+        if its header had an upload_id, so that another call can go on from there; otherwise it is removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAdapter(self, request, context):
-        """Shows one adapter. An unknown name is NOT_FOUND.
+        """Shows one adapter with its versions. An unknown name is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,9 +185,104 @@ class AdapterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateAdapter(self, request, context):
+        """Replaces an adapter's labels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteVersion(self, request, context):
+        """Lets an alias point at a version. New requests take it at once, on other servers of the registry within a second.
+        Moving "stable" also ends a traffic split: all requests of the bare name go to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Lets an alias point again at the version it pointed at before; repeated, one step further back each time. Without
+        an earlier one it is FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK). Ends a traffic split, as PromoteVersion does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Removes an alias. "stable" stays: FAILED_PRECONDITION (ALIAS_IN_USE), like one that a split or shadow names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SplitTraffic(self, request, context):
+        """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
+        as long as the split is the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetShadow(self, request, context):
+        """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
+        compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinAdapter(self, request, context):
+        """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
+        than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WarmVersion(self, request, context):
+        """Brings a version into an adapter slot of this server, so that its first request need not wait, and returns when it
+        is there. Later requests of others may evict it. Where every slot is in use until the call's deadline, it is
+        DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeprecateVersion(self, request, context):
+        """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
+        it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Removes one version. One that an alias, a split or a shadow names is FAILED_PRECONDITION (VERSION_IN_USE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteAdapter(self, request, context):
-        """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it. The package leaves the disk when
-        no other name has the same digest and the last request on it has ended. An unknown name is NOT_FOUND.
+        """Removes an adapter with all its versions. New requests get NOT_FOUND at once; running ones finish. The packages
+        leave the disk when no other name has the same digest and the last request on them has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAdapters(self, request, context):
+        """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
+        more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
+        from now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanAdapters(self, request, context):
+        """Computes before anything is loaded whether adapters of given ranks fit, how many are resident at once, and what
+        bytes they add to a decode step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +301,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=loraplex_dot_v1_dot_adapter__pb2.UploadAdapterRequest.FromString,
                     response_serializer=loraplex_dot_v1_dot_adapter__pb2.UploadAdapterResponse.SerializeToString,
             ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.GetUploadRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.GetUploadResponse.SerializeToString,
+            ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
                     request_deserializer=loraplex_dot_v1_dot_adapter__pb2.GetAdapterRequest.FromString,
@@ -131,10 +316,70 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=loraplex_dot_v1_dot_adapter__pb2.ListAdaptersRequest.FromString,
                     response_serializer=loraplex_dot_v1_dot_adapter__pb2.ListAdaptersResponse.SerializeToString,
             ),
+            'UpdateAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAdapter,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.UpdateAdapterRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.UpdateAdapterResponse.SerializeToString,
+            ),
+            'PromoteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteVersion,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.PromoteVersionRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.PromoteVersionResponse.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.DeleteAliasResponse.SerializeToString,
+            ),
+            'SplitTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.SplitTraffic,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.SplitTrafficRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.SplitTrafficResponse.SerializeToString,
+            ),
+            'SetShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetShadow,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.SetShadowRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.SetShadowResponse.SerializeToString,
+            ),
+            'PinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinAdapter,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.PinAdapterRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.PinAdapterResponse.SerializeToString,
+            ),
+            'WarmVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmVersion,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.WarmVersionRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.WarmVersionResponse.SerializeToString,
+            ),
+            'DeprecateVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeprecateVersion,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.DeprecateVersionRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.DeprecateVersionResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.DeleteVersionResponse.SerializeToString,
+            ),
             'DeleteAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAdapter,
                     request_deserializer=loraplex_dot_v1_dot_adapter__pb2.DeleteAdapterRequest.FromString,
                     response_serializer=loraplex_dot_v1_dot_adapter__pb2.DeleteAdapterResponse.SerializeToString,
+            ),
+            'WatchAdapters': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAdapters,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.WatchAdaptersRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.WatchAdaptersResponse.SerializeToString,
+            ),
+            'PlanAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanAdapters,
+                    request_deserializer=loraplex_dot_v1_dot_adapter__pb2.PlanAdaptersRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapter__pb2.PlanAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -145,7 +390,13 @@ def add_AdapterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdapterService(object):
-    """Registers, shows and deletes the adapters that may be named in a request.
+    """Adapters as releases: a name has immutable versions, identified by the SHA-256 of their weights; aliases point at
+    versions and move atomically; requests that run finish on the version they started with.
+
+    Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
+    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
     @staticmethod
@@ -192,6 +443,33 @@ class AdapterService(object):
             '/loraplex.v1.AdapterService/UploadAdapter',
             loraplex_dot_v1_dot_adapter__pb2.UploadAdapterRequest.SerializeToString,
             loraplex_dot_v1_dot_adapter__pb2.UploadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/GetUpload',
+            loraplex_dot_v1_dot_adapter__pb2.GetUploadRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.GetUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -257,6 +535,276 @@ class AdapterService(object):
             _registered_method=True)
 
     @staticmethod
+    def UpdateAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/UpdateAdapter',
+            loraplex_dot_v1_dot_adapter__pb2.UpdateAdapterRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.UpdateAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/PromoteVersion',
+            loraplex_dot_v1_dot_adapter__pb2.PromoteVersionRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.PromoteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/RollbackAlias',
+            loraplex_dot_v1_dot_adapter__pb2.RollbackAliasRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/DeleteAlias',
+            loraplex_dot_v1_dot_adapter__pb2.DeleteAliasRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.DeleteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SplitTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/SplitTraffic',
+            loraplex_dot_v1_dot_adapter__pb2.SplitTrafficRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.SplitTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/SetShadow',
+            loraplex_dot_v1_dot_adapter__pb2.SetShadowRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.SetShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/PinAdapter',
+            loraplex_dot_v1_dot_adapter__pb2.PinAdapterRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.PinAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WarmVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/WarmVersion',
+            loraplex_dot_v1_dot_adapter__pb2.WarmVersionRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.WarmVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeprecateVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/DeprecateVersion',
+            loraplex_dot_v1_dot_adapter__pb2.DeprecateVersionRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.DeprecateVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/DeleteVersion',
+            loraplex_dot_v1_dot_adapter__pb2.DeleteVersionRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.DeleteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteAdapter(request,
             target,
             options=(),
@@ -273,6 +821,60 @@ class AdapterService(object):
             '/loraplex.v1.AdapterService/DeleteAdapter',
             loraplex_dot_v1_dot_adapter__pb2.DeleteAdapterRequest.SerializeToString,
             loraplex_dot_v1_dot_adapter__pb2.DeleteAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/WatchAdapters',
+            loraplex_dot_v1_dot_adapter__pb2.WatchAdaptersRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.WatchAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/PlanAdapters',
+            loraplex_dot_v1_dot_adapter__pb2.PlanAdaptersRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapter__pb2.PlanAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,61 +27,176 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdapterServiceStub:
-    """Registers, shows and deletes the adapters that may be named in a request."""
+    """Adapters as releases: a name has immutable versions, identified by the SHA-256 of their weights; aliases point at
+    versions and move atomically; requests that run finish on the version they started with.
+
+    Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
+    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdapterServiceAsyncStub: ...
     CreateAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.CreateAdapterRequest, _adapter_pb2.CreateAdapterResponse]
-    """Registers an adapter from a folder on the server's machine. The folder must lie under one of the server's
-    configured adapter roots; without any, every path is refused. The call returns when the adapter has been checked
-    against the resident base and stored; from then on it survives a restart, and the folder is no longer needed.
-    A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one that does not fit
-    the base is FAILED_PRECONDITION and the message lists what does not land.
+    """Registers a version from a folder on the server's machine, which must lie under one of its adapter roots, or from a
+    URL of an allowed scheme. The call returns when the package has been proved: sound, within its budgets, made for
+    the resident base, and of an effect on its answers. From then on it survives a restart, and the source is no
+    longer needed. A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one
+    that does not fit the base, or changes no answer (NO_EFFECT), is FAILED_PRECONDITION, and the message says why.
     """
     UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]
-    """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
+    """Registers a version from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
     Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
-    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that fails is removed.
+    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour
+    if its header had an upload_id, so that another call can go on from there; otherwise it is removed.
     """
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.GetUploadRequest, _adapter_pb2.GetUploadResponse]
+    """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.GetAdapterRequest, _adapter_pb2.GetAdapterResponse]
-    """Shows one adapter. An unknown name is NOT_FOUND."""
+    """Shows one adapter with its versions. An unknown name is NOT_FOUND."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.ListAdaptersRequest, _adapter_pb2.ListAdaptersResponse]
     """Lists adapters by name, a page at a time."""
+    UpdateAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.UpdateAdapterRequest, _adapter_pb2.UpdateAdapterResponse]
+    """Replaces an adapter's labels."""
+    PromoteVersion: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.PromoteVersionRequest, _adapter_pb2.PromoteVersionResponse]
+    """Lets an alias point at a version. New requests take it at once, on other servers of the registry within a second.
+    Moving "stable" also ends a traffic split: all requests of the bare name go to it.
+    """
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.RollbackAliasRequest, _adapter_pb2.RollbackAliasResponse]
+    """Lets an alias point again at the version it pointed at before; repeated, one step further back each time. Without
+    an earlier one it is FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK). Ends a traffic split, as PromoteVersion does.
+    """
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.DeleteAliasRequest, _adapter_pb2.DeleteAliasResponse]
+    """Removes an alias. "stable" stays: FAILED_PRECONDITION (ALIAS_IN_USE), like one that a split or shadow names."""
+    SplitTraffic: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.SplitTrafficRequest, _adapter_pb2.SplitTrafficResponse]
+    """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
+    as long as the split is the same.
+    """
+    SetShadow: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.SetShadowRequest, _adapter_pb2.SetShadowResponse]
+    """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
+    compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+    """
+    PinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.PinAdapterRequest, _adapter_pb2.PinAdapterResponse]
+    """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
+    than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+    """
+    WarmVersion: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.WarmVersionRequest, _adapter_pb2.WarmVersionResponse]
+    """Brings a version into an adapter slot of this server, so that its first request need not wait, and returns when it
+    is there. Later requests of others may evict it. Where every slot is in use until the call's deadline, it is
+    DEADLINE_EXCEEDED.
+    """
+    DeprecateVersion: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.DeprecateVersionRequest, _adapter_pb2.DeprecateVersionResponse]
+    """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
+    it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+    """
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.DeleteVersionRequest, _adapter_pb2.DeleteVersionResponse]
+    """Removes one version. One that an alias, a split or a shadow names is FAILED_PRECONDITION (VERSION_IN_USE)."""
     DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.DeleteAdapterRequest, _adapter_pb2.DeleteAdapterResponse]
-    """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it. The package leaves the disk when
-    no other name has the same digest and the last request on it has ended. An unknown name is NOT_FOUND.
+    """Removes an adapter with all its versions. New requests get NOT_FOUND at once; running ones finish. The packages
+    leave the disk when no other name has the same digest and the last request on them has ended.
+    """
+    WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapter_pb2.WatchAdaptersRequest, _adapter_pb2.WatchAdaptersResponse]
+    """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
+    more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
+    from now.
+    """
+    PlanAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.PlanAdaptersRequest, _adapter_pb2.PlanAdaptersResponse]
+    """Computes before anything is loaded whether adapters of given ranks fit, how many are resident at once, and what
+    bytes they add to a decode step.
     """
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
-    """Registers, shows and deletes the adapters that may be named in a request."""
+    """Adapters as releases: a name has immutable versions, identified by the SHA-256 of their weights; aliases point at
+    versions and move atomically; requests that run finish on the version they started with.
+
+    Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
+    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.CreateAdapterRequest, _adapter_pb2.CreateAdapterResponse]  # type: ignore[assignment]
-    """Registers an adapter from a folder on the server's machine. The folder must lie under one of the server's
-    configured adapter roots; without any, every path is refused. The call returns when the adapter has been checked
-    against the resident base and stored; from then on it survives a restart, and the folder is no longer needed.
-    A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one that does not fit
-    the base is FAILED_PRECONDITION and the message lists what does not land.
+    """Registers a version from a folder on the server's machine, which must lie under one of its adapter roots, or from a
+    URL of an allowed scheme. The call returns when the package has been proved: sound, within its budgets, made for
+    the resident base, and of an effect on its answers. From then on it survives a restart, and the source is no
+    longer needed. A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one
+    that does not fit the base, or changes no answer (NO_EFFECT), is FAILED_PRECONDITION, and the message says why.
     """
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]  # type: ignore[assignment]
-    """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
+    """Registers a version from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
     Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
-    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that fails is removed.
+    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour
+    if its header had an upload_id, so that another call can go on from there; otherwise it is removed.
     """
+    GetUpload: _aio.UnaryUnaryMultiCallable[_adapter_pb2.GetUploadRequest, _adapter_pb2.GetUploadResponse]  # type: ignore[assignment]
+    """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.GetAdapterRequest, _adapter_pb2.GetAdapterResponse]  # type: ignore[assignment]
-    """Shows one adapter. An unknown name is NOT_FOUND."""
+    """Shows one adapter with its versions. An unknown name is NOT_FOUND."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapter_pb2.ListAdaptersRequest, _adapter_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """Lists adapters by name, a page at a time."""
+    UpdateAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.UpdateAdapterRequest, _adapter_pb2.UpdateAdapterResponse]  # type: ignore[assignment]
+    """Replaces an adapter's labels."""
+    PromoteVersion: _aio.UnaryUnaryMultiCallable[_adapter_pb2.PromoteVersionRequest, _adapter_pb2.PromoteVersionResponse]  # type: ignore[assignment]
+    """Lets an alias point at a version. New requests take it at once, on other servers of the registry within a second.
+    Moving "stable" also ends a traffic split: all requests of the bare name go to it.
+    """
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_adapter_pb2.RollbackAliasRequest, _adapter_pb2.RollbackAliasResponse]  # type: ignore[assignment]
+    """Lets an alias point again at the version it pointed at before; repeated, one step further back each time. Without
+    an earlier one it is FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK). Ends a traffic split, as PromoteVersion does.
+    """
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_adapter_pb2.DeleteAliasRequest, _adapter_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Removes an alias. "stable" stays: FAILED_PRECONDITION (ALIAS_IN_USE), like one that a split or shadow names."""
+    SplitTraffic: _aio.UnaryUnaryMultiCallable[_adapter_pb2.SplitTrafficRequest, _adapter_pb2.SplitTrafficResponse]  # type: ignore[assignment]
+    """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
+    as long as the split is the same.
+    """
+    SetShadow: _aio.UnaryUnaryMultiCallable[_adapter_pb2.SetShadowRequest, _adapter_pb2.SetShadowResponse]  # type: ignore[assignment]
+    """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
+    compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+    """
+    PinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.PinAdapterRequest, _adapter_pb2.PinAdapterResponse]  # type: ignore[assignment]
+    """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
+    than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+    """
+    WarmVersion: _aio.UnaryUnaryMultiCallable[_adapter_pb2.WarmVersionRequest, _adapter_pb2.WarmVersionResponse]  # type: ignore[assignment]
+    """Brings a version into an adapter slot of this server, so that its first request need not wait, and returns when it
+    is there. Later requests of others may evict it. Where every slot is in use until the call's deadline, it is
+    DEADLINE_EXCEEDED.
+    """
+    DeprecateVersion: _aio.UnaryUnaryMultiCallable[_adapter_pb2.DeprecateVersionRequest, _adapter_pb2.DeprecateVersionResponse]  # type: ignore[assignment]
+    """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
+    it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+    """
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_adapter_pb2.DeleteVersionRequest, _adapter_pb2.DeleteVersionResponse]  # type: ignore[assignment]
+    """Removes one version. One that an alias, a split or a shadow names is FAILED_PRECONDITION (VERSION_IN_USE)."""
     DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.DeleteAdapterRequest, _adapter_pb2.DeleteAdapterResponse]  # type: ignore[assignment]
-    """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it. The package leaves the disk when
-    no other name has the same digest and the last request on it has ended. An unknown name is NOT_FOUND.
+    """Removes an adapter with all its versions. New requests get NOT_FOUND at once; running ones finish. The packages
+    leave the disk when no other name has the same digest and the last request on them has ended.
+    """
+    WatchAdapters: _aio.UnaryStreamMultiCallable[_adapter_pb2.WatchAdaptersRequest, _adapter_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
+    """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
+    more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
+    from now.
+    """
+    PlanAdapters: _aio.UnaryUnaryMultiCallable[_adapter_pb2.PlanAdaptersRequest, _adapter_pb2.PlanAdaptersResponse]  # type: ignore[assignment]
+    """Computes before anything is loaded whether adapters of given ranks fit, how many are resident at once, and what
+    bytes they add to a decode step.
     """
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Registers, shows and deletes the adapters that may be named in a request."""
+    """Adapters as releases: a name has immutable versions, identified by the SHA-256 of their weights; aliases point at
+    versions and move atomically; requests that run finish on the version they started with.
+
+    Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
+    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
+    """
 
     @_abc_1.abstractmethod
     def CreateAdapter(
@@ -89,11 +204,11 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_pb2.CreateAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.CreateAdapterResponse, _abc.Awaitable[_adapter_pb2.CreateAdapterResponse]]:
-        """Registers an adapter from a folder on the server's machine. The folder must lie under one of the server's
-        configured adapter roots; without any, every path is refused. The call returns when the adapter has been checked
-        against the resident base and stored; from then on it survives a restart, and the folder is no longer needed.
-        A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one that does not fit
-        the base is FAILED_PRECONDITION and the message lists what does not land.
+        """Registers a version from a folder on the server's machine, which must lie under one of its adapter roots, or from a
+        URL of an allowed scheme. The call returns when the package has been proved: sound, within its budgets, made for
+        the resident base, and of an effect on its answers. From then on it survives a restart, and the source is no
+        longer needed. A package that is malformed, or uses a PEFT feature that is not served, is INVALID_ARGUMENT; one
+        that does not fit the base, or changes no answer (NO_EFFECT), is FAILED_PRECONDITION, and the message says why.
         """
 
     @_abc_1.abstractmethod
@@ -102,10 +217,19 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_adapter_pb2.UploadAdapterRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.UploadAdapterResponse, _abc.Awaitable[_adapter_pb2.UploadAdapterResponse]]:
-        """Registers an adapter from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
+        """Registers a version from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
         Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
-        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that fails is removed.
+        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour
+        if its header had an upload_id, so that another call can go on from there; otherwise it is removed.
         """
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _adapter_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.GetUploadResponse, _abc.Awaitable[_adapter_pb2.GetUploadResponse]]:
+        """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def GetAdapter(
@@ -113,7 +237,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_pb2.GetAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.GetAdapterResponse, _abc.Awaitable[_adapter_pb2.GetAdapterResponse]]:
-        """Shows one adapter. An unknown name is NOT_FOUND."""
+        """Shows one adapter with its versions. An unknown name is NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListAdapters(
@@ -124,13 +248,129 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists adapters by name, a page at a time."""
 
     @_abc_1.abstractmethod
+    def UpdateAdapter(
+        self,
+        request: _adapter_pb2.UpdateAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.UpdateAdapterResponse, _abc.Awaitable[_adapter_pb2.UpdateAdapterResponse]]:
+        """Replaces an adapter's labels."""
+
+    @_abc_1.abstractmethod
+    def PromoteVersion(
+        self,
+        request: _adapter_pb2.PromoteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.PromoteVersionResponse, _abc.Awaitable[_adapter_pb2.PromoteVersionResponse]]:
+        """Lets an alias point at a version. New requests take it at once, on other servers of the registry within a second.
+        Moving "stable" also ends a traffic split: all requests of the bare name go to it.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _adapter_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.RollbackAliasResponse, _abc.Awaitable[_adapter_pb2.RollbackAliasResponse]]:
+        """Lets an alias point again at the version it pointed at before; repeated, one step further back each time. Without
+        an earlier one it is FAILED_PRECONDITION (NOTHING_TO_ROLL_BACK). Ends a traffic split, as PromoteVersion does.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _adapter_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.DeleteAliasResponse, _abc.Awaitable[_adapter_pb2.DeleteAliasResponse]]:
+        """Removes an alias. "stable" stays: FAILED_PRECONDITION (ALIAS_IN_USE), like one that a split or shadow names."""
+
+    @_abc_1.abstractmethod
+    def SplitTraffic(
+        self,
+        request: _adapter_pb2.SplitTrafficRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.SplitTrafficResponse, _abc.Awaitable[_adapter_pb2.SplitTrafficResponse]]:
+        """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
+        as long as the split is the same.
+        """
+
+    @_abc_1.abstractmethod
+    def SetShadow(
+        self,
+        request: _adapter_pb2.SetShadowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.SetShadowResponse, _abc.Awaitable[_adapter_pb2.SetShadowResponse]]:
+        """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
+        compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+        """
+
+    @_abc_1.abstractmethod
+    def PinAdapter(
+        self,
+        request: _adapter_pb2.PinAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.PinAdapterResponse, _abc.Awaitable[_adapter_pb2.PinAdapterResponse]]:
+        """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
+        than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+        """
+
+    @_abc_1.abstractmethod
+    def WarmVersion(
+        self,
+        request: _adapter_pb2.WarmVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.WarmVersionResponse, _abc.Awaitable[_adapter_pb2.WarmVersionResponse]]:
+        """Brings a version into an adapter slot of this server, so that its first request need not wait, and returns when it
+        is there. Later requests of others may evict it. Where every slot is in use until the call's deadline, it is
+        DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def DeprecateVersion(
+        self,
+        request: _adapter_pb2.DeprecateVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.DeprecateVersionResponse, _abc.Awaitable[_adapter_pb2.DeprecateVersionResponse]]:
+        """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
+        it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _adapter_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.DeleteVersionResponse, _abc.Awaitable[_adapter_pb2.DeleteVersionResponse]]:
+        """Removes one version. One that an alias, a split or a shadow names is FAILED_PRECONDITION (VERSION_IN_USE)."""
+
+    @_abc_1.abstractmethod
     def DeleteAdapter(
         self,
         request: _adapter_pb2.DeleteAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.DeleteAdapterResponse, _abc.Awaitable[_adapter_pb2.DeleteAdapterResponse]]:
-        """Removes an adapter. New requests get NOT_FOUND at once; running ones finish on it. The package leaves the disk when
-        no other name has the same digest and the last request on it has ended. An unknown name is NOT_FOUND.
+        """Removes an adapter with all its versions. New requests get NOT_FOUND at once; running ones finish. The packages
+        leave the disk when no other name has the same digest and the last request on them has ended.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAdapters(
+        self,
+        request: _adapter_pb2.WatchAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_adapter_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapter_pb2.WatchAdaptersResponse]]:
+        """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
+        more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
+        from now.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanAdapters(
+        self,
+        request: _adapter_pb2.PlanAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.PlanAdaptersResponse, _abc.Awaitable[_adapter_pb2.PlanAdaptersResponse]]:
+        """Computes before anything is loaded whether adapters of given ranks fit, how many are resident at once, and what
+        bytes they add to a decode step.
         """
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

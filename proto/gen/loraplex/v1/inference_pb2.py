@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bloraplex/v1/inference.proto\x12\x0bloraplex.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\":\n\x0c\x43hatMessages\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.loraplex.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc4\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12>\n\nlogit_bias\x18\x08 \x03(\x0b\x32*.loraplex.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x07\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xb8\x01\n\x10StoppingCriteria\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"X\n\x0fResponseOptions\x12\x19\n\x0ctop_logprobs\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11include_token_ids\x18\x02 \x01(\x08\x42\x0f\n\r_top_logprobs\"\xb7\x02\n\x0fGenerateRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.loraplex.v1.ChatMessagesH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.loraplex.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x05 \x01(\x0b\x32\x1b.loraplex.v1.SamplingParams\x12/\n\x08stopping\x18\x06 \x01(\x0b\x32\x1d.loraplex.v1.StoppingCriteria\x12-\n\x07options\x18\x07 \x01(\x0b\x32\x1c.loraplex.v1.ResponseOptions\x12\x12\n\nrequest_id\x18\x08 \x01(\tB\x07\n\x05input\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"o\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x1c\n\x14\x61\x64\x61pter_load_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"e\n\x10PositionLogprobs\x12)\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x19.loraplex.v1.TokenLogprob\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.loraplex.v1.TokenLogprob\"\xa6\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.loraplex.v1.FinishReason\x12!\n\x05usage\x18\x03 \x01(\x0b\x32\x12.loraplex.v1.Usage\x12%\n\x07timings\x18\x04 \x01(\x0b\x32\x14.loraplex.v1.Timings\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x05 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12/\n\x08logprobs\x18\t \x03(\x0b\x32\x1d.loraplex.v1.PositionLogprobs\"F\n\x15StreamGenerateRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.loraplex.v1.GenerateRequest\"f\n\x07Started\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\"n\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0btoken_count\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.loraplex.v1.PositionLogprobs\"\x86\x01\n\x08\x46inished\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.loraplex.v1.FinishReason\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.loraplex.v1.Usage\x12%\n\x07timings\x18\x03 \x01(\x0b\x32\x14.loraplex.v1.Timings\"\x9a\x01\n\x16StreamGenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.loraplex.v1.StartedH\x00\x12#\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x12.loraplex.v1.DeltaH\x00\x12)\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.loraplex.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Z\n\x12\x43ountTokensRequest\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x19.loraplex.v1.ChatMessagesH\x00\x42\x07\n\x05input\"*\n\x13\x43ountTokensResponse\x12\x13\n\x0btoken_count\x18\x01 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x8a\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1c.loraplex.v1.GenerateRequest\x1a\x1d.loraplex.v1.GenerateResponse\x12[\n\x0eStreamGenerate\x12\".loraplex.v1.StreamGenerateRequest\x1a#.loraplex.v1.StreamGenerateResponse0\x01\x12P\n\x0b\x43ountTokens\x12\x1f.loraplex.v1.CountTokensRequest\x1a .loraplex.v1.CountTokensResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bloraplex/v1/inference.proto\x12\x0bloraplex.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\":\n\x0c\x43hatMessages\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.loraplex.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc4\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12>\n\nlogit_bias\x18\x08 \x03(\x0b\x32*.loraplex.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x07\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xb8\x01\n\x10StoppingCriteria\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"X\n\x0fResponseOptions\x12\x19\n\x0ctop_logprobs\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11include_token_ids\x18\x02 \x01(\x08\x42\x0f\n\r_top_logprobs\"\xcc\x02\n\x0fGenerateRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.loraplex.v1.ChatMessagesH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.loraplex.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x05 \x01(\x0b\x32\x1b.loraplex.v1.SamplingParams\x12/\n\x08stopping\x18\x06 \x01(\x0b\x32\x1d.loraplex.v1.StoppingCriteria\x12-\n\x07options\x18\x07 \x01(\x0b\x32\x1c.loraplex.v1.ResponseOptions\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x13\n\x0brouting_key\x18\t \x01(\tB\x07\n\x05input\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"o\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x1c\n\x14\x61\x64\x61pter_load_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"e\n\x10PositionLogprobs\x12)\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x19.loraplex.v1.TokenLogprob\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.loraplex.v1.TokenLogprob\"\xa6\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.loraplex.v1.FinishReason\x12!\n\x05usage\x18\x03 \x01(\x0b\x32\x12.loraplex.v1.Usage\x12%\n\x07timings\x18\x04 \x01(\x0b\x32\x14.loraplex.v1.Timings\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x05 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12/\n\x08logprobs\x18\t \x03(\x0b\x32\x1d.loraplex.v1.PositionLogprobs\"F\n\x15StreamGenerateRequest\x12-\n\x07request\x18\x01 \x01(\x0b\x32\x1c.loraplex.v1.GenerateRequest\"f\n\x07Started\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\"n\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0btoken_count\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.loraplex.v1.PositionLogprobs\"\x86\x01\n\x08\x46inished\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.loraplex.v1.FinishReason\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.loraplex.v1.Usage\x12%\n\x07timings\x18\x03 \x01(\x0b\x32\x14.loraplex.v1.Timings\"\x9a\x01\n\x16StreamGenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.loraplex.v1.StartedH\x00\x12#\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x12.loraplex.v1.DeltaH\x00\x12)\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.loraplex.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Z\n\x12\x43ountTokensRequest\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x19.loraplex.v1.ChatMessagesH\x00\x42\x07\n\x05input\"*\n\x13\x43ountTokensResponse\x12\x13\n\x0btoken_count\x18\x01 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x8a\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1c.loraplex.v1.GenerateRequest\x1a\x1d.loraplex.v1.GenerateResponse\x12[\n\x0eStreamGenerate\x12\".loraplex.v1.StreamGenerateRequest\x1a#.loraplex.v1.StreamGenerateResponse0\x01\x12P\n\x0b\x43ountTokens\x12\x1f.loraplex.v1.CountTokensRequest\x1a .loraplex.v1.CountTokensResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2606
-  _globals['_FINISHREASON']._serialized_end=2701
+  _globals['_FINISHREASON']._serialized_start=2627
+  _globals['_FINISHREASON']._serialized_end=2722
   _globals['_CHATMESSAGE']._serialized_start=44
   _globals['_CHATMESSAGE']._serialized_end=88
   _globals['_CHATMESSAGES']._serialized_start=90
@@ -50,31 +50,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESPONSEOPTIONS']._serialized_start=817
   _globals['_RESPONSEOPTIONS']._serialized_end=905
   _globals['_GENERATEREQUEST']._serialized_start=908
-  _globals['_GENERATEREQUEST']._serialized_end=1219
-  _globals['_USAGE']._serialized_start=1221
-  _globals['_USAGE']._serialized_end=1308
-  _globals['_TIMINGS']._serialized_start=1310
-  _globals['_TIMINGS']._serialized_end=1421
-  _globals['_TOKENLOGPROB']._serialized_start=1423
-  _globals['_TOKENLOGPROB']._serialized_end=1486
-  _globals['_POSITIONLOGPROBS']._serialized_start=1488
-  _globals['_POSITIONLOGPROBS']._serialized_end=1589
-  _globals['_GENERATERESPONSE']._serialized_start=1592
-  _globals['_GENERATERESPONSE']._serialized_end=1886
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=1888
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=1958
-  _globals['_STARTED']._serialized_start=1960
-  _globals['_STARTED']._serialized_end=2062
-  _globals['_DELTA']._serialized_start=2064
-  _globals['_DELTA']._serialized_end=2174
-  _globals['_FINISHED']._serialized_start=2177
-  _globals['_FINISHED']._serialized_end=2311
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=2314
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=2468
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2470
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2560
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2562
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2604
-  _globals['_INFERENCESERVICE']._serialized_start=2704
-  _globals['_INFERENCESERVICE']._serialized_end=2970
+  _globals['_GENERATEREQUEST']._serialized_end=1240
+  _globals['_USAGE']._serialized_start=1242
+  _globals['_USAGE']._serialized_end=1329
+  _globals['_TIMINGS']._serialized_start=1331
+  _globals['_TIMINGS']._serialized_end=1442
+  _globals['_TOKENLOGPROB']._serialized_start=1444
+  _globals['_TOKENLOGPROB']._serialized_end=1507
+  _globals['_POSITIONLOGPROBS']._serialized_start=1509
+  _globals['_POSITIONLOGPROBS']._serialized_end=1610
+  _globals['_GENERATERESPONSE']._serialized_start=1613
+  _globals['_GENERATERESPONSE']._serialized_end=1907
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=1909
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=1979
+  _globals['_STARTED']._serialized_start=1981
+  _globals['_STARTED']._serialized_end=2083
+  _globals['_DELTA']._serialized_start=2085
+  _globals['_DELTA']._serialized_end=2195
+  _globals['_FINISHED']._serialized_start=2198
+  _globals['_FINISHED']._serialized_end=2332
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=2335
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=2489
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2491
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2581
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2583
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2625
+  _globals['_INFERENCESERVICE']._serialized_start=2725
+  _globals['_INFERENCESERVICE']._serialized_end=2991
 # @@protoc_insertion_point(module_scope)

@@ -346,16 +346,22 @@ class GenerateRequest(_message.Message):
     STOPPING_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
-    """The registered adapter that answers, by name ("finance/faq"); empty: the base model itself. An unknown name is
+    """The registered adapter that answers, by name ("finance/faq"), by name and alias ("finance/faq@canary"), or by name
+    and version ("finance/faq@" and 12 or more digits of the digest); empty: the base model itself. What is unknown is
     NOT_FOUND, an adapter whose package is damaged or that was made for another base is FAILED_PRECONDITION; the base
-    never answers in an adapter's place.
+    never answers in an adapter's place. The answer's adapter_digest says which version it was.
     """
     prompt: _builtins.str
     """Raw text of at least one character, given to the tokenizer as it is."""
     request_id: _builtins.str
     """The caller's own id, at most 128 bytes of printable ASCII, returned as it came; it need not be unique. Unset: drawn
     by the server and returned.
+    """
+    routing_key: _builtins.str
+    """Where traffic of the bare name is split: requests of equal keys, of a customer say, get the same version. At most
+    256 characters; empty: each request is spread by itself.
     """
     @_builtins.property
     def chat(self) -> Global___ChatMessages:
@@ -390,10 +396,11 @@ class GenerateRequest(_message.Message):
         stopping: Global___StoppingCriteria | None = ...,
         options: Global___ResponseOptions | None = ...,
         request_id: _builtins.str = ...,
+        routing_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "options", b"options", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "chat", b"chat", "input", b"input", "options", b"options", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "chat", b"chat", "input", b"input", "options", b"options", "prompt", b"prompt", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling", "stopping", b"stopping", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
