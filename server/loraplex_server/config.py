@@ -31,6 +31,9 @@ _ENGINE_FIELDS = (
     "num_threads",
     "gpu_memory_share",
     "int8_head",
+    "host_cache_bytes",
+    "adapter_load_threads",
+    "adapter_copy_bytes",
 )
 
 
@@ -68,8 +71,42 @@ class ServerConfig(BaseModel):
     registry_url: str | None = Field(
         None, description="SQLAlchemy URL of the registry; null keeps SQLite in data_dir."
     )
+    package_url: str | None = Field(
+        None,
+        description="fsspec URL of a home for packages that all servers of one registry share; null: this machine's.",
+    )
     adapter_roots: tuple[Path, ...] = Field(
         (), description="Folders that CreateAdapter may read from; empty refuses every path."
+    )
+    adapter_url_schemes: tuple[str, ...] = Field(
+        ("file", "s3", "gs", "http", "https"), description="Schemes of the URLs that CreateAdapter may read."
+    )
+    allow_private_hosts: bool = Field(
+        False, description="Let CreateAdapter read URLs of hosts in private networks."
+    )
+    signature_policy: Literal["off", "warn", "require"] = Field(
+        "off", description="What an adapter's signature is for: nothing, a warning, a condition."
+    )
+    signature_keys: tuple[Path, ...] = Field(
+        (), description="PEM files of the public keys that may sign adapters."
+    )
+    signature_certificates: tuple[Path, ...] = Field(
+        (), description="PEM files of the root certificates whose holders may sign adapters."
+    )
+    max_adapters_per_tenant: int | None = Field(
+        None, ge=1, description="Adapters that one tenant may register; null: any number."
+    )
+    max_bytes_per_tenant: int | None = Field(
+        None, ge=1, description="Bytes that one tenant's packages may take together; null: any number."
+    )
+    admission_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds that the check of one package may take."
+    )
+    admission_memory_bytes: int = Field(
+        2**30, ge=2**26, description="Memory that the check of one package may take, bytes."
+    )
+    golden_prompts: bool = Field(
+        True, description="Refuse an adapter that changes no answer to the golden prompts."
     )
     max_waiting: int = Field(
         256, ge=1, le=100_000, description="Requests that may wait; one more is refused."
@@ -119,6 +156,17 @@ class ServerConfig(BaseModel):
     )
     adapter_slots: int = Field(16, ge=1, description="Adapters resident at once.")
     adapter_arena_bytes: int = Field(256 * 2**20, ge=1, description="Memory of resident adapters, bytes.")
+    host_cache_bytes: int | None = Field(
+        None,
+        ge=2**20,
+        description="Host memory for adapters behind the arena, bytes; null takes a part of the machine's.",
+    )
+    adapter_load_threads: int | None = Field(
+        None, ge=1, le=64, description="Threads that read one adapter; null takes 1, on a GPU 4."
+    )
+    adapter_copy_bytes: int | None = Field(
+        None, ge=2**16, description="Adapter bytes copied per step; null takes what is not felt."
+    )
     max_lora_rank: int = Field(128, ge=1, description="Largest LoRA rank that may be registered.")
     prefix_cache: bool = Field(True, description="Reuse keys and values of equal prompt beginnings.")
     num_threads: int | None = Field(
@@ -126,7 +174,9 @@ class ServerConfig(BaseModel):
     )
 
     @field_validator(
-        *("metrics_port", "base", "registry_url", "num_threads", "max_batched_tokens", "kv_cache_bytes"),
+        *("metrics_port", "base", "registry_url", "package_url", "num_threads", "max_batched_tokens"),
+        *("kv_cache_bytes", "max_adapters_per_tenant", "max_bytes_per_tenant", "host_cache_bytes"),
+        *("adapter_load_threads", "adapter_copy_bytes"),
         mode="before",
     )
     @classmethod
@@ -134,10 +184,15 @@ class ServerConfig(BaseModel):
         """Flags and environment carry text; `null` there means what it means in YAML."""
         return None if isinstance(value, str) and value.lower() == "null" else value
 
-    @field_validator("adapter_roots", mode="before")
+    @field_validator("adapter_roots", "signature_keys", "signature_certificates", mode="before")
     @classmethod
-    def _split_roots(cls, value: Any) -> Any:
+    def _split_paths(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("adapter_url_schemes", mode="before")
+    @classmethod
+    def _split_schemes(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_together(self) -> ServerConfig:
@@ -154,6 +209,11 @@ class ServerConfig(BaseModel):
         return self.data_dir / "adapters"
 
     @property
+    def images_path(self) -> Path:
+        """Folder of the packages as an engine holds them, made from those in `store_path`."""
+        return self.data_dir / "images"
+
+    @property
     def resolved_registry_url(self) -> str:
         """The registry's SQLAlchemy URL."""
         return self.registry_url or f"sqlite:///{self.data_dir / 'registry.sqlite3'}"
@@ -161,7 +221,9 @@ class ServerConfig(BaseModel):
     def engine_config(self, base_path: Path) -> EngineConfig:
         """The part that the engine process gets."""
         values = {name: getattr(self, name) for name in _ENGINE_FIELDS}
-        return EngineConfig(base_path=base_path, store_path=self.store_path, **values)
+        return EngineConfig(
+            base_path=base_path, store_path=self.store_path, images_path=self.images_path, **values
+        )
 
 
 def load_config(

@@ -32,9 +32,11 @@ from loraplex_server.engine.messages import (
     EngineReady,
     EngineStats,
     ForgetAdapter,
+    PinAdapters,
     Shutdown,
     StepOutputs,
     TokenOutput,
+    WarmAdapter,
 )
 from loraplex_server.errors import DrainingError, EngineRestartedError, EngineUnavailableError
 
@@ -170,13 +172,16 @@ class EngineClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
 
-    def submit(self, build: Callable[[int], AddSequence]) -> tuple[int, SequenceStream]:
-        """Send a sequence, built with the id it is given. Raises EngineUnavailableError while there is no engine."""
+    def submit(self, command: AddSequence) -> tuple[int, SequenceStream]:
+        """Send a sequence under an id of its own, which is returned; that of `command` does not count.
+
+        Raises EngineUnavailableError while there is no engine.
+        """
         if self.state is not EngineState.READY:
             raise EngineUnavailableError("the engine is starting or restarting; try again in a moment")
         sequence_id = next(self._ids)
         stream = self._streams[sequence_id] = SequenceStream()
-        self._send(build(sequence_id))
+        self._send(msgspec.structs.replace(command, sequence_id=sequence_id))
         return sequence_id, stream
 
     def finish(self, sequence_id: int, *, abort: bool) -> None:
@@ -188,6 +193,17 @@ class EngineClient:
         """Tell the engine that no new sequence will name this digest."""
         if self.state is EngineState.READY:
             self._send(ForgetAdapter(digest))
+
+    def pin_adapters(self, digests: list[str]) -> None:
+        """Keep exactly these resident from now on. A new engine must be told again."""
+        if self.state is EngineState.READY:
+            self._send(PinAdapters(digests))
+
+    def warm_adapter(self, digest: str) -> None:
+        """Bring an adapter into a slot. Raises EngineUnavailableError while there is no engine."""
+        if self.state is not EngineState.READY:
+            raise EngineUnavailableError("the engine is starting or restarting; try again in a moment")
+        self._send(WarmAdapter(digest))
 
     def _send(self, command: Command) -> None:
         assert self._commands is not None

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,7 +18,7 @@ from loraplex_adapters.errors import (
     InvalidRequestError,
     LoraplexError,
 )
-from loraplex_server.adapter_directory import AdapterDirectory
+from loraplex_adapters.names import AdapterReference
 from loraplex_server.detokenizer import Detokenizer, StopStrings
 from loraplex_server.engine.messages import (
     AddSequence,
@@ -36,6 +36,8 @@ from loraplex_server.errors import (
     QueueFullError,
     SequenceFailedError,
 )
+from loraplex_server.releases.directory import AdapterDirectory, Resolved
+from loraplex_server.shadowing import ServedTokens, ShadowRun, ShadowStarter, no_shadows
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage, Prompt
 
 DEFAULT_MAX_TOKENS = 256  # of a request that does not say
@@ -48,13 +50,14 @@ _SERVICE_TIME_WEIGHT = 0.1  # of the newest request in the running mean
 class GenerationRequest:
     """A validated request."""
 
-    adapter: str  # name; empty: the base model
+    adapter: AdapterReference | None  # None: the base model
     prompt: Prompt
     sampling: SamplingParams  # max_tokens and seed are filled in from the fields below
     max_tokens: int | None = None
     seed: int | None = None
     stop_strings: tuple[str, ...] = ()
     request_id: str = ""
+    routing_key: str = ""  # requests of equal keys get the same version of a split; empty: by chance
     deadline_s: float | None = None  # moment on the monotonic clock
 
 
@@ -111,12 +114,14 @@ class GenerationService:
         tokenizer: BaseTokenizer,
         directory: AdapterDirectory,
         limits: GenerationLimits,
+        shadows: ShadowStarter = no_shadows,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._directory = directory
         self._limits = limits
+        self._shadows = shadows
         self._clock = clock
         self._num_in_flight = 0
         self._num_unstarted = 0
@@ -153,16 +158,16 @@ class GenerationService:
         # One generator, not one per layer: each would cost every token of every stream another resumption.
         arrival_s = self._clock()
         self._check_admission()
-        with self._admitted(arrival_s) as admission, self._leased(request.adapter) as digest:
-            sequence = await self._submit(request, arrival_s, digest)
+        with self._admitted(arrival_s) as admission, await self._leased(request) as resolved:
+            sequence = await self._submit(request, arrival_s, resolved)
             completion = sequence.completion
             try:
                 outputs = await sequence.stream.take()
-                _raise_failure(outputs[0])
+                raise_failure(outputs[0])
                 admission.has_started()
                 timings = outputs[0].timings
                 queue_s = timings.queue_s if timings is not None else 0.0
-                yield Started(digest or "", completion.num_prompt_tokens, queue_s)
+                yield Started(resolved.version.digest if resolved else "", completion.num_prompt_tokens, queue_s)
                 while True:
                     delta = completion.add(outputs)
                     if delta is not None:
@@ -170,12 +175,14 @@ class GenerationService:
                     if completion.finish_reason is not None:
                         break
                     outputs = await sequence.stream.take()
+                sequence.served()
                 yield completion.finished()
             except AdapterUnavailableError:
-                await self._directory.mark_failed(request.adapter)
+                if resolved is not None:
+                    await self._directory.mark_failed(resolved.adapter.name, resolved.version.digest)
                 raise
             finally:
-                sequence.deadline.cancel()
+                sequence.end()
                 self._engine.finish(sequence.sequence_id, abort=not completion.is_ended_by_engine)
 
     def _check_admission(self) -> None:
@@ -206,34 +213,32 @@ class GenerationService:
     def _count_started(self) -> None:
         self._num_unstarted -= 1
 
-    @contextmanager
-    def _leased(self, adapter: str) -> Iterator[str | None]:
-        """The adapter's digest, held; None for the base model."""
-        if not adapter:
-            yield None
-            return
-        with self._directory.lease(adapter) as registered:
-            yield registered.digest
+    async def _leased(self, request: GenerationRequest) -> AbstractContextManager[Resolved | None]:
+        """The version that answers, held in a `with` block that is entered at once; None for the base model."""
+        if request.adapter is None:
+            return nullcontext()
+        key = request.routing_key or secrets.token_hex(8)
+        return self._directory.lease(await self._directory.resolve(request.adapter, key))
 
     async def _submit(
-        self, request: GenerationRequest, arrival_s: float, digest: str | None
+        self, request: GenerationRequest, arrival_s: float, resolved: Resolved | None
     ) -> _SubmittedSequence:
         """With the adapter held: tokenize and hand over to the engine. One timer watches the deadline from now on."""
         deadline_s = self._deadline(request, arrival_s)
         token_ids = await self._encode(request.prompt)
         sampling = self._complete_sampling(request, token_ids)
-
-        def build(sequence_id: int) -> AddSequence:
-            return AddSequence(sequence_id, token_ids, digest, self._cache_salt, sampling, arrival_s)
+        digest = resolved.version.digest if resolved is not None else None
+        command = AddSequence(0, token_ids, digest, self._cache_salt, sampling, arrival_s)
 
         detokenizer = Detokenizer(self._tokenizer.backend)
         completion = _Completion(
             detokenizer, StopStrings(request.stop_strings), sampling, num_prompt_tokens=len(token_ids)
         )
-        sequence_id, stream = self._engine.submit(build)
+        sequence_id, stream = self._engine.submit(command)
+        shadow = self._shadows(resolved, command) if resolved is not None else None
         passed = DeadlineExceededError("the deadline passed before the completion was finished")
         timer = asyncio.get_running_loop().call_later(deadline_s - self._clock(), stream.fail, passed)
-        return _SubmittedSequence(sequence_id, stream, completion, timer)
+        return _SubmittedSequence(sequence_id, stream, completion, timer, shadow)
 
     def _deadline(self, request: GenerationRequest, arrival_s: float) -> float:
         if request.deadline_s is None:
@@ -292,6 +297,18 @@ class _SubmittedSequence:
     stream: SequenceStream
     completion: _Completion
     deadline: asyncio.TimerHandle  # fails the stream
+    shadow: ShadowRun | None
+
+    def served(self) -> None:
+        """The completion is whole."""
+        if self.shadow is not None:
+            self.shadow.served_with(self.completion.served_tokens())
+
+    def end(self) -> None:
+        """Whatever happened."""
+        self.deadline.cancel()
+        if self.shadow is not None:
+            self.shadow.not_served()
 
 
 class _Completion:
@@ -304,7 +321,7 @@ class _Completion:
         self._stops = stops
         self._sampling = sampling
         self.num_prompt_tokens = num_prompt_tokens
-        self._num_tokens = 0
+        self._token_ids: list[int] = []
         self._num_cached = 0
         self._timings = SequenceTimings(0.0, 0.0, 0.0, 0.0)
         self._first_token_s = 0.0
@@ -316,7 +333,7 @@ class _Completion:
         delta = TextDelta("")
         for output in outputs:
             self.is_ended_by_engine = output.finish_reason is not None
-            _raise_failure(output)
+            raise_failure(output)
             self._num_cached += output.cached_prompt_tokens
             if output.timings is not None:
                 self._timings = output.timings
@@ -348,23 +365,27 @@ class _Completion:
                 time.monotonic() - self._first_token_s,
             )
         return Finished(
-            self.finish_reason, self.num_prompt_tokens, self._num_cached, self._num_tokens, timings
+            self.finish_reason, self.num_prompt_tokens, self._num_cached, len(self._token_ids), timings
         )
 
+    def served_tokens(self) -> ServedTokens:
+        """What was generated so far."""
+        return ServedTokens(self._token_ids, is_cut=not self.is_ended_by_engine)
+
     def _add_token(self, token_id: int, finish_reason: FinishReason | None, delta: TextDelta) -> None:
-        if self._num_tokens == 0:
+        if not self._token_ids:
             self._first_token_s = time.monotonic()
-        self._num_tokens += 1
+        self._token_ids.append(token_id)
         delta.token_ids.append(token_id)
         is_unseen_end = finish_reason is FinishReason.STOP  # the token that ended it is not part of the text
         if is_unseen_end:
             return
         text = self._detokenizer.push(token_id)
         if text:
-            delta.text += self._stops.push(text, may_end=self._num_tokens >= self._sampling.min_tokens)
+            delta.text += self._stops.push(text, may_end=len(self._token_ids) >= self._sampling.min_tokens)
 
 
-def _raise_failure(output: TokenOutput) -> None:
+def raise_failure(output: TokenOutput) -> None:
     """Turn the engine's ERROR into the exception it stands for."""
     if output.finish_reason is not FinishReason.ERROR:
         return

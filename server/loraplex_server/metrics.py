@@ -84,7 +84,7 @@ class Metrics:
             registry, "batch_adapters", "Distinct adapters in a step, the base not counted.", _COUNTS
         )
         self._adapter_load = _histogram(
-            registry, "adapter_load_seconds", "Reading and packing an adapter.", _LOAD_S
+            registry, "adapter_load_seconds", "Reading an adapter into host memory.", _LOAD_S
         )
         self._rpc = Histogram(
             "loraplex_rpc_duration_seconds",
@@ -114,6 +114,15 @@ class Metrics:
         self._adapter_evictions = Counter(
             "loraplex_adapter_evictions", "Adapters moved out of a slot.", registry=registry
         )
+        self._adapter_copy = _histogram(
+            registry, "adapter_copy_seconds", "Copying an adapter into its slot.", _LOAD_S
+        )
+        self._shadow_requests = Counter(
+            "loraplex_shadow_requests",
+            "Answers of shadow versions, by how they compared.",
+            ["adapter", "outcome"],
+            registry=registry,
+        )
         self._preemptions = Counter("loraplex_preemptions", "Sequences pushed back.", registry=registry)
         self._prefix_hits = Counter(
             "loraplex_prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache.", registry=registry
@@ -130,6 +139,16 @@ class Metrics:
         self._kv_blocks_used = _gauge(registry, "kv_blocks_used", "Key-value blocks held by sequences.")
         self._slots = _gauge(registry, "adapter_slots", "Adapter slots.")
         self._slots_used = _gauge(registry, "adapter_slots_used", "Adapter slots that hold an adapter.")
+        self._adapters_loading = _gauge(registry, "adapters_loading", "Adapters on their way into a slot.")
+        self._host_cache = _gauge(registry, "host_cache_bytes", "Host memory for adapters.")
+        self._host_cache_used = _gauge(registry, "host_cache_used_bytes", "Host memory that holds adapters.")
+        self._arena = _gauge(registry, "adapter_arena_bytes", "Memory of the adapter slots.")
+        self._arena_used = _gauge(registry, "adapter_arena_used_bytes", "Memory that adapters in slots take.")
+        self._compacted = Counter(
+            "loraplex_adapter_arena_moved_bytes",
+            "Moved within the arena to join its free parts.",
+            registry=registry,
+        )
         self._adapters = _gauge(registry, "adapters_registered", "Registered adapters.")
         self._build = Info("loraplex_build", "Version and base model.", registry=registry)
 
@@ -149,6 +168,8 @@ class Metrics:
         self._engine_starts.inc()
         self._kv_blocks.set(ready.num_blocks)
         self._slots.set(ready.adapter_slots)
+        self._arena.set(ready.adapter_arena_bytes)
+        self._host_cache.set(ready.host_cache_bytes)
         self._build.info(
             {
                 "version": version,
@@ -175,9 +196,16 @@ class Metrics:
             self._preemptions.inc(stats.preemptions)
         if stats.prefix_hit_tokens:
             self._prefix_hits.inc(stats.prefix_hit_tokens)
+        self._adapters_loading.set(stats.adapters_loading)
+        self._host_cache_used.set(stats.host_cache_bytes_used)
+        self._arena_used.set(stats.arena_bytes_used)
         for seconds in stats.adapter_load_seconds:
-            self._adapter_loads.inc()
             self._adapter_load.observe(seconds)
+        for seconds in stats.adapter_copy_seconds:
+            self._adapter_loads.inc()
+            self._adapter_copy.observe(seconds)
+        if stats.compacted_bytes:
+            self._compacted.inc(stats.compacted_bytes)
         if stats.adapter_evictions:
             self._adapter_evictions.inc(stats.adapter_evictions)
 
@@ -198,6 +226,10 @@ class Metrics:
         self._completion_tokens.labels(label).inc(completion_tokens)
         self._end_to_end.observe(seconds)
 
+    def shadow_ended(self, adapter: str, outcome: str) -> None:
+        """`outcome` is "equal", "different" or "dropped"."""
+        self._shadow_requests.labels(self._adapter_label(adapter), outcome).inc()
+
     def rejected(self, reason: str) -> None:
         self._rejects.labels(reason).inc()
 
@@ -216,6 +248,7 @@ class Metrics:
             self._prompt_tokens.remove(adapter)
             self._completion_tokens.remove(adapter)
             self._requests.remove_by_labels({"adapter": adapter})
+            self._shadow_requests.remove_by_labels({"adapter": adapter})
 
     def _adapter_label(self, adapter: str) -> str:
         """A caller cannot invent labels, nor can a request that outlives its adapter bring the label back."""

@@ -1,166 +1,203 @@
-"""AdapterService: register, show, list and delete adapters."""
+"""AdapterService: register, show, release and remove adapters."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
 
-from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
-from loraplex_adapters.errors import FieldViolation, InvalidRequestError
-from loraplex_adapters.names import validate_adapter_name
-from loraplex_adapters.storage_faults import disk_faults
-from loraplex_server.adapter_directory import AdapterDirectory, remove_staging
-from loraplex_server.engine_client import EngineClient
-from loraplex_server.errors import DeadlineExceededError, UploadTooLargeError
-from loraplex_server.rpc import convert
+from loraplex.v1 import adapter_pb2 as pb
+from loraplex.v1 import adapter_pb2_grpc
+from loraplex_adapters.filters import AdapterFilter
+from loraplex_adapters.names import STABLE, AdapterName, AdapterReference
+from loraplex_adapters.releases import Adapter, Shadow
+from loraplex_server.releases.plan import plan_adapters
+from loraplex_server.releases.registration import Registered
+from loraplex_server.releases.service import Releases
+from loraplex_server.rpc import adapter_messages as messages
+from loraplex_server.rpc.adapter_uploads import UploadReader
 from loraplex_server.rpc.grpc_types import Context
 from loraplex_server.rpc.serving import Serving
+from loraplex_server.rpc.stall_guard import StallGuard
 
-MAX_CHUNK_BYTES = 1 << 20
-_FILE_NAMES = ("adapter_config.json", "adapter_model.safetensors")
 _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1000
-_PAGE_TOKEN_PREFIX = b"adapters:"
+_EVENTS_AT_ONCE = 200
 
 
 class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
-    """The directory does the work; this speaks for it."""
+    """The releases do the work; this speaks for them."""
 
-    def __init__(
-        self, serving: Serving, engine: EngineClient, max_adapter_bytes: int, upload_idle_timeout_s: float
-    ) -> None:
-        """`upload_idle_timeout_s` bounds the time between two messages of an upload."""
+    def __init__(self, serving: Serving, upload_idle_timeout_s: float, write_stall_timeout_s: float) -> None:
+        """Seconds that a client may be silent in an upload, and leave a watch unread."""
         self._serving = serving
-        self._engine = engine
-        self._max_adapter_bytes = max_adapter_bytes
         self._upload_idle_timeout_s = upload_idle_timeout_s
+        self._write_stall_timeout_s = write_stall_timeout_s
 
     @property
-    def _directory(self) -> AdapterDirectory:
-        return self._serving.parts().directory
+    def _releases(self) -> Releases:
+        return self._serving.parts().releases
 
-    async def CreateAdapter(
-        self, request: adapter_pb2.CreateAdapterRequest, context: Context
-    ) -> adapter_pb2.CreateAdapterResponse:
-        adapter = await self._directory.create_from_folder(
-            request.name, request.path, validate_only=request.validate_only
-        )
-        return adapter_pb2.CreateAdapterResponse(adapter=convert.adapter_message(adapter, is_resident=False))
+    async def CreateAdapter(self, request: pb.CreateAdapterRequest, context: Context) -> pb.CreateAdapterResponse:
+        releases = self._releases
+        match request.WhichOneof("source"):
+            case "path":
+                registration = messages.registration_request(request.registration, "folder")
+                registered = await releases.register_folder(registration, request.path)
+            case "url":
+                registration = messages.registration_request(request.registration, releases.label_of(request.url))
+                registered = await releases.register_url(registration, request.url)
+            case _:
+                raise messages.invalid("source", "set exactly one of path and url")
+        adapter, version = self._registered(registered)
+        return pb.CreateAdapterResponse(adapter=adapter, version=version)
 
     async def UploadAdapter(
-        self, request_iterator: AsyncIterator[adapter_pb2.UploadAdapterRequest], context: Context
-    ) -> adapter_pb2.UploadAdapterResponse:
-        directory = self._directory
-        header = await self._header(request_iterator)
-        folder = await asyncio.to_thread(directory.staging_folder)
-        try:
-            await self._receive(request_iterator, folder)
-            adapter = await directory.create(
-                header.name,
-                folder,
-                validate_only=header.validate_only,
-                expected_digest=header.expected_digest.lower(),
-            )
-        finally:
-            await asyncio.shield(asyncio.to_thread(remove_staging, folder))
-        return adapter_pb2.UploadAdapterResponse(adapter=convert.adapter_message(adapter, is_resident=False))
+        self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Context
+    ) -> pb.UploadAdapterResponse:
+        releases = self._releases
+        reader = UploadReader(request_iterator, self._upload_idle_timeout_s)
+        header = await reader.header()
+        registration = messages.registration_request(header.registration, "upload")  # before megabytes are taken in
+        async with releases.upload(header.upload_id) as upload:
+            await reader.receive(upload)
+            registered = await releases.registrar.register(registration, upload.folder)
+        adapter, version = self._registered(registered)
+        return pb.UploadAdapterResponse(adapter=adapter, version=version)
 
-    async def GetAdapter(
-        self, request: adapter_pb2.GetAdapterRequest, context: Context
-    ) -> adapter_pb2.GetAdapterResponse:
-        adapter = self._directory.get(request.name)
-        resident = adapter.digest in self._engine.stats.resident_digests
-        return adapter_pb2.GetAdapterResponse(adapter=convert.adapter_message(adapter, is_resident=resident))
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
+        return pb.GetUploadResponse(received_bytes=await self._releases.received(request.upload_id))
 
-    async def ListAdapters(
-        self, request: adapter_pb2.ListAdaptersRequest, context: Context
-    ) -> adapter_pb2.ListAdaptersResponse:
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.GetAdapterResponse:
+        adapter = await self._releases.directory.get(AdapterName.parse(request.name))
+        return pb.GetAdapterResponse(adapter=self._message(adapter))
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
         if request.page_size > _MAX_PAGE_SIZE:
-            raise _invalid("page_size", f"must be at most {_MAX_PAGE_SIZE}")
+            raise messages.invalid("page_size", f"must be at most {_MAX_PAGE_SIZE}")
         page_size = request.page_size or _DEFAULT_PAGE_SIZE
-        # One more than a page tells whether there is another.
-        adapters = self._directory.list_page(page_size + 1, _after_name(request.page_token))
-        resident = set(self._engine.stats.resident_digests)
-        return adapter_pb2.ListAdaptersResponse(
-            adapters=[
-                convert.adapter_message(adapter, is_resident=adapter.digest in resident)
-                for adapter in adapters[:page_size]
-            ],
-            next_page_token=_page_token(adapters[page_size - 1].name) if len(adapters) > page_size else "",
+        tenant, name = messages.scope(request.parent)
+        if name is not None:
+            raise messages.invalid("parent", "must be tenants/TENANT or empty")
+        adapters = await asyncio.to_thread(
+            self._releases.directory.registry.list_page,
+            page_size + 1,  # one more than a page tells whether there is another
+            messages.name_before_page(request.page_token),
+            tenant,
+            AdapterFilter.parse(request.filter),
+        )
+        page = adapters[:page_size]
+        return pb.ListAdaptersResponse(
+            adapters=[self._message(adapter) for adapter in page],
+            next_page_token=messages.page_token(page[-1].name) if len(adapters) > page_size else "",
         )
 
-    async def DeleteAdapter(
-        self, request: adapter_pb2.DeleteAdapterRequest, context: Context
-    ) -> adapter_pb2.DeleteAdapterResponse:
-        await self._directory.delete(request.name)
-        return adapter_pb2.DeleteAdapterResponse()
+    async def UpdateAdapter(self, request: pb.UpdateAdapterRequest, context: Context) -> pb.UpdateAdapterResponse:
+        registry = self._releases.directory.registry
+        adapter = await self._change(request, partial(registry.update_labels, labels=dict(request.labels)))
+        return pb.UpdateAdapterResponse(adapter=adapter)
 
-    async def _header(
-        self, requests: AsyncIterator[adapter_pb2.UploadAdapterRequest]
-    ) -> adapter_pb2.UploadAdapterRequest.Header:
-        first = await self._next(requests)
-        if first is None or first.WhichOneof("message") != "header":
-            raise _invalid("header", "the first message of an upload must carry the header")
-        validate_adapter_name(first.header.name)  # before megabytes are taken in
-        return first.header
+    async def PromoteVersion(self, request: pb.PromoteVersionRequest, context: Context) -> pb.PromoteVersionResponse:
+        registry = self._releases.directory.registry
+        write = partial(registry.promote, target=request.version, alias=request.alias or STABLE)
+        return pb.PromoteVersionResponse(adapter=await self._change(request, write))
 
-    async def _receive(self, requests: AsyncIterator[adapter_pb2.UploadAdapterRequest], folder: Path) -> None:
-        """Write the chunks of both files, each in order of offset, within the byte budget."""
-        written: dict[str, int] = {}
-        while (message := await self._next(requests)) is not None:
-            chunk = message.chunk
-            if message.WhichOneof("message") != "chunk":
-                raise _invalid("chunk", "every message after the first must carry a chunk")
-            if chunk.file_name not in _FILE_NAMES:
-                raise _invalid("chunk.file_name", f"must be one of {', '.join(_FILE_NAMES)}")
-            if not 1 <= len(chunk.data) <= MAX_CHUNK_BYTES:
-                raise _invalid("chunk.data", f"must have 1 to {MAX_CHUNK_BYTES} bytes")
-            expected = written.get(chunk.file_name, 0)
-            if chunk.offset != expected:
-                raise _invalid(
-                    "chunk.offset", f"is {chunk.offset}, expected {expected}; send pieces in order"
-                )
-            written[chunk.file_name] = expected + len(chunk.data)
-            if sum(written.values()) > self._max_adapter_bytes:
-                raise UploadTooLargeError(
-                    f"the upload is larger than {self._max_adapter_bytes} bytes, the limit"
-                )
-            await asyncio.to_thread(_append, folder / chunk.file_name, chunk.data)
+    async def RollbackAlias(self, request: pb.RollbackAliasRequest, context: Context) -> pb.RollbackAliasResponse:
+        registry = self._releases.directory.registry
+        write = partial(registry.rollback, alias=request.alias or STABLE)
+        return pb.RollbackAliasResponse(adapter=await self._change(request, write))
 
-    async def _next(
-        self, requests: AsyncIterator[adapter_pb2.UploadAdapterRequest]
-    ) -> adapter_pb2.UploadAdapterRequest | None:
-        """The next message; None at the end. Raises DeadlineExceededError when the client falls silent."""
-        idle_s = self._upload_idle_timeout_s
-        try:
-            async with asyncio.timeout(idle_s):
-                return await anext(requests, None)
-        except TimeoutError:
-            raise DeadlineExceededError(f"no message of the upload came for {idle_s:g} s") from None
+    async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.DeleteAliasResponse:
+        registry = self._releases.directory.registry
+        write = partial(registry.delete_alias, alias=request.alias)
+        return pb.DeleteAliasResponse(adapter=await self._change(request, write))
 
+    async def SplitTraffic(self, request: pb.SplitTrafficRequest, context: Context) -> pb.SplitTrafficResponse:
+        registry = self._releases.directory.registry
+        write = partial(registry.split, traffic=messages.traffic_shares(request.traffic))
+        return pb.SplitTrafficResponse(adapter=await self._change(request, write))
 
-def _append(path: Path, data: bytes) -> None:
-    with disk_faults(), path.open("ab") as file:
-        file.write(data)
+    async def SetShadow(self, request: pb.SetShadowRequest, context: Context) -> pb.SetShadowResponse:
+        registry = self._releases.directory.registry
+        shadow = Shadow(request.target, request.percent or 100) if request.target else None
+        write = partial(registry.set_shadow, shadow=shadow)
+        return pb.SetShadowResponse(adapter=await self._change(request, write))
 
+    async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.PinAdapterResponse:
+        registry = self._releases.directory.registry
+        # One slot stays for the adapters that are not pinned.
+        max_pinned = self._serving.parts().ready.adapter_slots - 1
+        write = partial(registry.set_pinned, is_pinned=request.pinned, max_pinned=max_pinned)
+        return pb.PinAdapterResponse(adapter=await self._change(request, write))
 
-def _page_token(name: str) -> str:
-    return base64.urlsafe_b64encode(_PAGE_TOKEN_PREFIX + name.encode()).decode()
+    async def WarmVersion(self, request: pb.WarmVersionRequest, context: Context) -> pb.WarmVersionResponse:
+        reference = AdapterReference.parse(request.adapter)
+        versions = await self._releases.warm(reference, context.time_remaining())
+        view = self._releases.residency
+        return pb.WarmVersionResponse(
+            versions=[messages.version_message(version, view.of(version.digest)) for version in versions]
+        )
 
+    async def DeprecateVersion(
+        self, request: pb.DeprecateVersionRequest, context: Context
+    ) -> pb.DeprecateVersionResponse:
+        registry = self._releases.directory.registry
+        write = partial(registry.deprecate, target=request.version, undo=request.undo)
+        return pb.DeprecateVersionResponse(adapter=await self._change(request, write))
 
-def _after_name(token: str) -> str:
-    if not token:
-        return ""
-    try:
-        raw = base64.urlsafe_b64decode(token.encode("ascii"))
-        if raw.startswith(_PAGE_TOKEN_PREFIX):
-            return raw.removeprefix(_PAGE_TOKEN_PREFIX).decode()
-    except (binascii.Error, UnicodeError, ValueError):
-        pass  # answered below like any other token that is not ours
-    raise _invalid("page_token", "is not a token that this server gave out")
+    async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
+        registry = self._releases.directory.registry
+        write = partial(registry.delete_version, target=request.version)
+        return pb.DeleteVersionResponse(adapter=await self._change(request, write))
 
+    async def DeleteAdapter(self, request: pb.DeleteAdapterRequest, context: Context) -> pb.DeleteAdapterResponse:
+        directory = self._releases.directory
+        name = AdapterName.parse(request.name)
+        once = messages.once(request)
+        await directory.delete(name, partial(directory.registry.delete, name, etag=request.etag, once=once))
+        return pb.DeleteAdapterResponse()
 
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError([FieldViolation(field, description)])
+    async def WatchAdapters(  # type: ignore[override]  # writes to the context, to notice a client that does not read
+        self, request: pb.WatchAdaptersRequest, context: Context
+    ) -> None:
+        releases = self._releases
+        tenant, name = messages.scope(request.parent)
+        after = messages.resume_revision(request.resume_token, releases.sync.revision)
+        with StallGuard(self._write_stall_timeout_s) as guard:
+            await context.send_initial_metadata(())  # so that the client knows that it watches
+            async for event in releases.watch(after, tenant, name):
+                await guard.write(context, messages.event_message(event))
+
+    async def PlanAdapters(self, request: pb.PlanAdaptersRequest, context: Context) -> pb.PlanAdaptersResponse:
+        parts = self._serving.parts()
+        ready, releases = parts.ready, parts.releases
+        plan = plan_adapters(
+            messages.plan_groups(request.groups, releases.max_lora_rank),
+            releases.spec,
+            arena_bytes=ready.adapter_arena_bytes,
+            element_bytes=ready.adapter_element_bytes,
+            adapter_slots=ready.adapter_slots,
+            base_bytes=ready.weight_bytes,
+        )
+        return messages.plan_message(
+            plan,
+            arena_bytes=ready.adapter_arena_bytes,
+            adapter_slots=ready.adapter_slots,
+            host_cache_bytes=ready.host_cache_bytes,
+            load_s=releases.residency.slowest_load_s,
+        )
+
+    async def _change(self, request: Any, write: Callable[..., Adapter]) -> pb.Adapter:
+        """Carry out a registry write for a request that has `name`, `etag` and `request_id`."""
+        name = AdapterName.parse(request.name)
+        once = messages.once(request)
+        adapter = await self._releases.directory.change(partial(write, name, etag=request.etag, once=once))
+        return self._message(adapter)
+
+    def _message(self, adapter: Adapter) -> pb.Adapter:
+        releases = self._releases
+        return messages.adapter_message(adapter, releases.residency, releases.shadows.counts(adapter.name))
+
+    def _registered(self, registered: Registered) -> tuple[pb.Adapter, pb.Version]:
+        residency = self._releases.residency.of(registered.version.digest)
+        return self._message(registered.adapter), messages.version_message(registered.version, residency)

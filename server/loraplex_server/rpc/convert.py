@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 
-from loraplex.v1 import adapter_pb2, inference_pb2
+from loraplex.v1 import inference_pb2
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
-from loraplex_adapters.registry import AdapterState, RegisteredAdapter
+from loraplex_adapters.names import AdapterReference
 from loraplex_server.engine.messages import FinishReason, SamplingParams, SequenceTimings, TokenLogprob
 from loraplex_server.generation import DEFAULT_MAX_TOKENS, Finished, GenerationRequest, TextDelta
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage, Prompt
@@ -18,16 +18,13 @@ MAX_STOP_STRING_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_TOP_LOGPROBS = 20
 MAX_REQUEST_ID_BYTES = 128
+MAX_ROUTING_KEY_CHARACTERS = 256
 _MAX_LISTED_PER_FIELD = 3  # of entries that are wrong in one field; more would not fit in a status
 _ROLES = ("system", "user", "assistant")
 
 _FINISH_REASONS = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
-}
-_ADAPTER_STATES = {
-    AdapterState.READY: adapter_pb2.Adapter.STATE_READY,
-    AdapterState.FAILED: adapter_pb2.Adapter.STATE_FAILED,
 }
 
 
@@ -92,15 +89,22 @@ def generation_request(
         "request_id",
         f"must be at most {MAX_REQUEST_ID_BYTES} bytes of printable ASCII",
     )
+    checks.require(
+        len(message.routing_key) <= MAX_ROUTING_KEY_CHARACTERS,
+        "routing_key",
+        f"must be at most {MAX_ROUTING_KEY_CHARACTERS} characters",
+    )
+    adapter = _adapter(message.adapter, checks)
     checks.raise_if_any()
     return GenerationRequest(
-        adapter=message.adapter,
+        adapter=adapter,
         prompt=prompt,
         sampling=sampling,
         max_tokens=max_tokens,
         seed=message.sampling.seed if message.sampling.HasField("seed") else None,
         stop_strings=tuple(stopping.stop_strings),
         request_id=message.request_id,
+        routing_key=message.routing_key,
         deadline_s=time.monotonic() + time_remaining_s if time_remaining_s is not None else None,
     )
 
@@ -111,6 +115,17 @@ def count_request(message: inference_pb2.CountTokensRequest) -> Prompt:
     prompt = _prompt(message, checks)
     checks.raise_if_any()
     return prompt
+
+
+def _adapter(text: str, checks: _Checks) -> AdapterReference | None:
+    """None for the base model."""
+    if not text:
+        return None
+    try:
+        return AdapterReference.parse(text)
+    except InvalidRequestError as error:
+        checks.violations += error.violations
+        return None
 
 
 def _prompt(
@@ -235,20 +250,3 @@ def _timings(timings: SequenceTimings) -> inference_pb2.Timings:
         prefill_seconds=timings.prefill_s,
         decode_seconds=timings.decode_s,
     )
-
-
-def adapter_message(adapter: RegisteredAdapter, *, is_resident: bool) -> adapter_pb2.Adapter:
-    """A registered adapter."""
-    message = adapter_pb2.Adapter(
-        name=adapter.name,
-        digest=adapter.digest,
-        state=_ADAPTER_STATES[adapter.state],
-        size_bytes=adapter.size_bytes,
-        rank=adapter.rank,
-        target_modules=adapter.target_modules,
-        served_module_count=adapter.served_module_count,
-        base_fingerprint=adapter.base_fingerprint,
-        is_resident=is_resident,
-    )
-    message.create_time.FromDatetime(adapter.created_at)
-    return message

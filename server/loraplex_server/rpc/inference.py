@@ -41,7 +41,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             request_id=generation.request_id or request_id_var.get(),
         )
         text: list[str] = []
-        with Observation(self._metrics, generation.adapter) as observation:
+        with Observation(self._metrics, _label(generation)) as observation:
             async with aclosing(parts.generation.generate(generation)) as events:
                 async for event in events:
                     observation.see(event)
@@ -70,7 +70,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         generation = self._convert(request.request, context)
         include_ids = request.request.options.include_token_ids
         request_id = generation.request_id or request_id_var.get()
-        observation = Observation(self._metrics, generation.adapter)
+        observation = Observation(self._metrics, _label(generation))
         with StallGuard(self._write_stall_timeout_s) as guard, observation:
             async with aclosing(parts.generation.generate(generation)) as events:
                 async for event in events:
@@ -108,3 +108,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return convert.generation_request(
             request, vocab_size, self._max_output_tokens, context.time_remaining()
         )
+
+
+def _label(generation: GenerationRequest) -> str:
+    """What metrics call the adapter; empty for the base model."""
+    return str(generation.adapter.name) if generation.adapter is not None else ""

@@ -61,7 +61,7 @@ class OpsServicer(ops_pb2_grpc.OpsServiceServicer):
                 max_lora_rank=config.max_lora_rank,
                 max_adapter_bytes=config.max_adapter_bytes,
             ),
-            load=self._load(ready.num_blocks, parts.directory.num_adapters),
+            load=self._load(ready.num_blocks, parts.releases.directory.num_adapters),
             uptime_seconds=time.monotonic() - self._started_s,
         )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraplex_server.adapter_directory import AdapterDirectory
 from loraplex_server.engine.messages import EngineReady
 from loraplex_server.errors import EngineUnavailableError
 from loraplex_server.generation import GenerationService
+from loraplex_server.releases.service import Releases
 from loraplex_server.tokenizer import BaseTokenizer
 
 
@@ -17,7 +17,7 @@ class ServingParts:
 
     generation: GenerationService
     tokenizer: BaseTokenizer
-    directory: AdapterDirectory
+    releases: Releases
     ready: EngineReady
     base_id: str
 

@@ -21,9 +21,23 @@ from loraplex_adapters.errors import (
     AdapterNotFoundError,
     AdapterTooLargeError,
     AdapterUnavailableError,
+    AliasInUseError,
+    EtagMismatchError,
+    EventsExpiredError,
     InvalidRequestError,
     LoraplexError,
+    NoEffectError,
+    NothingToRollBackError,
+    QuotaExceededError,
+    RequestIdReusedError,
+    SignatureError,
+    SourceUnavailableError,
     StorageError,
+    TooManyPinnedError,
+    TooManyVersionsError,
+    UploadBusyError,
+    VersionDeprecatedError,
+    VersionInUseError,
 )
 from loraplex_server.errors import (
     BaseModelError,
@@ -55,6 +69,20 @@ STATUS_OF: dict[type[LoraplexError], grpc.StatusCode] = {
     AdapterIncompatibleError: grpc.StatusCode.FAILED_PRECONDITION,
     AdapterTooLargeError: grpc.StatusCode.FAILED_PRECONDITION,
     AdapterUnavailableError: grpc.StatusCode.FAILED_PRECONDITION,
+    NoEffectError: grpc.StatusCode.FAILED_PRECONDITION,
+    SourceUnavailableError: grpc.StatusCode.FAILED_PRECONDITION,
+    SignatureError: grpc.StatusCode.FAILED_PRECONDITION,
+    AliasInUseError: grpc.StatusCode.FAILED_PRECONDITION,
+    VersionInUseError: grpc.StatusCode.FAILED_PRECONDITION,
+    VersionDeprecatedError: grpc.StatusCode.FAILED_PRECONDITION,
+    NothingToRollBackError: grpc.StatusCode.FAILED_PRECONDITION,
+    TooManyPinnedError: grpc.StatusCode.FAILED_PRECONDITION,
+    TooManyVersionsError: grpc.StatusCode.FAILED_PRECONDITION,
+    RequestIdReusedError: grpc.StatusCode.ALREADY_EXISTS,
+    EtagMismatchError: grpc.StatusCode.ABORTED,
+    UploadBusyError: grpc.StatusCode.ABORTED,
+    EventsExpiredError: grpc.StatusCode.OUT_OF_RANGE,
+    QuotaExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UploadTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     WriteStallError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -87,6 +115,9 @@ def rich_status(error: LoraplexError, request_id: str) -> grpc.Status:
     if isinstance(error, InvalidRequestError):
         budget = _MAX_MESSAGE_BESIDE_VIOLATIONS_BYTES
         details.append(_bad_request(error))
+    if isinstance(error, QuotaExceededError):
+        violation = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=error.description)
+        details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     retry_s = _retry_after_s(error)
     if retry_s is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry_s)))

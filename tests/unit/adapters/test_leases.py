@@ -1,87 +1,91 @@
+"""A package stays as long as anything uses it, and goes once."""
+
 from __future__ import annotations
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from loraplex_adapters.leases import AdapterLeases
+from loraplex_adapters.leases import PackageLeases
 
-DIGEST = "a" * 64
-
-
-def test_a_retired_package_goes_when_its_last_lease_ends() -> None:
-    unused: list[str] = []
-    leases = AdapterLeases(unused.append)
-    leases.acquire("shop", DIGEST)
-    leases.acquire("alias", DIGEST)
-
-    leases.retire(DIGEST)
-    leases.release("shop", DIGEST)
-    assert unused == []
-    leases.release("alias", DIGEST)
-
-    assert unused == [DIGEST]
+DIGESTS = st.sampled_from(["a", "b"])
 
 
-def test_a_package_without_leases_goes_at_once() -> None:
-    unused: list[str] = []
-
-    AdapterLeases(unused.append).retire(DIGEST)
-
-    assert unused == [DIGEST]
-
-
-def test_a_package_that_is_not_retired_stays() -> None:
-    unused: list[str] = []
-    leases = AdapterLeases(unused.append)
-
-    with leases.lease("shop", DIGEST):
-        assert leases.count_of_digest(DIGEST) == leases.count_of_name("shop") == 1
-
-    assert leases.count_of_digest(DIGEST) == leases.count_of_name("shop") == 0
-    assert unused == []
-
-
-def test_a_package_registered_again_in_time_stays() -> None:
-    unused: list[str] = []
-    leases = AdapterLeases(unused.append)
-
-    with leases.lease("shop", DIGEST):
-        leases.retire(DIGEST)
-        leases.keep(DIGEST)
-
-    assert unused == []
-
-
-def test_a_lease_ends_when_its_request_fails() -> None:
-    unused: list[str] = []
-    leases = AdapterLeases(unused.append)
-
-    def fail_while_retired() -> None:
-        with leases.lease("shop", DIGEST):
-            leases.retire(DIGEST)
-            raise RuntimeError("request failed")
-
-    with pytest.raises(RuntimeError, match="request failed"):
-        fail_while_retired()
-
-    assert unused == [DIGEST]
-
-
-def test_a_package_goes_only_once() -> None:
-    unused: list[str] = []
-    leases = AdapterLeases(unused.append)
-    leases.retire(DIGEST)
-
-    with leases.lease("shop", DIGEST):
+def test_a_retired_package_goes_with_its_last_lease_and_only_once() -> None:
+    gone: list[str] = []
+    leases = PackageLeases(gone.append)
+    with leases.lease("a"):
+        with leases.lease("a"):
+            leases.retire("a")
+        assert gone == []
+    assert gone == ["a"]
+    with leases.lease("a"):
         pass
+    assert gone == ["a"]
 
-    assert unused == [DIGEST]
+
+def test_a_package_that_is_registered_again_stays() -> None:
+    gone: list[str] = []
+    leases = PackageLeases(gone.append)
+    with leases.lease("a"):
+        leases.retire("a")
+        leases.keep("a")
+    assert gone == []
 
 
-def test_releasing_what_is_not_held_is_an_error() -> None:
-    leases = AdapterLeases(lambda digest: None)
-    leases.acquire("shop", DIGEST)
-
+def test_a_lease_is_not_given_back_twice() -> None:
+    leases = PackageLeases(lambda digest: None)
+    leases.acquire("a")
+    leases.release("a")
     with pytest.raises(ValueError, match="more often"):
-        leases.release("other", DIGEST)
+        leases.release("a")
 
-    assert leases.count_of_digest(DIGEST) == 1
+
+class Leases(RuleBasedStateMachine):
+    """Against counts kept apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone: list[str] = []
+        self.leases = PackageLeases(self.gone.append)
+        self.held = {"a": 0, "b": 0}
+        self.retired = {"a": False, "b": False}
+        self.expected: list[str] = []
+
+    @rule(digest=DIGESTS)
+    def acquire(self, digest: str) -> None:
+        self.leases.acquire(digest)
+        self.held[digest] += 1
+
+    @rule(digest=DIGESTS)
+    def release(self, digest: str) -> None:
+        if self.held[digest]:
+            self.held[digest] -= 1
+            self._expect(digest)
+            self.leases.release(digest)
+
+    @rule(digest=DIGESTS)
+    def retire(self, digest: str) -> None:
+        self.retired[digest] = True
+        self._expect(digest)
+        self.leases.retire(digest)
+
+    @rule(digest=DIGESTS)
+    def keep(self, digest: str) -> None:
+        self.retired[digest] = False
+        self.leases.keep(digest)
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.gone == self.expected
+        assert self.leases.num_held == sum(self.held.values())
+        for digest, count in self.held.items():
+            assert self.leases.count(digest) == count
+
+    def _expect(self, digest: str) -> None:
+        if self.retired[digest] and not self.held[digest]:
+            self.retired[digest] = False
+            self.expected.append(digest)
+
+
+TestLeases = Leases.TestCase

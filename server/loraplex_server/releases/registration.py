@@ -1,0 +1,138 @@
+"""How a package becomes a version: fetched, proved, stored, asked golden prompts, and only then registered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from loraplex_adapters.errors import AdapterInvalidError
+from loraplex_adapters.names import AdapterName
+from loraplex_adapters.registry import Once
+from loraplex_adapters.releases import Adapter, OnExisting, Version
+from loraplex_server.admission.pool import AdmissionPool
+from loraplex_server.admission.validate import AdmissionJob, AdmittedPackage
+from loraplex_server.releases.directory import AdapterDirectory
+from loraplex_server.releases.packages import ServerPackages
+
+log = logging.getLogger(__name__)
+
+GoldenProof = Callable[[str], Awaitable[None]]
+"""Digest of a stored package -> nothing, or NoEffectError."""
+
+Signatures = Callable[[Path], Awaitable[str]]
+"""Package folder -> who signed it, or a SignatureError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationRequest:
+    """What to register, whatever way its package comes."""
+
+    name: AdapterName
+    on_existing: OnExisting = OnExisting.REFUSE
+    alias: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    expected_digest: str = ""
+    validate_only: bool = False
+    source: str = "upload"
+    once: Once | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The version, and its adapter afterwards; or as they would be."""
+
+    adapter: Adapter
+    version: Version
+
+
+class Registrar:
+    """Registers packages. Owned by the event loop; several may be on their way at once."""
+
+    def __init__(
+        self,
+        directory: AdapterDirectory,
+        packages: ServerPackages,
+        admission: AdmissionPool,
+        job_of: Callable[[Path], AdmissionJob],
+        prove_effect: GoldenProof,
+        verify_signature: Signatures,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`job_of(folder)` is the check against the resident base, within the server's budgets."""
+        self._directory = directory
+        self._packages = packages
+        self._admission = admission
+        self._job_of = job_of
+        self._prove_effect = prove_effect
+        self._verify_signature = verify_signature
+        self._clock = clock
+
+    async def register(self, request: RegistrationRequest, folder: Path) -> Registered:
+        """Prove the package in `folder` and make it a version; the folder is not needed afterwards.
+
+        Raises AdapterError, InvalidRequestError, StorageError, EngineUnavailableError.
+        """
+        signer = await self._verify_signature(folder)
+        admitted = await self._admission.check(self._job_of(folder), request.expected_digest)
+        async with self._stored(admitted.digest, folder):
+            await self._prove_effect(admitted.digest)
+            version = self._version(request, admitted, signer)
+            adapter = await self._enter(request, version)
+        if not request.validate_only:
+            log.info("version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]})
+        return Registered(adapter, adapter.version(admitted.digest))
+
+    @asynccontextmanager
+    async def _stored(self, digest: str, folder: Path) -> AsyncIterator[None]:
+        """The package in the store for the length of the block; afterwards only if a version has it."""
+        with self._packages.lease(digest):
+            try:
+                stored = await self._packages.put(folder)
+                if stored.digest != digest:
+                    await self._packages.retire_unreferenced({stored.digest})
+                    raise AdapterInvalidError("the package was changed while it was read; send it again")
+                yield
+            finally:
+                # Let go when the lease ends, unless a version has it.
+                await self._packages.retire_unreferenced({digest})
+
+    def _version(self, request: RegistrationRequest, admitted: AdmittedPackage, signer: str) -> Version:
+        return Version(
+            digest=admitted.digest,
+            size_bytes=admitted.size_bytes,
+            num_elements=admitted.num_elements,
+            rank=admitted.rank,
+            target_modules=admitted.target_modules,
+            served_module_count=admitted.served_module_count,
+            base_fingerprint=admitted.base_fingerprint,
+            template_hash=admitted.template_hash,
+            source=request.source,
+            signer=signer,
+            created_at=self._clock(),
+        )
+
+    async def _enter(self, request: RegistrationRequest, version: Version) -> Adapter:
+        """Write it into the registry, or see what would come of that."""
+        write = partial(
+            self._directory.registry.register,
+            request.name,
+            version,
+            on_existing=request.on_existing,
+            alias=request.alias,
+            labels=request.labels,
+        )
+        if request.validate_only:
+            return await asyncio.to_thread(write, trial=True)
+        return await self._directory.change(partial(write, once=request.once))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a staging folder, whatever state it is in."""
+    shutil.rmtree(folder, ignore_errors=True)

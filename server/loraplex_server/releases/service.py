@@ -1,0 +1,133 @@
+"""All that adapter releases consist of on one server, and their life together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from loraplex_adapters.base_spec import BaseSpec
+from loraplex_adapters.names import AdapterName, AdapterReference
+from loraplex_adapters.registry import AdapterRegistry
+from loraplex_adapters.releases import AdapterEvent, Version
+from loraplex_server.admission.pool import AdmissionPool
+from loraplex_server.admission.sources import SourceReader
+from loraplex_server.admission.uploads import Upload, UploadStaging
+from loraplex_server.engine_client import EngineClient
+from loraplex_server.errors import DeadlineExceededError, EngineRestartedError
+from loraplex_server.releases.directory import AdapterDirectory
+from loraplex_server.releases.packages import ServerPackages
+from loraplex_server.releases.pins import PinnedVersions
+from loraplex_server.releases.registration import Registered, Registrar, RegistrationRequest
+from loraplex_server.releases.registry_sync import RegistrySync
+from loraplex_server.releases.residency_view import ResidencyView
+from loraplex_server.shadowing import Shadows
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_WARM_S = 60.0
+_EVENTS_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Releases:
+    """Owned by the front end's event loop."""
+
+    registry: AdapterRegistry
+    directory: AdapterDirectory
+    packages: ServerPackages
+    registrar: Registrar
+    admission: AdmissionPool
+    sources: SourceReader
+    staging: UploadStaging
+    residency: ResidencyView
+    pins: PinnedVersions
+    sync: RegistrySync
+    shadows: Shadows
+    engine: EngineClient
+    spec: BaseSpec
+    max_lora_rank: int
+    background: list[asyncio.Task[None]]
+
+    def start(self) -> None:
+        """Begin to follow the registry and to clean up, and tell the engine what is pinned."""
+        self.directory.subscribe(self.pins.adapter_changed)
+        self.pins.refresh()
+        for job in (self.sync.run, self.packages.sweep_forever, self.staging.purge_forever):
+            self.background.append(asyncio.create_task(job()))
+
+    async def close(self) -> None:
+        """Stop all of it; nothing is lost."""
+        for task in self.background:
+            task.cancel()
+        await asyncio.gather(*self.background, return_exceptions=True)
+        await self.shadows.close()
+        await self.admission.close()
+        await self.packages.close()
+        await asyncio.to_thread(self.registry.close)
+
+    def engine_ready(self) -> None:
+        """A new engine knows nothing of what is pinned."""
+        self.pins.engine_restarted()
+
+    def engine_gone(self) -> None:
+        """Its memory is lost."""
+        self.residency.engine_gone(EngineRestartedError("the engine stopped while the adapter was loaded; try again"))
+
+    async def register_folder(self, request: RegistrationRequest, path: str) -> Registered:
+        """Register a folder of this machine, under one of the roots."""
+        return await self.registrar.register(request, await asyncio.to_thread(self.sources.folder, path))
+
+    async def register_url(self, request: RegistrationRequest, url: str) -> Registered:
+        """Register a folder that a URL names."""
+        self.sources.check_url(url)
+        async with self.upload("") as upload:
+            await self.sources.fetch(url, upload.folder)
+            return await self.registrar.register(request, upload.folder)
+
+    def upload(self, upload_id: str) -> AbstractAsyncContextManager[Upload]:
+        """A folder for what a client sends; see `UploadStaging.open`."""
+        return self.staging.open_async(upload_id)
+
+    async def received(self, upload_id: str) -> dict[str, int]:
+        """Bytes by file of an unfinished upload. Raises AdapterNotFoundError."""
+        return await asyncio.to_thread(self.staging.received, upload_id)
+
+    async def warm(self, reference: AdapterReference, timeout_s: float | None) -> list[Version]:
+        """Bring what a reference names into slots, and wait until it is there.
+
+        Raises AdapterError, EngineUnavailableError, DeadlineExceededError.
+        """
+        adapter = await self.directory.get(reference.name)
+        versions = [adapter.version(reference.target)] if reference.target else list(adapter.served_by_name())
+        try:
+            async with asyncio.timeout(_DEFAULT_WARM_S if timeout_s is None else timeout_s):
+                await asyncio.gather(*(self._warm(version) for version in versions))
+        except TimeoutError:
+            raise DeadlineExceededError(
+                "no adapter slot became free in time; try again when fewer adapters are in use"
+            ) from None
+        return versions
+
+    async def watch(
+        self, after: int, tenant: str | None, name: AdapterName | None
+    ) -> AsyncIterator[AdapterEvent]:
+        """Changes behind revision `after`, for ever. Raises EventsExpiredError, StorageError, DrainingError."""
+        while True:
+            looked_up_to = self.sync.revision
+            events = await asyncio.to_thread(self.registry.events, after, _EVENTS_AT_ONCE, tenant, name)
+            for event in events:
+                yield event
+            after = max([after, *(event.revision for event in events)])
+            if len(events) < _EVENTS_AT_ONCE:
+                after = max(after, looked_up_to)
+                await self.sync.wait_beyond(after)
+
+    async def _warm(self, version: Version) -> None:
+        self.directory.check_servable(version)
+        with self.packages.lease(version.digest):
+            await self.packages.ensure(version.digest)
+            self.engine.warm_adapter(version.digest)
+            await self.residency.wait_for_slot(version.digest)
