@@ -22,21 +22,20 @@ from loraplex.v1 import (
     ops_pb2,
     ops_pb2_grpc,
 )
-from loraplex_adapters.base_spec import BaseSpec
-from loraplex_adapters.package import PackageLimits
-from loraplex_adapters.registry import AdapterRegistry
-from loraplex_adapters.store import PackageStore
-from loraplex_server.adapter_directory import AdapterDirectory
+from loraplex_adapters.names import AdapterName
+from loraplex_adapters.releases import Adapter
 from loraplex_server.base.fetch import DEFAULT_BASE_ID
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.base.resolve import resolve_base
 from loraplex_server.config import ServerConfig
 from loraplex_server.data_dir import exclusive_use
-from loraplex_server.engine.messages import EngineReady
+from loraplex_server.engine.messages import EngineReady, EngineStats
 from loraplex_server.engine_client import EngineClient, EngineState, OnProgress
 from loraplex_server.errors import PortInUseError
 from loraplex_server.generation import GenerationLimits, GenerationService
 from loraplex_server.metrics import Metrics
+from loraplex_server.releases.assembly import build_releases, open_storage
+from loraplex_server.releases.service import Releases
 from loraplex_server.rpc.adapters import AdapterServicer
 from loraplex_server.rpc.health import HealthServicer
 from loraplex_server.rpc.inference import InferenceServicer
@@ -106,6 +105,7 @@ class Server:
         self._grace: asyncio.Timeout | None = None  # while it runs
         self._is_draining = False
         self._engine: EngineClient | None = None
+        self._releases: Releases | None = None
 
     async def serve(self, on_ready: OnReady | None = None) -> None:
         """Start, tell `on_ready`, run until told to stop, drain, stop. Raises LoraplexError if it cannot start."""
@@ -120,20 +120,23 @@ class Server:
         engine = self._engine = EngineClient(
             config.engine_config(base_path),
             self._engine_changed,
-            self._metrics.engine_step,
+            self._engine_stepped,
             self._on_progress,
         )
         server, port = self._build_grpc_server(engine)
         await server.start()
         log.info("listening", extra={"host": config.host, "port": port, "metrics_port": metrics_port})
-        directory = None
+        storage = None
         try:
             spec = await asyncio.to_thread(base_spec, base_path)
-            directory = await asyncio.to_thread(self._open_directory, spec)
+            storage = await asyncio.to_thread(open_storage, config)
             tokenizer = await asyncio.to_thread(BaseTokenizer, base_path)
             ready = await self._until_stopped(engine.start())
             if ready is not None:
-                generation = self._begin_serving(engine, tokenizer, directory, ready)
+                releases = self._releases = await asyncio.to_thread(
+                    build_releases, config, storage, spec, base_path, engine, ready, tokenizer, self._metrics
+                )
+                generation = self._begin_serving(engine, tokenizer, releases, ready)
                 self._health.set_serving(engine.state is EngineState.READY)
                 log.info(
                     "serving", extra={"load_seconds": ready.load_seconds, "quantization": ready.quantization}
@@ -143,10 +146,14 @@ class Server:
                 await self._stop_requested.wait()
                 await self._drain(generation)
         finally:
+            if self._releases is not None:
+                await self._releases.end_watches()
             await engine.stop()  # first, so that what the grace left running is told why it ends
             await server.stop(_GOODBYE_S)
-            if directory is not None:
-                await directory.close()
+            if self._releases is not None:
+                await self._releases.close()
+            elif storage is not None:
+                await asyncio.to_thread(storage[0].close)
         log.info("stopped")
 
     def request_stop(self, grace_s: float | None = None) -> None:
@@ -158,16 +165,20 @@ class Server:
         self._stop_requested.set()
 
     def _begin_serving(
-        self, engine: EngineClient, tokenizer: BaseTokenizer, directory: AdapterDirectory, ready: EngineReady
+        self, engine: EngineClient, tokenizer: BaseTokenizer, releases: Releases, ready: EngineReady
     ) -> GenerationService:
         """Join the parts and open the services for requests."""
-        directory.arena_elements = ready.adapter_arena_elements
-        directory.on_retired = engine.forget_adapter
-        directory.on_name_deleted = self._metrics.adapter_deleted
-        self._metrics.watch_adapters(lambda: directory.num_adapters, directory.is_registered)
-        generation = GenerationService(engine, tokenizer, directory, self._limits(ready))
+        directory = releases.directory
+        directory.subscribe(self._adapter_changed)
+        self._metrics.watch_adapters(
+            lambda: directory.num_adapters, lambda label: directory.is_known(AdapterName.parse(label))
+        )
+        releases.start()
+        generation = GenerationService(
+            engine, tokenizer, directory, self._limits(ready), releases.shadows.begin
+        )
         base_id = self._config.base or DEFAULT_BASE_ID
-        self._serving.begin(ServingParts(generation, tokenizer, directory, ready, base_id))
+        self._serving.begin(ServingParts(generation, tokenizer, releases, ready, base_id))
         return generation
 
     def _install_signal_handlers(self) -> None:
@@ -187,21 +198,6 @@ class Server:
             return starting.result()
         starting.cancel()
         return None
-
-    def _open_directory(self, spec: BaseSpec) -> AdapterDirectory:
-        config = self._config
-        limits = PackageLimits(max_bytes=config.max_adapter_bytes, max_rank=config.max_lora_rank)
-        directory = AdapterDirectory(
-            AdapterRegistry(config.resolved_registry_url),
-            PackageStore(config.store_path, limits),
-            spec,
-            limits,
-            config.adapter_roots,
-            config.data_dir / "uploads",
-        )
-        if config.registry_url is None:  # else the store may serve another registry on another day
-            directory.remove_unnamed_packages()
-        return directory
 
     def _serve_metrics(self) -> int | None:
         """The port; None where metrics are switched off."""
@@ -226,7 +222,7 @@ class Server:
             server,
         )
         adapter_pb2_grpc.add_AdapterServiceServicer_to_server(
-            AdapterServicer(self._serving, engine, config.max_adapter_bytes, config.upload_idle_timeout_s),
+            AdapterServicer(self._serving, config.upload_idle_timeout_s, config.write_stall_timeout_s),
             server,
         )
         ops_pb2_grpc.add_OpsServiceServicer_to_server(
@@ -260,9 +256,24 @@ class Server:
         """Health follows the engine, except that a draining server stays NOT_SERVING."""
         if state is EngineState.READY and self._engine is not None and self._engine.ready is not None:
             self._metrics.engine_ready(self._engine.ready, self._version)
+        if self._releases is not None:
+            if state is EngineState.READY:
+                self._releases.engine_ready()
+            else:
+                self._releases.engine_gone()
         if self._is_draining or not self._serving.has_begun:
             return
         self._health.set_serving(state is EngineState.READY)
+
+    def _engine_stepped(self, stats: EngineStats) -> None:
+        self._metrics.engine_step(stats)
+        if self._releases is not None:
+            self._releases.residency.engine_step(stats)
+
+    def _adapter_changed(self, name: AdapterName, before: Adapter | None, after: Adapter | None) -> None:
+        """A deleted adapter's series go away."""
+        if before is not None and after is None:
+            self._metrics.adapter_deleted(str(name))
 
     async def _drain(self, generation: GenerationService) -> None:
         """Turn new requests away, let running ones finish within the grace."""

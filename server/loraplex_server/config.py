@@ -192,7 +192,9 @@ class ServerConfig(BaseModel):
     @field_validator("adapter_url_schemes", mode="before")
     @classmethod
     def _split_schemes(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @model_validator(mode="after")
     def _check_together(self) -> ServerConfig:

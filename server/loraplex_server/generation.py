@@ -167,7 +167,9 @@ class GenerationService:
                 admission.has_started()
                 timings = outputs[0].timings
                 queue_s = timings.queue_s if timings is not None else 0.0
-                yield Started(resolved.version.digest if resolved else "", completion.num_prompt_tokens, queue_s)
+                yield Started(
+                    resolved.version.digest if resolved else "", completion.num_prompt_tokens, queue_s
+                )
                 while True:
                     delta = completion.add(outputs)
                     if delta is not None:

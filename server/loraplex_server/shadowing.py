@@ -116,7 +116,9 @@ class Shadows:
                     tokens = await self._tokens(digest, command)
                 outcome = "equal" if (await run.served).equals(tokens) else "different"
         except (LoraplexError, TimeoutError) as error:
-            log.warning("a shadow failed", extra={"adapter": str(name), "digest": digest[:12], "cause": str(error)})
+            log.warning(
+                "a shadow failed", extra={"adapter": str(name), "digest": digest[:12], "cause": str(error)}
+            )
         except asyncio.CancelledError:
             if not run.served.cancelled():
                 raise

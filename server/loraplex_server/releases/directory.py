@@ -62,6 +62,11 @@ class AdapterDirectory:
         """`listener` must return at once."""
         self._listeners.append(listener)
 
+    @property
+    def base_fingerprint(self) -> str:
+        """Of the resident base."""
+        return self._spec.fingerprint
+
     def is_known(self, name: AdapterName) -> bool:
         """Whether requests have named it and it is there."""
         return self._cache.peek(name) is not None
@@ -121,7 +126,9 @@ class AdapterDirectory:
         for name, revision in latest.items():
             known = self._cache.peek(name)
             if known is None:
-                self._notify(name, None, None)  # nobody here asked for it yet; a pin may still concern this server
+                self._notify(
+                    name, None, None
+                )  # nobody here asked for it yet; a pin may still concern this server
             elif known.revision < revision:  # else it was done here
                 await self._refresh(name, revision)
         self.num_adapters = await asyncio.to_thread(self.registry.count)
@@ -159,7 +166,9 @@ class AdapterDirectory:
             return Resolved(adapter, adapter.version(reference.target))
         version = adapter.choose(routing_key)
         shadow = adapter.shadow_of(routing_key)
-        return Resolved(adapter, version, shadow if shadow is not None and shadow.digest != version.digest else None)
+        return Resolved(
+            adapter, version, shadow if shadow is not None and shadow.digest != version.digest else None
+        )
 
     def check_servable(self, version: Version) -> None:
         """Raises AdapterIncompatibleError, AdapterUnavailableError."""

@@ -25,7 +25,9 @@ _SWEEP_OLDER_THAN_S = 3600.0
 class ServerPackages:
     """Owned by the event loop; files are touched in threads, by one change at a time."""
 
-    def __init__(self, registry: AdapterRegistry, store: PackageStore, images_root: Path, *, is_shared: bool) -> None:
+    def __init__(
+        self, registry: AdapterRegistry, store: PackageStore, images_root: Path, *, is_shared: bool
+    ) -> None:
         """`is_shared`: the store has a home that other servers use too, where a missing package may be found."""
         self._registry = registry
         self._store = store
@@ -94,16 +96,14 @@ class ServerPackages:
         """A version has the package (again)."""
         self._leases.keep(digest)
 
-    async def sweep_now(self) -> None:
-        """Remove everything that no version and no request needs, however new. For a start: nobody registers yet."""
-        await asyncio.to_thread(self._sweep, 0.0)
-
-    async def sweep_forever(self) -> None:
-        """From time to time, remove what crashes and other servers' deletions left here."""
+    async def keep_swept(self) -> None:
+        """At the start and then from time to time, remove what crashes and other servers' deletions left here."""
+        older_than_s = 0.0  # nobody has registered anything yet that is not leased
         while True:
-            await asyncio.sleep(_SWEEP_EVERY_S)
             with suppress(StorageError):
-                await asyncio.to_thread(self._sweep, _SWEEP_OLDER_THAN_S)
+                await asyncio.to_thread(self._sweep, older_than_s)
+            older_than_s = _SWEEP_OLDER_THAN_S
+            await asyncio.sleep(_SWEEP_EVERY_S)
 
     async def close(self) -> None:
         """Finish pending deletions."""
@@ -161,4 +161,6 @@ class ServerPackages:
 
     def _needed(self, digests: set[str]) -> set[str]:
         """Runs in a thread: a count may be stale by one, but a lease begins on a package that is new or referenced."""
-        return self._registry.referenced(digests) | {digest for digest in digests if self._leases.count(digest)}
+        return self._registry.referenced(digests) | {
+            digest for digest in digests if self._leases.count(digest)
+        }

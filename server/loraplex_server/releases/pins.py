@@ -68,7 +68,8 @@ class PinnedVersions:
                 version.digest
                 for adapter in pinned
                 for version in adapter.served_by_name()
-                if version.base_fingerprint == self._base_fingerprint and version.state is not VersionState.FAILED
+                if version.base_fingerprint == self._base_fingerprint
+                and version.state is not VersionState.FAILED
             }
             for digest in digests - self._told:
                 with suppress(LoraplexError):  # a package that is nowhere fails when it is asked for

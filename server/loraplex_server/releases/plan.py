@@ -67,7 +67,9 @@ def plan_adapters(
 
 
 def _elements(group: AdapterGroup, spec: BaseSpec) -> int:
-    return spec.num_layers * sum(group.rank * sum(spec.module_shapes[module]) for module in group.target_modules)
+    return spec.num_layers * sum(
+        group.rank * sum(spec.module_shapes[module]) for module in group.target_modules
+    )
 
 
 def _resident_together(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ from loraplex_adapters.errors import AdapterInvalidError
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.registry import Once
 from loraplex_adapters.releases import Adapter, OnExisting, Version
+from loraplex_server.admission.jobs import AdmissionJob, AdmittedPackage
 from loraplex_server.admission.pool import AdmissionPool
-from loraplex_server.admission.validate import AdmissionJob, AdmittedPackage
 from loraplex_server.releases.directory import AdapterDirectory
 from loraplex_server.releases.packages import ServerPackages
 
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 GoldenProof = Callable[[str], Awaitable[None]]
 """Digest of a stored package -> nothing, or NoEffectError."""
 
-Signatures = Callable[[Path], Awaitable[str]]
-"""Package folder -> who signed it, or a SignatureError."""
+JobFor = Callable[[Path, str], AdmissionJob]
+"""(package folder, expected digest) -> the check against the resident base, within the server's budgets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,18 +60,18 @@ class Registrar:
         directory: AdapterDirectory,
         packages: ServerPackages,
         admission: AdmissionPool,
-        job_of: Callable[[Path], AdmissionJob],
+        job_for: JobFor,
         prove_effect: GoldenProof,
-        verify_signature: Signatures,
+        template_hash: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`job_of(folder)` is the check against the resident base, within the server's budgets."""
+        """`template_hash` is that of the served chat template; empty where the base has none."""
         self._directory = directory
         self._packages = packages
         self._admission = admission
-        self._job_of = job_of
+        self._job_for = job_for
         self._prove_effect = prove_effect
-        self._verify_signature = verify_signature
+        self._template_hash = template_hash
         self._clock = clock
 
     async def register(self, request: RegistrationRequest, folder: Path) -> Registered:
@@ -79,14 +79,17 @@ class Registrar:
 
         Raises AdapterError, InvalidRequestError, StorageError, EngineUnavailableError.
         """
-        signer = await self._verify_signature(folder)
-        admitted = await self._admission.check(self._job_of(folder), request.expected_digest)
+        admitted = await self._admission.check(self._job_for(folder, request.expected_digest))
+        if admitted.warning:
+            log.warning("signature: %s", admitted.warning, extra={"adapter": str(request.name)})
         async with self._stored(admitted.digest, folder):
             await self._prove_effect(admitted.digest)
-            version = self._version(request, admitted, signer)
+            version = self._version(request, admitted)
             adapter = await self._enter(request, version)
         if not request.validate_only:
-            log.info("version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]})
+            log.info(
+                "version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]}
+            )
         return Registered(adapter, adapter.version(admitted.digest))
 
     @asynccontextmanager
@@ -103,7 +106,7 @@ class Registrar:
                 # Let go when the lease ends, unless a version has it.
                 await self._packages.retire_unreferenced({digest})
 
-    def _version(self, request: RegistrationRequest, admitted: AdmittedPackage, signer: str) -> Version:
+    def _version(self, request: RegistrationRequest, admitted: AdmittedPackage) -> Version:
         return Version(
             digest=admitted.digest,
             size_bytes=admitted.size_bytes,
@@ -111,10 +114,10 @@ class Registrar:
             rank=admitted.rank,
             target_modules=admitted.target_modules,
             served_module_count=admitted.served_module_count,
-            base_fingerprint=admitted.base_fingerprint,
-            template_hash=admitted.template_hash,
+            base_fingerprint=self._directory.base_fingerprint,
+            template_hash=self._template_hash,
             source=request.source,
-            signer=signer,
+            signer=admitted.signer,
             created_at=self._clock(),
         )
 
@@ -130,9 +133,12 @@ class Registrar:
         )
         if request.validate_only:
             return await asyncio.to_thread(write, trial=True)
-        return await self._directory.change(partial(write, once=request.once))
+        return await self._directory.change(partial(write, once=_once(request, version)))
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a staging folder, whatever state it is in."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _once(request: RegistrationRequest, version: Version) -> Once | None:
+    """The weights are part of what was asked for, whatever way they came."""
+    if request.once is None:
+        return None
+    content = hashlib.sha256(f"{request.once.content} {version.digest}".encode()).hexdigest()
+    return Once(request.once.request_id, content)

@@ -20,7 +20,9 @@ _BATCH = 500
 class RegistrySync:
     """Asks for the registry's newest revision again and again, which costs one indexed row."""
 
-    def __init__(self, registry: AdapterRegistry, directory: AdapterDirectory, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self, registry: AdapterRegistry, directory: AdapterDirectory, poll_s: float = POLL_S
+    ) -> None:
         self._registry = registry
         self._directory = directory
         self._poll_s = poll_s

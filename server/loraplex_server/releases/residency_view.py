@@ -29,7 +29,9 @@ class Residency:
 class ResidencyView:
     """Owned by the front end's event loop. Holds what is above disk, and what was once, up to a bound."""
 
-    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC), capacity: int = 4096) -> None:
+    def __init__(
+        self, clock: Callable[[], datetime] = lambda: datetime.now(UTC), capacity: int = 4096
+    ) -> None:
         self._clock = clock
         self._capacity = capacity
         self._by_digest: dict[str, Residency] = {}

@@ -55,8 +55,12 @@ class Releases:
         """Begin to follow the registry and to clean up, and tell the engine what is pinned."""
         self.directory.subscribe(self.pins.adapter_changed)
         self.pins.refresh()
-        for job in (self.sync.run, self.packages.sweep_forever, self.staging.purge_forever):
+        for job in (self.sync.run, self.packages.keep_swept, self.staging.keep_purged, self.admission.start):
             self.background.append(asyncio.create_task(job()))
+
+    async def end_watches(self) -> None:
+        """The server stops; those who watch are told."""
+        await self.sync.close()
 
     async def close(self) -> None:
         """Stop all of it; nothing is lost."""
@@ -74,7 +78,9 @@ class Releases:
 
     def engine_gone(self) -> None:
         """Its memory is lost."""
-        self.residency.engine_gone(EngineRestartedError("the engine stopped while the adapter was loaded; try again"))
+        self.residency.engine_gone(
+            EngineRestartedError("the engine stopped while the adapter was loaded; try again")
+        )
 
     async def register_folder(self, request: RegistrationRequest, path: str) -> Registered:
         """Register a folder of this machine, under one of the roots."""

@@ -60,7 +60,9 @@ def once(request: Any) -> Once | None:
     if not request_id:
         return None
     if len(request_id) > MAX_REQUEST_ID_CHARACTERS or not all(32 <= ord(c) < 127 for c in request_id):
-        raise invalid("request_id", f"must be at most {MAX_REQUEST_ID_CHARACTERS} characters of printable ASCII")
+        raise invalid(
+            "request_id", f"must be at most {MAX_REQUEST_ID_CHARACTERS} characters of printable ASCII"
+        )
     return Once(request_id, content_hash(request))
 
 
@@ -130,7 +132,9 @@ def resume_revision(token: str, newest: int) -> int:
     return int(token)
 
 
-def plan_groups(messages: Iterable[adapter_pb2.PlanAdaptersRequest.Group], max_rank: int) -> list[AdapterGroup]:
+def plan_groups(
+    messages: Iterable[adapter_pb2.PlanAdaptersRequest.Group], max_rank: int
+) -> list[AdapterGroup]:
     """Raises InvalidRequestError listing every violation."""
     groups = []
     violations = []

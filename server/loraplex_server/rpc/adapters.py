@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
+from loraplex_adapters.filters import AdapterFilter
+
 from loraplex.v1 import adapter_pb2 as pb
 from loraplex.v1 import adapter_pb2_grpc
-from loraplex_adapters.filters import AdapterFilter
 from loraplex_adapters.names import STABLE, AdapterName, AdapterReference
 from loraplex_adapters.releases import Adapter, Shadow
 from loraplex_server.releases.plan import plan_adapters
@@ -38,14 +39,18 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
     def _releases(self) -> Releases:
         return self._serving.parts().releases
 
-    async def CreateAdapter(self, request: pb.CreateAdapterRequest, context: Context) -> pb.CreateAdapterResponse:
+    async def CreateAdapter(
+        self, request: pb.CreateAdapterRequest, context: Context
+    ) -> pb.CreateAdapterResponse:
         releases = self._releases
         match request.WhichOneof("source"):
             case "path":
                 registration = messages.registration_request(request.registration, "folder")
                 registered = await releases.register_folder(registration, request.path)
             case "url":
-                registration = messages.registration_request(request.registration, releases.label_of(request.url))
+                registration = messages.registration_request(
+                    request.registration, releases.label_of(request.url)
+                )
                 registered = await releases.register_url(registration, request.url)
             case _:
                 raise messages.invalid("source", "set exactly one of path and url")
@@ -58,7 +63,9 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         releases = self._releases
         reader = UploadReader(request_iterator, self._upload_idle_timeout_s)
         header = await reader.header()
-        registration = messages.registration_request(header.registration, "upload")  # before megabytes are taken in
+        registration = messages.registration_request(
+            header.registration, "upload"
+        )  # before megabytes are taken in
         async with releases.upload(header.upload_id) as upload:
             await reader.receive(upload)
             registered = await releases.registrar.register(registration, upload.folder)
@@ -72,7 +79,9 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         adapter = await self._releases.directory.get(AdapterName.parse(request.name))
         return pb.GetAdapterResponse(adapter=self._message(adapter))
 
-    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+    async def ListAdapters(
+        self, request: pb.ListAdaptersRequest, context: Context
+    ) -> pb.ListAdaptersResponse:
         if request.page_size > _MAX_PAGE_SIZE:
             raise messages.invalid("page_size", f"must be at most {_MAX_PAGE_SIZE}")
         page_size = request.page_size or _DEFAULT_PAGE_SIZE
@@ -92,17 +101,23 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
             next_page_token=messages.page_token(page[-1].name) if len(adapters) > page_size else "",
         )
 
-    async def UpdateAdapter(self, request: pb.UpdateAdapterRequest, context: Context) -> pb.UpdateAdapterResponse:
+    async def UpdateAdapter(
+        self, request: pb.UpdateAdapterRequest, context: Context
+    ) -> pb.UpdateAdapterResponse:
         registry = self._releases.directory.registry
         adapter = await self._change(request, partial(registry.update_labels, labels=dict(request.labels)))
         return pb.UpdateAdapterResponse(adapter=adapter)
 
-    async def PromoteVersion(self, request: pb.PromoteVersionRequest, context: Context) -> pb.PromoteVersionResponse:
+    async def PromoteVersion(
+        self, request: pb.PromoteVersionRequest, context: Context
+    ) -> pb.PromoteVersionResponse:
         registry = self._releases.directory.registry
         write = partial(registry.promote, target=request.version, alias=request.alias or STABLE)
         return pb.PromoteVersionResponse(adapter=await self._change(request, write))
 
-    async def RollbackAlias(self, request: pb.RollbackAliasRequest, context: Context) -> pb.RollbackAliasResponse:
+    async def RollbackAlias(
+        self, request: pb.RollbackAliasRequest, context: Context
+    ) -> pb.RollbackAliasResponse:
         registry = self._releases.directory.registry
         write = partial(registry.rollback, alias=request.alias or STABLE)
         return pb.RollbackAliasResponse(adapter=await self._change(request, write))
@@ -112,7 +127,9 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         write = partial(registry.delete_alias, alias=request.alias)
         return pb.DeleteAliasResponse(adapter=await self._change(request, write))
 
-    async def SplitTraffic(self, request: pb.SplitTrafficRequest, context: Context) -> pb.SplitTrafficResponse:
+    async def SplitTraffic(
+        self, request: pb.SplitTrafficRequest, context: Context
+    ) -> pb.SplitTrafficResponse:
         registry = self._releases.directory.registry
         write = partial(registry.split, traffic=messages.traffic_shares(request.traffic))
         return pb.SplitTrafficResponse(adapter=await self._change(request, write))
@@ -145,12 +162,16 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         write = partial(registry.deprecate, target=request.version, undo=request.undo)
         return pb.DeprecateVersionResponse(adapter=await self._change(request, write))
 
-    async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
+    async def DeleteVersion(
+        self, request: pb.DeleteVersionRequest, context: Context
+    ) -> pb.DeleteVersionResponse:
         registry = self._releases.directory.registry
         write = partial(registry.delete_version, target=request.version)
         return pb.DeleteVersionResponse(adapter=await self._change(request, write))
 
-    async def DeleteAdapter(self, request: pb.DeleteAdapterRequest, context: Context) -> pb.DeleteAdapterResponse:
+    async def DeleteAdapter(
+        self, request: pb.DeleteAdapterRequest, context: Context
+    ) -> pb.DeleteAdapterResponse:
         directory = self._releases.directory
         name = AdapterName.parse(request.name)
         once = messages.once(request)
@@ -168,7 +189,9 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
             async for event in releases.watch(after, tenant, name):
                 await guard.write(context, messages.event_message(event))
 
-    async def PlanAdapters(self, request: pb.PlanAdaptersRequest, context: Context) -> pb.PlanAdaptersResponse:
+    async def PlanAdapters(
+        self, request: pb.PlanAdaptersRequest, context: Context
+    ) -> pb.PlanAdaptersResponse:
         parts = self._serving.parts()
         ready, releases = parts.ready, parts.releases
         plan = plan_adapters(

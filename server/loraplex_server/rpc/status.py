@@ -116,7 +116,9 @@ def rich_status(error: LoraplexError, request_id: str) -> grpc.Status:
         budget = _MAX_MESSAGE_BESIDE_VIOLATIONS_BYTES
         details.append(_bad_request(error))
     if isinstance(error, QuotaExceededError):
-        violation = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=error.description)
+        violation = error_details_pb2.QuotaFailure.Violation(
+            subject=error.subject, description=error.description
+        )
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     retry_s = _retry_after_s(error)
     if retry_s is not None:

@@ -17,7 +17,9 @@ from loraplex_adapters.names import (
     parse_tenant,
 )
 
-PARTS = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True).filter(lambda p: p not in ("base", "other"))
+PARTS = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True).filter(
+    lambda p: p not in ("base", "other")
+)
 DIGEST = "0123456789abcdef" * 4
 
 
@@ -77,7 +79,9 @@ def test_a_reference_names_an_alias_or_a_version() -> None:
     assert AdapterReference.parse(f"tenants/t/adapters/a@sha256:{DIGEST[:12]}").target == DIGEST[:12]
 
 
-@pytest.mark.parametrize("text", ["faq@", "faq@A", "faq@1abc", "faq@a@b", "faq@sha256:stable", f"faq@{DIGEST}0", "@stable"])
+@pytest.mark.parametrize(
+    "text", ["faq@", "faq@A", "faq@1abc", "faq@a@b", "faq@sha256:stable", f"faq@{DIGEST}0", "@stable"]
+)
 def test_what_is_no_reference_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError):
         AdapterReference.parse(text)

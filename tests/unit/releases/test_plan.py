@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_server.releases.plan import AdapterGroup, plan_adapters
 
-SPEC = BaseSpec("LlamaForCausalLM", "f" * 64, 2, {module: (64, 32) for module in LORA_MODULES})
+SPEC = BaseSpec("LlamaForCausalLM", "f" * 64, 2, dict.fromkeys(LORA_MODULES, (64, 32)))
 ONE_RANK = 2 * 7 * (64 + 32) * 2  # bytes of rank 1 on all modules in bfloat16
 
 
@@ -54,7 +54,9 @@ def test_one_that_never_fits_is_told() -> None:
     assert (result.groups[0].resident_alone, result.resident_together) == (0, 0)
 
 
-@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 16)), min_size=1, max_size=4), st.integers(0, 300))
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 16)), min_size=1, max_size=4), st.integers(0, 300)
+)
 def test_what_is_resident_together_fits(groups: list[tuple[int, int]], ranks: int) -> None:
     together, all_resident, alone = plan(*(AdapterGroup(*group) for group in groups), arena=ranks * ONE_RANK)
 
