@@ -174,7 +174,8 @@ class AdapterDirectory:
         """Raises AdapterIncompatibleError, AdapterUnavailableError."""
         if version.base_fingerprint != self._spec.fingerprint:
             raise AdapterIncompatibleError(
-                f"version {version.digest[:12]} was registered for another base model; register one trained on this base"
+                f"version {version.digest[:12]} was registered for another base model; "
+                "register one trained on this base"
             )
         if version.state is VersionState.FAILED:
             raise AdapterUnavailableError(

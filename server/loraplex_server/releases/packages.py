@@ -101,7 +101,8 @@ class ServerPackages:
         older_than_s = 0.0  # nobody has registered anything yet that is not leased
         while True:
             with suppress(StorageError):
-                await asyncio.to_thread(self._sweep, older_than_s)
+                async with self._writing:  # else a package that is put again could go behind its back
+                    await asyncio.to_thread(self._sweep, older_than_s)
             older_than_s = _SWEEP_OLDER_THAN_S
             await asyncio.sleep(_SWEEP_EVERY_S)
 
