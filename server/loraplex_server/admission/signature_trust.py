@@ -1,8 +1,9 @@
-"""Whose signatures count, and what happens to a package without one. Imports no cryptography."""
+"""Whose signatures count, and what happens to a package without one; no cryptography while none is asked for."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,29 @@ def check_signature_settings(policy: SignaturePolicy, trust: SignatureTrust) -> 
         )
     if trust.is_empty:
         raise ValueError(f"signature policy '{policy}' needs a public key or a certificate chain to trust")
-    for path in (*trust.public_keys, *trust.certificate_chain):
-        if not path.is_file():
-            raise ValueError(f"the key or certificate '{path}' of the signature settings is no file")
+    for path in trust.public_keys:
+        _check_readable(path, _is_public_key, "a PEM file of an elliptic curve's public key")
+    for path in trust.certificate_chain:
+        _check_readable(path, _is_certificate, "a PEM file of certificates")
+
+
+def _check_readable(path: Path, is_right: Callable[[bytes], bool], what: str) -> None:
+    try:
+        if is_right(path.read_bytes()):
+            return
+    except (OSError, ValueError):
+        pass  # said below
+    raise ValueError(f"'{path}' of the signature settings is not {what}")
+
+
+def _is_public_key(raw: bytes) -> bool:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return isinstance(serialization.load_pem_public_key(raw), ec.EllipticCurvePublicKey)
+
+
+def _is_certificate(raw: bytes) -> bool:
+    from cryptography import x509
+
+    return bool(x509.load_pem_x509_certificates(raw))
