@@ -3,12 +3,28 @@
 LoraplexError
 ├── InvalidRequestError          what a caller sent cannot be served as it is
 ├── AdapterError
-│   ├── AdapterNotFoundError     no adapter of that name
+│   ├── AdapterNotFoundError     no adapter, version or alias of that name
 │   ├── AdapterExistsError       the name is taken by other weights
 │   ├── AdapterInvalidError      the package itself is malformed or uses an unsupported PEFT feature
+│   │   └── DigestMismatchError  it is another package than the caller expected
 │   ├── AdapterIncompatibleError the package is sound but does not fit this base
 │   ├── AdapterTooLargeError     it does not fit the memory for resident adapters
-│   └── AdapterUnavailableError  registered, but its stored package is missing or damaged
+│   ├── AdapterUnavailableError  registered, but its stored package is missing or damaged
+│   ├── NoEffectError            the package fits, and no answer of the base changes
+│   ├── SourceUnavailableError   what the URL names cannot be read
+│   ├── SignatureError           the signature is not that of the package, or of nobody who is trusted
+│   │   └── SignatureRequiredError  there is none, and this server wants one
+│   ├── VersionInUseError        an alias, a split or a shadow names the version
+│   ├── AliasInUseError          "stable", or an alias that a split or a shadow names
+│   ├── VersionDeprecatedError   not to be promoted any more
+│   ├── NothingToRollBackError   the alias has pointed at no earlier version
+│   ├── TooManyPinnedError       no adapter slot would be left for the others
+│   ├── TooManyVersionsError     one adapter has as many versions as it may
+│   ├── QuotaExceededError       the tenant has as many adapters or bytes as it may
+│   ├── EtagMismatchError        the adapter was changed since the caller read it
+│   ├── RequestIdReusedError     the request id belongs to a request of other content
+│   ├── EventsExpiredError       the events behind that token are not kept any more
+│   └── UploadBusyError          another call carries on the same upload
 ├── StorageError                 the disk or the registry's database fails
 └── (server branches: loraplex_server.errors)
 """
@@ -53,7 +69,7 @@ class AdapterError(LoraplexError):
 
 
 class AdapterNotFoundError(AdapterError):
-    """No adapter of that name is registered."""
+    """No adapter of that name is registered, or it has no such version or alias."""
 
     reason = "ADAPTER_NOT_FOUND"
 
@@ -86,6 +102,108 @@ class AdapterUnavailableError(AdapterError):
     """The stored package of a registered adapter is missing or damaged."""
 
     reason = "ADAPTER_UNAVAILABLE"
+
+
+class DigestMismatchError(AdapterInvalidError):
+    """The package has another digest than the caller said it must have."""
+
+    reason = "DIGEST_MISMATCH"
+
+
+class NoEffectError(AdapterError):
+    """The package fits the base and changes none of its answers to the golden prompts."""
+
+    reason = "NO_EFFECT"
+
+
+class SourceUnavailableError(AdapterError):
+    """The folder that a URL names cannot be read."""
+
+    reason = "SOURCE_UNAVAILABLE"
+
+
+class SignatureError(AdapterError):
+    """The package's signature does not cover its files, or is of nobody that this server trusts."""
+
+    reason = "SIGNATURE_INVALID"
+
+
+class SignatureRequiredError(SignatureError):
+    """The package has no signature, and this server takes none without."""
+
+    reason = "SIGNATURE_REQUIRED"
+
+
+class VersionInUseError(AdapterError):
+    """The version cannot be removed while an alias, a split or a shadow names it."""
+
+    reason = "VERSION_IN_USE"
+
+
+class AliasInUseError(AdapterError):
+    """The alias cannot be removed: it is "stable", or a split or a shadow names it."""
+
+    reason = "ALIAS_IN_USE"
+
+
+class VersionDeprecatedError(AdapterError):
+    """A deprecated version may not be promoted."""
+
+    reason = "VERSION_DEPRECATED"
+
+
+class NothingToRollBackError(AdapterError):
+    """The alias has pointed at no earlier version that is still there."""
+
+    reason = "NOTHING_TO_ROLL_BACK"
+
+
+class TooManyPinnedError(AdapterError):
+    """The pin would leave no adapter slot for those that are not pinned."""
+
+    reason = "TOO_MANY_PINNED"
+
+
+class TooManyVersionsError(AdapterError):
+    """The adapter has as many versions as one may have."""
+
+    reason = "TOO_MANY_VERSIONS"
+
+
+class QuotaExceededError(AdapterError):
+    """The tenant has as many adapters, or bytes of packages, as it may have."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, description: str, subject: str = "") -> None:
+        """What the limit is, and whose: "tenants/T". Both are sent as google.rpc.QuotaFailure."""
+        super().__init__(f"{subject}: {description}" if subject else description)
+        self.description = description
+        self.subject = subject
+
+
+class EtagMismatchError(AdapterError):
+    """The adapter was changed since the caller read it."""
+
+    reason = "ETAG_MISMATCH"
+
+
+class RequestIdReusedError(AdapterError):
+    """The request id was used before, for a request of other content."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class EventsExpiredError(AdapterError):
+    """Events behind the given revision are not kept any more."""
+
+    reason = "EVENTS_EXPIRED"
+
+
+class UploadBusyError(AdapterError):
+    """Another call is carrying on the same upload."""
+
+    reason = "UPLOAD_BUSY"
 
 
 class StorageError(LoraplexError):

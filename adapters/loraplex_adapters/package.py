@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,8 +103,8 @@ def refuse_pickles(folder: Path) -> None:
             )
 
 
-def open_package_file(folder: Path, name: str) -> BinaryIO:
-    """Open one of the two files for reading. Raises AdapterInvalidError unless it is a regular file in
+def open_package_file(folder: Path, name: str) -> BufferedReader:
+    """Open a file of the package for reading. Raises AdapterInvalidError unless it is a regular file in
     `folder`.
     """
     try:
@@ -124,6 +125,12 @@ def open_package_file(folder: Path, name: str) -> BinaryIO:
         os.close(descriptor)
         raise AdapterInvalidError(f"{name} is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def file_sha256(folder: Path, name: str) -> str:
+    """SHA-256, hex, of one file of the package. Raises AdapterInvalidError as `open_package_file` does."""
+    with open_package_file(folder, name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_ranks(header: SafetensorsHeader, config: LoraSettings) -> None:

@@ -158,7 +158,7 @@ def _arguments(recipe: Recipe, scratch: Path, steps_per_epoch: int, device_type:
 def _package(
     recipe: Recipe, tensors: dict[str, Any], base: Path, train_file: Path, report: TrainReport
 ) -> None:
-    from loraplex_server.base.fingerprint import fingerprint
+    from loraplex_server.base.fingerprint import fingerprint, template_hash, tokenizer_hash
     from loraplex_trainer.package import write_package
 
     if not math.isfinite(report.final_loss):
@@ -167,7 +167,13 @@ def _package(
         report.package,
         recipe,
         tensors,
-        base={"id": recipe.base, "fingerprint": fingerprint(base), "trained_on": recipe.quant},
+        base={
+            "id": recipe.base,
+            "fingerprint": fingerprint(base),
+            "template_sha256": template_hash(base),
+            "tokenizer_sha256": tokenizer_hash(base),
+            "trained_on": recipe.quant,
+        },
         training={
             "data_sha256": hashlib.sha256(train_file.read_bytes()).hexdigest(),
             "num_rows": report.num_rows,

@@ -10,6 +10,7 @@ from typing import Any
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_server.base.cache import default_cache_dir
+from loraplex_server.base.chat_template import read_chat_template
 from loraplex_server.model.checkpoint import weight_files
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.tensor_names import module_shapes
@@ -44,6 +45,18 @@ def base_spec(folder: Path, cache_dir: Path | None = None) -> BaseSpec:
         num_layers=config.num_layers,
         module_shapes=module_shapes(config),
     )
+
+
+def template_hash(folder: Path) -> str:
+    """SHA-256, hex, of the chat template's text; empty where the base has none."""
+    template = read_chat_template(folder)
+    return hashlib.sha256(template.encode()).hexdigest() if template is not None else ""
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256, hex, of tokenizer.json; empty where there is none."""
+    path = folder / "tokenizer.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _compute(folder: Path) -> str:

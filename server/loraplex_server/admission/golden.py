@@ -1,0 +1,123 @@
+"""Golden prompts: an adapter whose answers are the base's own is refused, as nobody would notice that it is not there.
+
+What counts as an effect. An adapter that does nothing (B all zero, or so small that it vanishes in the engine's
+precision) adds exactly 0 to every product, so run beside the base it gives the base's numbers bit for bit. Run at
+another time it need not: in bf16 and nf4 on a GPU, a row's sums are ordered by the shape of its batch, which moves
+log-probabilities by some hundredths; in int8 on a CPU rows do not depend on one another, and in fp32 they move by about
+1e-6. A threshold above the noise of bf16 would refuse weak but real adapters in fp32; one below would take noise for
+an effect. So a difference larger than any noise (`CLEAR_EFFECT`) counts at once, none at all (`NOISE_FLOOR`, the
+rounding of log-probabilities of size 10 in fp32) refuses at once, and what lies between is asked again, base and
+adapter together, so that they share their batches as a rule. An effect shows every time, noise does not. In doubt the
+adapter is admitted: refusing a real one is the worse fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from loraplex_adapters.errors import AdapterInvalidError, NoEffectError
+
+DEFAULT_PROMPTS = (
+    "What can you help me with?",
+    "Summarize the main idea in one sentence:",
+    "The customer asked for a refund because",
+    "List three steps to get started.",
+)
+MAX_TOKENS = 8  # of each answer: few, since the first tells already, and admission waits for them
+CLEAR_EFFECT = 0.25  # largest difference of log-probabilities that is still asked again
+NOISE_FLOOR = 1e-5  # difference of log-probabilities that is none
+_REPEATS = 3  # comparisons side by side; noise that differs in all of them passes for an effect
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenAnswer:
+    """A greedy completion of a prompt."""
+
+    token_ids: list[int]
+    logprobs: list[list[float]]  # of the likeliest tokens at each position, best first
+
+
+class Completer(Protocol):
+    """The engine, as far as golden prompts need it."""
+
+    async def __call__(self, token_ids: list[int], digest: str | None, max_tokens: int) -> GoldenAnswer:
+        """Complete greedily with the stored package of `digest`, or with the base (None)."""
+
+
+class GoldenPrompts:
+    """Asks the engine the same prompts of every adapter. Owned by one event loop; the base's answers are kept."""
+
+    def __init__(self, complete: Completer, prompts: Sequence[list[int]]) -> None:
+        """`prompts` are token ids; at least one prompt. `DEFAULT_PROMPTS`, encoded, will do for any base."""
+        if not prompts:
+            raise ValueError("golden prompts: at least one is needed")
+        self._complete = complete
+        self._prompts = [list(prompt) for prompt in prompts]
+        self._base_answers: dict[int, GoldenAnswer] = {}
+
+    async def prove_effect(self, digest: str) -> None:
+        """Returns when the adapter has been seen to change an answer.
+
+        Raises NoEffectError where it changes none, AdapterInvalidError where its answers are not finite numbers, and
+        what the engine raises.
+        """
+        doubtful = []
+        for index, prompt in enumerate(self._prompts):
+            base = await self._base_answer(index)
+            answer = await self._answer(prompt, digest)
+            difference = largest_difference(base, answer)
+            if difference > CLEAR_EFFECT:
+                return
+            if difference > NOISE_FLOOR or answer.token_ids != base.token_ids:
+                doubtful.append(prompt)
+        for prompt in doubtful:
+            if await self._differs_every_time(prompt, digest):
+                return
+        raise NoEffectError(
+            f"the adapter answers {len(self._prompts)} golden prompts exactly as the base does; it seems untrained, or "
+            "trained on other modules than those in the package"
+        )
+
+    async def _differs_every_time(self, prompt: list[int], digest: str) -> bool:
+        for _ in range(_REPEATS):
+            base, answer = await asyncio.gather(self._complete_base(prompt), self._answer(prompt, digest))
+            if answer.token_ids == base.token_ids and largest_difference(base, answer) <= NOISE_FLOOR:
+                return False
+        return True
+
+    async def _base_answer(self, index: int) -> GoldenAnswer:
+        if index not in self._base_answers:
+            self._base_answers[index] = await self._complete_base(self._prompts[index])
+        return self._base_answers[index]
+
+    async def _complete_base(self, prompt: list[int]) -> GoldenAnswer:
+        return await self._complete(prompt, None, MAX_TOKENS)
+
+    async def _answer(self, prompt: list[int], digest: str) -> GoldenAnswer:
+        answer = await self._complete(prompt, digest, MAX_TOKENS)
+        if not all(math.isfinite(value) for position in answer.logprobs for value in position):
+            raise AdapterInvalidError(
+                "the adapter's answers are not finite numbers: its weights or scaling are too large for this base"
+            )
+        return answer
+
+
+def largest_difference(one: GoldenAnswer, other: GoldenAnswer) -> float:
+    """Largest difference of log-probabilities, up to the first position where the tokens differ: behind it, the two
+    answer different texts.
+
+    >>> largest_difference(GoldenAnswer([1, 2], [[-1.0], [-2.0]]), GoldenAnswer([1, 3], [[-1.5], [-2.0]]))
+    0.5
+    """
+    largest = 0.0
+    tokens = zip(one.token_ids, other.token_ids, strict=False)  # either may end earlier
+    values = zip(one.logprobs, other.logprobs, strict=False)
+    for (token, other_token), (mine, theirs) in zip(tokens, values, strict=False):
+        largest = max(largest, *(abs(a - b) for a, b in zip(mine, theirs, strict=False)))
+        if token != other_token:
+            break
+    return largest

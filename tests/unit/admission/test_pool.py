@@ -1,0 +1,511 @@
+"""Every hostile package is refused by a process of its own, which neither grows nor stays away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from loraplex_adapters.errors import (
+    AdapterIncompatibleError,
+    AdapterInvalidError,
+    AdapterTooLargeError,
+    DigestMismatchError,
+    LoraplexError,
+    SignatureRequiredError,
+)
+from loraplex_adapters.package import PackageLimits, read_package
+from loraplex_server.admission.jobs import AdmissionBudget
+from loraplex_server.admission.pool import AdmissionPool
+from loraplex_server.admission.signature_trust import SignatureTrust
+from loraplex_server.errors import DrainingError
+from tests.unit.admission.packages import (
+    CONFIG,
+    WEIGHTS,
+    job,
+    raw_safetensors,
+    tensors,
+    write_manifest,
+    write_package,
+)
+
+_MIB = 2**20
+_ANY_TIME_S = 30.0  # for what takes some milliseconds on a machine that is not busy
+
+
+def a_pickle(folder: Path) -> None:
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04.")
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "adapter_model.pt")
+
+
+def code_in_the_configuration(folder: Path) -> None:
+    change_config(folder, auto_map={"AutoModel": "evil.Model"})
+
+
+def a_truncated_file(folder: Path) -> None:
+    raw = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(raw[:-5])
+
+
+def a_header_longer_than_the_file(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 10_000) + b"{}")
+
+
+def a_header_of_2_to_the_63_bytes(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2**63) + b"{}")
+
+
+def overlapping_offsets(folder: Path) -> None:
+    rewrite_header(folder, lambda header: shift(header, -4))
+
+
+def gapped_offsets(folder: Path) -> None:
+    rewrite_header(folder, lambda header: shift(header, 4))
+
+
+def duplicate_keys(folder: Path) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {}}'
+    (folder / WEIGHTS).write_bytes(raw_safetensors(header, bytes(4)))
+
+
+def duplicate_keys_in_the_configuration(folder: Path) -> None:
+    (folder / CONFIG).write_text('{"r": 4, ' + (folder / CONFIG).read_text()[1:])
+
+
+def a_million_tensors(folder: Path) -> None:
+    entries = ",".join(
+        f'"t{n}":{{"dtype":"F16","shape":[1],"data_offsets":[{2 * n},{2 * n + 2}]}}' for n in range(10**6)
+    )
+    (folder / WEIGHTS).write_bytes(raw_safetensors(f"{{{entries}}}".encode(), bytes(2 * 10**6)))
+
+
+def as_many_tensors_as_a_header_holds(folder: Path) -> None:
+    entries = ",".join(f'"{n}":{{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}' for n in range(70_000))
+    header = f"{{{entries}}}".encode()
+    assert len(header) < 4 * _MIB
+    (folder / WEIGHTS).write_bytes(raw_safetensors(header, bytes(2)))
+
+
+def deeply_nested_json(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(raw_safetensors(b'{"a":' * 500_000, b""))
+
+
+def a_named_pipe(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
+def a_device(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("/dev/zero")
+
+
+def a_link_to_a_file_outside(folder: Path) -> None:
+    shutil.move(folder / CONFIG, folder.parent / "elsewhere.json")
+    (folder / CONFIG).symlink_to(folder.parent / "elsewhere.json")
+
+
+def not_a_number(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    next(iter(weights.values()))[0, 0] = np.nan
+    save_file(weights, folder / WEIGHTS)
+
+
+def infinity(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    next(iter(weights.values()))[0, 0] = np.inf
+    save_file(weights, folder / WEIGHTS)
+
+
+def rank_0(folder: Path) -> None:
+    change_config(folder, r=0)
+
+
+def a_negative_rank(folder: Path) -> None:
+    change_config(folder, r=-4)
+
+
+def another_rank_than_the_tensors(folder: Path) -> None:
+    change_config(folder, r=8)
+
+
+def a_rank_pattern_that_the_tensors_do_not_have(folder: Path) -> None:
+    change_config(folder, rank_pattern={"q_proj": 8})
+
+
+def an_alpha_that_is_no_number(folder: Path) -> None:
+    (folder / CONFIG).write_text(
+        (folder / CONFIG).read_text().replace('"lora_alpha": 8', '"lora_alpha": NaN')
+    )
+
+
+def a_huge_alpha(folder: Path) -> None:
+    change_config(folder, lora_alpha=1e30)
+
+
+def dora(folder: Path) -> None:
+    change_config(folder, use_dora=True)
+
+
+def modules_to_save(folder: Path) -> None:
+    change_config(folder, modules_to_save=["lm_head"])
+
+
+def a_pattern_that_never_ends(folder: Path) -> None:
+    # For a matcher that goes back; ours selects nothing, at once.
+    change_config(folder, target_modules="((((a*)*)*)*)*b")
+
+
+def a_manifest_that_is_no_json(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def a_manifest_of_other_files(folder: Path) -> None:
+    write_manifest(folder)
+    change_config(folder, lora_alpha=9)
+
+
+def a_rank_above_the_servers(folder: Path) -> None:
+    write_package(folder, rank=32)
+
+
+def shapes_of_another_base(folder: Path) -> None:
+    save_file(
+        {key: np.ascontiguousarray(w[..., :3]) if "lora_A" in key else w for key, w in tensors().items()},
+        folder / WEIGHTS,
+    )
+
+
+def a_layer_that_the_base_has_not(folder: Path) -> None:
+    save_file({key.replace("layers.1.", "layers.7."): w for key, w in tensors().items()}, folder / WEIGHTS)
+
+
+def the_manifest_of_another_base(folder: Path) -> None:
+    write_manifest(folder, fingerprint="0" * 64)
+
+
+def the_manifest_of_another_template(folder: Path) -> None:
+    write_manifest(folder, template_sha256="0" * 64)
+
+
+INVALID: list[Callable[[Path], None]] = [
+    a_pickle,
+    only_a_pickle,
+    code_in_the_configuration,
+    a_truncated_file,
+    a_header_longer_than_the_file,
+    a_header_of_2_to_the_63_bytes,
+    overlapping_offsets,
+    gapped_offsets,
+    duplicate_keys,
+    duplicate_keys_in_the_configuration,
+    a_million_tensors,
+    as_many_tensors_as_a_header_holds,
+    deeply_nested_json,
+    a_named_pipe,
+    a_device,
+    a_link_to_a_file_outside,
+    not_a_number,
+    infinity,
+    rank_0,
+    a_negative_rank,
+    another_rank_than_the_tensors,
+    a_rank_pattern_that_the_tensors_do_not_have,
+    an_alpha_that_is_no_number,
+    a_huge_alpha,
+    dora,
+    modules_to_save,
+    a_manifest_that_is_no_json,
+    a_manifest_of_other_files,
+]
+FOREIGN: list[Callable[[Path], None]] = [
+    a_pattern_that_never_ends,
+    a_rank_above_the_servers,
+    shapes_of_another_base,
+    a_layer_that_the_base_has_not,
+    the_manifest_of_another_base,
+    the_manifest_of_another_template,
+]
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
+
+
+def rewrite_header(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    raw = (folder / WEIGHTS).read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    (folder / WEIGHTS).write_bytes(raw_safetensors(json.dumps(header).encode(), raw[8 + length :]))
+
+
+def shift(header: dict[str, Any], by: int) -> None:
+    second = sorted(header, key=lambda key: header[key]["data_offsets"])[1]
+    header[second]["data_offsets"] = [offset + by for offset in header[second]["data_offsets"]]
+
+
+def peak_bytes(process_id: int) -> int:
+    status = Path(f"/proc/{process_id}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+async def test_a_sound_package_is_admitted_with_what_the_registry_keeps(
+    pool: AdmissionPool, package: Path
+) -> None:
+    admitted = await pool.check(job(write_manifest(package)))
+
+    assert admitted.digest == read_package(package).digest
+    assert admitted.size_bytes == sum(t.nbytes for t in tensors().values())
+    assert admitted.num_elements == sum(t.size for t in tensors().values())
+    assert admitted.rank == 4
+    assert admitted.target_modules == ("q_proj", "v_proj")
+    assert admitted.served_module_count == 4
+    assert admitted.manifest is not None
+    assert admitted.manifest.name == "faq"
+    assert (admitted.signer, admitted.warning) == ("", "")
+
+
+async def test_every_malformed_package_is_refused_quickly_in_bounded_memory_by_the_same_process(
+    pool: AdmissionPool, tmp_path: Path
+) -> None:
+    """wire.md 6.5, rows 7 to 12; then 50 more in a row, and a sound one is still admitted."""
+    (process_id,) = pool.process_ids
+    refusals: dict[str, tuple[type[LoraplexError], float]] = {}
+    for spoil in (*INVALID, *FOREIGN):
+        folder = write_package(tmp_path / spoil.__name__)
+        spoil(folder)
+        begin = time.monotonic()
+        with pytest.raises((AdapterInvalidError, AdapterIncompatibleError)) as refused:
+            await pool.check(job(folder))
+        refusals[spoil.__name__] = (type(refused.value), time.monotonic() - begin)
+        assert str(tmp_path) not in str(refused.value)
+    for _ in range(50):
+        with pytest.raises(AdapterInvalidError):
+            await pool.check(job(tmp_path / duplicate_keys.__name__))
+
+    expected: dict[str, type[LoraplexError]] = {spoil.__name__: AdapterInvalidError for spoil in INVALID}
+    expected |= {spoil.__name__: AdapterIncompatibleError for spoil in FOREIGN}
+    assert {name: error for name, (error, _) in refusals.items()} == expected
+    assert max(seconds for _, seconds in refusals.values()) < _ANY_TIME_S
+    assert peak_bytes(process_id) < 300 * _MIB
+    assert (await pool.check(job(write_package(tmp_path / "good")))).rank == 4
+    assert pool.process_ids == [process_id]
+
+
+async def test_another_digest_than_the_declared_one_is_refused(pool: AdmissionPool, package: Path) -> None:
+    with pytest.raises(DigestMismatchError, match="changed on the way"):
+        await pool.check(job(package, expected_digest="0" * 64))
+
+
+async def test_the_declared_digest_may_have_capitals(pool: AdmissionPool, package: Path) -> None:
+    digest = read_package(package).digest
+
+    assert (await pool.check(job(package, expected_digest=digest.upper()))).digest == digest
+
+
+async def test_an_adapter_larger_than_the_arena_is_refused(pool: AdmissionPool, package: Path) -> None:
+    with pytest.raises(AdapterTooLargeError, match="adapter_arena_bytes"):
+        await pool.check(job(package, max_elements=10))
+
+
+async def test_a_missing_signature_is_refused_where_one_is_required(
+    pool: AdmissionPool, package: Path
+) -> None:
+    with pytest.raises(SignatureRequiredError, match=r"model\.sig"):
+        await pool.check(job(package, signature_policy="require", trust=SignatureTrust()))
+
+
+@pytest.fixture
+def large_package(tmp_path: Path) -> Path:
+    """Hundreds of megabytes of zeros that take no place on the disk, and a while to read."""
+    folder = write_package(tmp_path / "large")
+    num_values = 120 * _MIB
+    shapes = {"lora_A": [4, num_values // 4], "lora_B": [num_values // 4, 4]}
+    key = "base_model.model.model.layers.0.self_attn.q_proj"
+    header = {
+        f"{key}.{part}.weight": {
+            "dtype": "F16",
+            "shape": shape,
+            "data_offsets": [2 * n * num_values, 2 * (n + 1) * num_values],
+        }
+        for n, (part, shape) in enumerate(shapes.items())
+    }
+    raw = raw_safetensors(json.dumps(header).encode(), b"")
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(raw)
+        file.truncate(len(raw) + 4 * num_values)
+    return folder
+
+
+async def test_a_package_that_takes_too_long_is_refused_and_its_process_replaced(
+    large_package: Path,
+) -> None:
+    slow = AdmissionPool(AdmissionBudget(seconds=0.02))
+    await slow.start()
+    (process_id,) = slow.process_ids
+
+    with pytest.raises(AdapterInvalidError, match=r"more than 0\.02 s"):
+        await slow.check(job(large_package))
+    await wait_until(lambda: slow.process_ids not in ([], [process_id]))
+    await slow.close()
+
+    assert not psutil.pid_exists(process_id)
+
+
+async def test_a_package_that_takes_too_much_memory_is_refused_and_the_next_one_is_admitted(
+    tmp_path: Path, package: Path
+) -> None:
+    as_many_tensors_as_a_header_holds(write_package(tmp_path / "wide"))
+    small = AdmissionPool(AdmissionBudget(memory_bytes=24 * _MIB))
+    await small.start()
+    (process_id,) = small.process_ids
+    before = peak_bytes(process_id)
+
+    with pytest.raises(AdapterInvalidError, match="memory"):
+        await small.check(job(tmp_path / "wide"))
+    admitted = await small.check(job(package))
+    process_ids = small.process_ids
+    await small.close()
+
+    assert before < 100 * _MIB
+    assert admitted.rank == 4
+    assert process_ids != [process_id]
+
+
+async def test_a_process_that_dies_refuses_its_package_and_is_replaced(
+    pool: AdmissionPool, large_package: Path, package: Path
+) -> None:
+    (process_id,) = pool.process_ids
+    check = asyncio.create_task(pool.check(job(large_package)))
+    await asyncio.sleep(0.02)
+    os.kill(process_id, signal.SIGKILL)
+
+    with pytest.raises(AdapterInvalidError, match="ended its process"):
+        await check
+
+    assert (await pool.check(job(package))).rank == 4
+
+
+async def test_a_process_that_died_while_it_waited_costs_no_package(
+    pool: AdmissionPool, package: Path
+) -> None:
+    (process_id,) = pool.process_ids
+    os.kill(process_id, signal.SIGKILL)
+    await wait_until(lambda: pool.process_ids == [])
+
+    assert (await pool.check(job(package))).rank == 4
+
+
+async def test_a_check_that_is_cancelled_ends_its_process(
+    pool: AdmissionPool, large_package: Path, package: Path
+) -> None:
+    (process_id,) = pool.process_ids
+    check = asyncio.create_task(pool.check(job(large_package)))
+    await asyncio.sleep(0.02)
+
+    check.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await check
+
+    await wait_until(lambda: not psutil.pid_exists(process_id))
+    assert (await pool.check(job(package))).rank == 4
+
+
+async def test_more_checks_than_processes_wait_in_line(pool: AdmissionPool, tmp_path: Path) -> None:
+    folders = [write_package(tmp_path / str(seed), seed=seed) for seed in range(5)]
+
+    admitted = await asyncio.gather(*(pool.check(job(folder)) for folder in folders))
+
+    assert [a.digest for a in admitted] == [read_package(folder).digest for folder in folders]
+
+
+async def test_a_check_that_runs_when_the_pool_is_closed_says_that_the_server_stops(
+    large_package: Path,
+) -> None:
+    pool = AdmissionPool(AdmissionBudget())
+    await pool.start()
+    check = asyncio.create_task(pool.check(job(large_package)))
+    await asyncio.sleep(0.02)
+    await pool.close()
+
+    with pytest.raises(DrainingError):
+        await check
+    assert pool.process_ids == []
+
+
+async def test_a_process_is_nice_and_knows_none_of_the_servers_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    pool = AdmissionPool(AdmissionBudget())
+    await pool.start()
+    (process_id,) = pool.process_ids
+    process = psutil.Process(process_id)
+    environment, niceness = process.environ(), process.nice()
+    libraries = {mapped.path for mapped in process.memory_maps()}
+    await pool.close()
+
+    assert "very-secret" not in environment.values()
+    assert niceness >= 10
+    assert not any("torch" in path for path in libraries)
+
+
+_SERVER = """
+import asyncio, sys
+from loraplex_server.admission.jobs import AdmissionBudget
+from loraplex_server.admission.pool import AdmissionPool
+
+async def main():
+    pool = AdmissionPool(AdmissionBudget())
+    await pool.start()
+    print(*pool.process_ids, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_the_death_of_the_server_ends_its_processes() -> None:
+    server = subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    worker = psutil.Process(int(server.stdout.readline()))
+    server.kill()
+    server.wait()
+    server.stdout.close()
+
+    worker.wait(timeout=_ANY_TIME_S)
+
+
+@pytest.mark.parametrize("limits", [PackageLimits(max_bytes=100), PackageLimits(max_tensors=2)])
+async def test_the_limits_of_the_budget_hold(limits: PackageLimits, package: Path) -> None:
+    pool = AdmissionPool(AdmissionBudget(limits=limits))
+    await pool.start()
+
+    with pytest.raises(AdapterInvalidError):
+        await pool.check(job(package))
+    await pool.close()
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(_ANY_TIME_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from loraplex_adapters.errors import (
+    AdapterExistsError,
+    AdapterInvalidError,
+    AdapterNotFoundError,
+    InvalidRequestError,
+    LoraplexError,
+    NoEffectError,
+    QuotaExceededError,
+    StorageError,
+    UploadBusyError,
+)
+from loraplex_server.admission import uploads
+from loraplex_server.admission.uploads import MAX_CHUNK_BYTES, UploadStaging
+from loraplex_server.errors import DeadlineExceededError, UploadTooLargeError
+from tests.unit.admission.packages import CONFIG, MANIFEST, SIGNATURE, WEIGHTS
+
+_MAX_BYTES = 1000
+
+
+class Clock:
+    """The real time, and what a test adds."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def staging(tmp_path: Path, clock: Clock) -> UploadStaging:
+    return UploadStaging(tmp_path / "staging", _MAX_BYTES, max_total_bytes=2500, keep_s=3600, clock=clock)
+
+
+async def break_off(staging: UploadStaging, upload_id: str, data: bytes = b"abc") -> None:
+    """Send `data` of the weights, then nothing."""
+    with pytest.raises(DeadlineExceededError):
+        await refuse(staging, upload_id, DeadlineExceededError("silent"), data)
+
+
+async def refuse(staging: UploadStaging, upload_id: str, error: BaseException, data: bytes = b"abc") -> None:
+    async with staging.open(upload_id) as upload:
+        upload.append(WEIGHTS, 0, data)
+        raise error
+
+
+def folders(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "staging").iterdir())
+
+
+@pytest.mark.parametrize("upload_id", ["", "ci-17"])
+async def test_what_was_sent_lies_in_the_folder_until_the_end(
+    staging: UploadStaging, tmp_path: Path, upload_id: str
+) -> None:
+    async with staging.open(upload_id) as upload:
+        for name in (CONFIG, WEIGHTS, MANIFEST, SIGNATURE):
+            upload.append(name, 0, b"abc")
+            upload.append(name, 3, b"de")
+        assert {path.name: path.read_bytes() for path in upload.folder.iterdir()} == dict.fromkeys(
+            (CONFIG, WEIGHTS, MANIFEST, SIGNATURE), b"abcde"
+        )
+
+    assert folders(tmp_path) == []
+
+
+async def test_an_upload_that_breaks_off_can_be_gone_on_with(staging: UploadStaging) -> None:
+    await break_off(staging, "ci-17")
+
+    assert staging.received("ci-17") == {WEIGHTS: 3}
+    async with staging.open("ci-17") as upload:
+        with pytest.raises(InvalidRequestError, match="is 0, expected 3"):
+            upload.append(WEIGHTS, 0, b"abc")
+        upload.append(WEIGHTS, 3, b"def")
+        assert (upload.folder / WEIGHTS).read_bytes() == b"abcdef"
+    with pytest.raises(AdapterNotFoundError):
+        staging.received("ci-17")
+
+
+async def test_a_cancelled_upload_can_be_gone_on_with(staging: UploadStaging) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await refuse(staging, "ci-17", asyncio.CancelledError())
+
+    assert staging.received("ci-17") == {WEIGHTS: 3}
+
+
+async def test_an_upload_without_an_id_is_removed_whatever_happens(
+    staging: UploadStaging, tmp_path: Path
+) -> None:
+    await break_off(staging, "")
+
+    assert folders(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error", [AdapterInvalidError("bad"), NoEffectError("none"), UploadTooLargeError("large")]
+)
+async def test_a_refused_package_is_not_kept(
+    staging: UploadStaging, tmp_path: Path, error: LoraplexError
+) -> None:
+    with pytest.raises(type(error)):
+        await refuse(staging, "ci-17", error)
+
+    assert folders(tmp_path) == []
+
+
+async def test_a_package_whose_name_was_refused_is_kept(staging: UploadStaging) -> None:
+    with pytest.raises(AdapterExistsError):
+        await refuse(staging, "ci-17", AdapterExistsError("taken"))
+
+    assert staging.received("ci-17") == {WEIGHTS: 3}
+
+
+async def test_an_id_is_for_one_call_at_a_time(staging: UploadStaging) -> None:
+    async with staging.open("ci-17"), staging.open("ci-18"), staging.open(""), staging.open(""):
+        with pytest.raises(UploadBusyError, match="ci-17"):
+            async with staging.open("ci-17"):
+                pass
+    async with staging.open("ci-17"):
+        pass
+
+
+@pytest.mark.parametrize("upload_id", ["..", "a/b", "x" * 64, "ä", "a b", "a\n", "a.b"])
+async def test_an_id_out_of_range_is_refused(staging: UploadStaging, upload_id: str) -> None:
+    with pytest.raises(InvalidRequestError, match="upload_id"):
+        async with staging.open(upload_id):
+            pass
+    with pytest.raises(InvalidRequestError, match="upload_id"):
+        staging.received(upload_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "data", "message"),
+    [
+        ("README.md", 0, b"x", "chunk.file_name"),
+        ("../x", 0, b"x", "chunk.file_name"),
+        (WEIGHTS, 0, b"", "chunk.data"),
+        (WEIGHTS, 0, bytes(MAX_CHUNK_BYTES + 1), "chunk.data"),
+        (WEIGHTS, 1, b"x", "is 1, expected 0"),
+    ],
+)
+async def test_a_malformed_piece_is_refused(
+    staging: UploadStaging, name: str, offset: int, data: bytes, message: str
+) -> None:
+    async with staging.open("") as upload:
+        with pytest.raises(InvalidRequestError, match=message):
+            upload.append(name, offset, data)
+
+
+async def test_the_budget_is_of_all_files_and_all_calls_together(staging: UploadStaging) -> None:
+    await break_off(staging, "ci-17", bytes(600))
+
+    async with staging.open("ci-17") as upload:
+        upload.append(CONFIG, 0, bytes(400))
+        with pytest.raises(UploadTooLargeError, match="1000 bytes"):
+            upload.append(CONFIG, 400, b"x")
+
+
+async def test_all_uploads_together_are_bounded(staging: UploadStaging) -> None:
+    await break_off(staging, "one", bytes(1000))
+    await break_off(staging, "two", bytes(1000))
+
+    async with staging.open("three") as upload:
+        upload.append(WEIGHTS, 0, bytes(500))
+        with pytest.raises(QuotaExceededError, match="2500 bytes"):
+            upload.append(CONFIG, 0, b"x")
+    async with staging.open("one"):
+        pass
+    async with staging.open("three") as upload:
+        upload.append(WEIGHTS, 0, bytes(1000))
+
+
+async def test_no_more_than_so_many_are_kept(staging: UploadStaging, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_KEPT", 2)
+    await break_off(staging, "one")
+    await break_off(staging, "two")
+
+    with pytest.raises(QuotaExceededError, match="2 unfinished"):
+        await break_off(staging, "three")
+    await break_off(staging, "")
+
+
+async def test_an_upload_of_nothing_is_not_kept(staging: UploadStaging, tmp_path: Path) -> None:
+    with pytest.raises(DeadlineExceededError):
+        async with staging.open("ci-17"):
+            raise DeadlineExceededError("silent")
+
+    assert folders(tmp_path) == []
+
+
+async def test_what_broke_off_too_long_ago_is_removed(
+    staging: UploadStaging, clock: Clock, tmp_path: Path
+) -> None:
+    await break_off(staging, "old", bytes(1000))
+    clock.ahead_s = 1800
+    await break_off(staging, "young", bytes(1000))
+    clock.ahead_s = 3700
+
+    staging.purge()
+
+    with pytest.raises(AdapterNotFoundError, match="'old'"):
+        staging.received("old")
+    assert staging.received("young") == {WEIGHTS: 1000}
+    async with staging.open("") as upload:  # the bytes of the old one are free again
+        upload.append(WEIGHTS, 0, bytes(1000))
+
+
+async def test_an_upload_that_goes_on_is_never_removed(staging: UploadStaging, clock: Clock) -> None:
+    async with staging.open("ci-17") as upload:
+        upload.append(WEIGHTS, 0, b"abc")
+        clock.ahead_s = 7200
+        staging.purge()
+        assert staging.received("ci-17") == {WEIGHTS: 3}
+
+
+async def test_a_restart_keeps_what_can_be_gone_on_with_and_counts_it(
+    staging: UploadStaging, clock: Clock, tmp_path: Path
+) -> None:
+    await break_off(staging, "ci-17", bytes(900))
+    async with staging.open("") as upload:
+        upload.append(WEIGHTS, 0, b"abc")
+        again = UploadStaging(tmp_path / "staging", _MAX_BYTES, max_total_bytes=1000, clock=clock)
+
+        assert again.received("ci-17") == {WEIGHTS: 900}
+        assert [folder.name for folder in folders(tmp_path)] == ["id-ci-17"]
+    async with again.open("") as upload:
+        with pytest.raises(QuotaExceededError):
+            upload.append(WEIGHTS, 0, bytes(101))
+    clock.ahead_s = 4000
+    UploadStaging(tmp_path / "staging", _MAX_BYTES, clock=clock)
+    assert folders(tmp_path) == []
+
+
+async def test_a_disk_that_fails_is_said_so_and_costs_no_bytes(staging: UploadStaging) -> None:
+    async with staging.open("") as upload:
+        (upload.folder / WEIGHTS).mkdir()
+        for _ in range(5):
+            with pytest.raises(StorageError):
+                upload.append(WEIGHTS, 0, bytes(1000))
+        upload.append(CONFIG, 0, bytes(1000))
+
+
+async def test_a_piece_of_a_cancelled_call_shifts_nothing(staging: UploadStaging) -> None:
+    """Its thread may write when the next call is at the same upload already."""
+    async with staging.open("ci-17") as late:
+        late.append(WEIGHTS, 0, b"abc")
+        folder = late.folder
+        uploads._write_at(folder / WEIGHTS, 3, b"def")  # the thread of a call that has gone
+        late.append(WEIGHTS, 3, b"def")
+        assert (folder / WEIGHTS).read_bytes() == b"abcdef"
