@@ -136,6 +136,7 @@ class Server:
                 releases = self._releases = await asyncio.to_thread(
                     build_releases, config, storage, spec, base_path, engine, ready, tokenizer, self._metrics
                 )
+                await releases.start()
                 generation = self._begin_serving(engine, tokenizer, releases, ready)
                 self._health.set_serving(engine.state is EngineState.READY)
                 log.info(
@@ -173,7 +174,6 @@ class Server:
         self._metrics.watch_adapters(
             lambda: directory.num_adapters, lambda label: directory.is_known(AdapterName.parse(label))
         )
-        releases.start()
         generation = GenerationService(
             engine, tokenizer, directory, self._limits(ready), releases.shadows.begin
         )

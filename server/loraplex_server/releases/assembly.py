@@ -11,11 +11,10 @@ from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.package import PackageLimits
 from loraplex_adapters.registry import AdapterRegistry, Quota
 from loraplex_adapters.store import PackageStore
-from loraplex_server.admission.golden import DEFAULT_PROMPTS, EffectProof
+from loraplex_server.admission.golden import DEFAULT_PROMPTS, GoldenPrompts
 from loraplex_server.admission.jobs import AdmissionBudget, AdmissionJob
 from loraplex_server.admission.pool import AdmissionPool
 from loraplex_server.admission.signature_trust import SignatureTrust, check_signature_settings
-from loraplex_server.admission.sources import SourceReader
 from loraplex_server.admission.uploads import UploadStaging
 from loraplex_server.base.fingerprint import template_hash, tokenizer_hash
 from loraplex_server.config import ConfigError, ServerConfig
@@ -24,6 +23,7 @@ from loraplex_server.engine_client import EngineClient
 from loraplex_server.metrics import Metrics
 from loraplex_server.releases.directory import AdapterDirectory
 from loraplex_server.releases.golden_engine import GoldenCompleter
+from loraplex_server.releases.package_sources import PackageSources
 from loraplex_server.releases.packages import ServerPackages
 from loraplex_server.releases.pins import PinnedVersions
 from loraplex_server.releases.registration import Registrar
@@ -60,7 +60,7 @@ def build_releases(
     packages = ServerPackages(registry, store, config.images_path, is_shared=config.package_url is not None)
     packages.on_retired = engine.forget_adapter
     directory = AdapterDirectory(registry, packages, spec, owns_registry=config.registry_url is None)
-    admission = AdmissionPool(_budget(config))
+    admission = AdmissionPool(_budget(config), checks_signatures=config.signature_policy != "off")
     base_template = template_hash(base_path)
     job_for = partial(_job, config, spec, ready, base_template, tokenizer_hash(base_path))
     registrar = Registrar(
@@ -72,10 +72,11 @@ def build_releases(
         packages=packages,
         registrar=registrar,
         admission=admission,
-        sources=SourceReader(
+        sources=PackageSources(
             roots=config.adapter_roots,
             schemes=frozenset(config.adapter_url_schemes),
             max_bytes=config.max_adapter_bytes,
+            idle_timeout_s=config.upload_idle_timeout_s,
             allow_private_hosts=config.allow_private_hosts,
         ),
         staging=UploadStaging(config.data_dir / "uploads", config.max_adapter_bytes),
@@ -132,7 +133,7 @@ def _effect_proof(
     if not config.golden_prompts:
         return _no_proof
     prompts = [tokenizer.encode(prompt) for prompt in DEFAULT_PROMPTS]
-    return EffectProof(GoldenCompleter(engine, secrets.token_bytes(16)), prompts)
+    return GoldenPrompts(GoldenCompleter(engine, secrets.token_bytes(16)), prompts).prove_effect
 
 
 async def _no_proof(digest: str) -> None:

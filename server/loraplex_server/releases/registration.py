@@ -80,8 +80,6 @@ class Registrar:
         Raises AdapterError, InvalidRequestError, StorageError, EngineUnavailableError.
         """
         admitted = await self._admission.check(self._job_for(folder, request.expected_digest))
-        if admitted.warning:
-            log.warning("signature: %s", admitted.warning, extra={"adapter": str(request.name)})
         async with self._stored(admitted.digest, folder):
             await self._prove_effect(admitted.digest)
             version = self._version(request, admitted)

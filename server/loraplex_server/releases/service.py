@@ -13,7 +13,6 @@ from loraplex_adapters.names import AdapterName, AdapterReference
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.releases import AdapterEvent, Version
 from loraplex_server.admission.pool import AdmissionPool
-from loraplex_server.admission.sources import SourceReader
 from loraplex_server.admission.uploads import Upload, UploadStaging
 from loraplex_server.engine_client import EngineClient
 from loraplex_server.errors import DeadlineExceededError, EngineRestartedError
@@ -21,6 +20,7 @@ from loraplex_server.releases.directory import AdapterDirectory
 from loraplex_server.releases.packages import ServerPackages
 from loraplex_server.releases.pins import PinnedVersions
 from loraplex_server.releases.registration import Registered, Registrar, RegistrationRequest
+from loraplex_server.releases.package_sources import PackageSources
 from loraplex_server.releases.registry_sync import RegistrySync
 from loraplex_server.releases.residency_view import ResidencyView
 from loraplex_server.shadowing import Shadows
@@ -40,7 +40,7 @@ class Releases:
     packages: ServerPackages
     registrar: Registrar
     admission: AdmissionPool
-    sources: SourceReader
+    sources: PackageSources
     staging: UploadStaging
     residency: ResidencyView
     pins: PinnedVersions
@@ -51,11 +51,12 @@ class Releases:
     max_lora_rank: int
     background: list[asyncio.Task[None]]
 
-    def start(self) -> None:
-        """Begin to follow the registry and to clean up, and tell the engine what is pinned."""
+    async def start(self) -> None:
+        """Begin to follow the registry and to clean up, and tell the engine what is pinned. Raises StorageError."""
+        await self.admission.start()
         self.directory.subscribe(self.pins.adapter_changed)
         self.pins.refresh()
-        for job in (self.sync.run, self.packages.keep_swept, self.staging.keep_purged, self.admission.start):
+        for job in (self.sync.run, self.packages.keep_swept):
             self.background.append(asyncio.create_task(job()))
 
     async def end_watches(self) -> None:
@@ -84,18 +85,17 @@ class Releases:
 
     async def register_folder(self, request: RegistrationRequest, path: str) -> Registered:
         """Register a folder of this machine, under one of the roots."""
-        return await self.registrar.register(request, await asyncio.to_thread(self.sources.folder, path))
+        return await self.registrar.register(request, await self.sources.folder(path))
 
     async def register_url(self, request: RegistrationRequest, url: str) -> Registered:
         """Register a folder that a URL names."""
-        self.sources.check_url(url)
         async with self.upload("") as upload:
             await self.sources.fetch(url, upload.folder)
             return await self.registrar.register(request, upload.folder)
 
     def upload(self, upload_id: str) -> AbstractAsyncContextManager[Upload]:
         """A folder for what a client sends; see `UploadStaging.open`."""
-        return self.staging.open_async(upload_id)
+        return self.staging.open(upload_id)
 
     async def received(self, upload_id: str) -> dict[str, int]:
         """Bytes by file of an unfinished upload. Raises AdapterNotFoundError."""

@@ -13,6 +13,7 @@ from loraplex.v1 import adapter_pb2 as pb
 from loraplex.v1 import adapter_pb2_grpc
 from loraplex_adapters.names import STABLE, AdapterName, AdapterReference
 from loraplex_adapters.releases import Adapter, Shadow
+from loraplex_server.admission.sources import source_label
 from loraplex_server.releases.plan import plan_adapters
 from loraplex_server.releases.registration import Registered
 from loraplex_server.releases.service import Releases
@@ -23,7 +24,6 @@ from loraplex_server.rpc.serving import Serving
 from loraplex_server.rpc.stall_guard import StallGuard
 
 _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1000
-_EVENTS_AT_ONCE = 200
 
 
 class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
@@ -48,9 +48,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
                 registration = messages.registration_request(request.registration, "folder")
                 registered = await releases.register_folder(registration, request.path)
             case "url":
-                registration = messages.registration_request(
-                    request.registration, releases.label_of(request.url)
-                )
+                registration = messages.registration_request(request.registration, source_label(request.url))
                 registered = await releases.register_url(registration, request.url)
             case _:
                 raise messages.invalid("source", "set exactly one of path and url")
