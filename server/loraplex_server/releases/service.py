@@ -17,10 +17,10 @@ from loraplex_server.admission.uploads import Upload, UploadStaging
 from loraplex_server.engine_client import EngineClient
 from loraplex_server.errors import DeadlineExceededError, EngineRestartedError
 from loraplex_server.releases.directory import AdapterDirectory
+from loraplex_server.releases.package_sources import PackageSources
 from loraplex_server.releases.packages import ServerPackages
 from loraplex_server.releases.pins import PinnedVersions
 from loraplex_server.releases.registration import Registered, Registrar, RegistrationRequest
-from loraplex_server.releases.package_sources import PackageSources
 from loraplex_server.releases.registry_sync import RegistrySync
 from loraplex_server.releases.residency_view import ResidencyView
 from loraplex_server.shadowing import Shadows

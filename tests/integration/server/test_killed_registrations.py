@@ -1,0 +1,121 @@
+"""A hundred kills at any moment: what was acknowledged is there, whole, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from loraplex_adapters.package import read_package
+from loraplex_adapters.registry import AdapterRegistry
+from loraplex_adapters.store import PackageStore
+from loraplex_server.base.fingerprint import base_spec
+from tests.integration.live_server import environment
+from tests.integration.server.registering_process import open_directory
+from tests.integration.tiny_base import save_tiny_adapter
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+KILLS = 100
+LONGEST_LIFE_S = 0.6  # of a process, from its first acknowledged word on
+State = dict[str, str]  # name -> digest of "stable"
+
+
+def test_acknowledged_registrations_survive_kills_at_any_moment(tiny_base: Path, tmp_path: Path) -> None:
+    folders = tmp_path / "folders"
+    for number in range(4):
+        save_tiny_adapter(tiny_base, folders / f"p{number}", 500 + number, target_modules=["q_proj"])
+    digest_of = {folder.name: read_package(folder).digest for folder in folders.iterdir()}
+    data = tmp_path / "data"
+    data.mkdir()
+    choice = random.Random(7)
+    state: State = {}
+    num_done = 0
+
+    for kill in range(KILLS):
+        words = run_and_kill(data, tiny_base, folders, kill, choice.uniform(0, LONGEST_LIFE_S))
+        num_done += sum(word[0] == "done" for word in words)
+        acknowledged = follow(state, [word for word in words if word[0] == "done"])
+        possible = [acknowledged]
+        if words and words[-1][0] == "begin":  # under way when the kill came: it took effect or it did not
+            _, what, name, folder = words[-1]
+            possible.append(follow(acknowledged, [["done", what, name, digest_of.get(folder, "")]]))
+        state = registered(data, tiny_base)
+        assert state in possible, f"after kill {kill}"
+        asyncio.run(sweep(data, tiny_base))
+        assert_whole(data, set(digest_of.values()))
+
+    assert num_done > KILLS, "the processes were killed before they did anything"
+
+
+def run_and_kill(data: Path, base: Path, folders: Path, seed: int, life_s: float) -> list[list[str]]:
+    """What the process said: ["begin" or "done", what, name, digest or folder]."""
+    module = "tests.integration.server.registering_process"
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, str(data), str(base), str(folders), str(seed)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=Path(__file__).parents[3],
+    )
+    assert process.stdout is not None
+    words = [json.loads(process.stdout.readline())]  # the first "begin"
+    killer = threading.Timer(life_s, process.kill)
+    killer.start()
+    words += [json.loads(line) for line in process.stdout if line.endswith("\n")]
+    killer.join()
+    process.wait()
+    process.stdout.close()
+    return words
+
+
+def follow(state: State, done: list[list[str]]) -> State:
+    """`state` after what was done."""
+    after = dict(state)
+    for _, what, name, digest in done:
+        if what == "register":
+            after[name] = digest
+        else:
+            after.pop(name, None)
+    return after
+
+
+def registered(data: Path, base: Path) -> State:
+    """What a server would find."""
+    directory, _ = open_directory(data, base_spec(base))
+    try:
+        return {str(adapter.name): adapter.stable.digest for adapter in directory.registry.list_page(100)}
+    finally:
+        directory.registry.close()
+
+
+async def sweep(data: Path, base: Path) -> None:
+    """What a server does when it starts."""
+    directory, packages = open_directory(data, base_spec(base))
+    sweeping = asyncio.create_task(packages.keep_swept())
+    await asyncio.sleep(0)
+    deadline_s = time.monotonic() + 30
+    while not packages.is_swept and time.monotonic() < deadline_s:
+        await asyncio.sleep(0.002)
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
+    directory.registry.close()
+
+
+def assert_whole(data: Path, known: set[str]) -> None:
+    """Every version has its package, bit for bit, and no other package is left."""
+    store = PackageStore(data / "adapters")
+    registry = AdapterRegistry(f"sqlite:///{data / 'registry.sqlite3'}")
+    needed = {version.digest for adapter in registry.list_page(100) for version in adapter.versions}
+    registry.close()
+    assert needed <= known
+    assert set(store.digests()) == needed
+    for digest in needed:
+        assert store.verify(digest).digest == digest
