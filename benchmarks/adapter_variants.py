@@ -17,12 +17,10 @@ def write_variant(package: Path, folder: Path, index: int) -> Path:
 
     Variants of different index have different digests; their answers are as good as the package's.
     """
-    first = min(read_package(package).tensors.values(), key=lambda tensor: tensor.begin)
-    size = _ELEMENT_BYTES[first.dtype]
-    if (index + 1) * size > first.num_bytes:
-        raise ValueError(
-            f"the package has room for {first.num_bytes // size} variants, not for number {index}"
-        )
+    contents = read_package(package)
+    size = max(_ELEMENT_BYTES[tensor.dtype] for tensor in contents.tensors.values())
+    if (index + 1) * size > contents.size_bytes:
+        raise ValueError(f"the package has {contents.size_bytes // size} elements, no number {index}")
     target = folder / f"variant-{index:04d}"
     target.mkdir(parents=True)
     shutil.copyfile(package / CONFIG_FILE, target / CONFIG_FILE)

@@ -38,7 +38,7 @@ class ServerPackages:
         self._deletions: set[asyncio.Task[None]] = set()
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self.on_retired: Callable[[str], None] = lambda digest: None
-        self.is_swept = False  # what was left from before the start is gone
+        self.swept = asyncio.Event()  # set when what was left from before the start is gone
 
     @property
     def num_leases(self) -> int:
@@ -104,7 +104,7 @@ class ServerPackages:
             with suppress(StorageError):
                 async with self._writing:  # else a package that is put again could go behind its back
                     await asyncio.to_thread(self._sweep, older_than_s)
-                self.is_swept = True
+                self.swept.set()
             older_than_s = _SWEEP_OLDER_THAN_S
             await asyncio.sleep(_SWEEP_EVERY_S)
 

@@ -1,6 +1,6 @@
-"""The part of a server that registers, in a process of its own that can be killed: `python -m … DATA BASE FOLDERS SEED`.
+"""The part of a server that registers, in a process of its own that can be killed.
 
-Everything is the server's own but the engine, which only golden prompts need. Says on standard output what it begins
+Called with data folder, base folder, folder of PEFT folders, and seed. Everything is the server's own but the engine, which only golden prompts need. Says on standard output what it begins
 and, once that was acknowledged, that it is done.
 """
 
@@ -69,7 +69,8 @@ async def _is_there(directory: AdapterDirectory, name: AdapterName) -> bool:
 
 
 def _say(*words: str) -> None:
-    print(json.dumps(words), flush=True)
+    sys.stdout.write(json.dumps(words) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

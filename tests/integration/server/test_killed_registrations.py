@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -100,10 +99,7 @@ async def sweep(data: Path, base: Path) -> None:
     """What a server does when it starts."""
     directory, packages = open_directory(data, base_spec(base))
     sweeping = asyncio.create_task(packages.keep_swept())
-    await asyncio.sleep(0)
-    deadline_s = time.monotonic() + 30
-    while not packages.is_swept and time.monotonic() < deadline_s:
-        await asyncio.sleep(0.002)
+    await asyncio.wait_for(packages.swept.wait(), timeout=30)
     sweeping.cancel()
     await asyncio.gather(sweeping, return_exceptions=True)
     directory.registry.close()
