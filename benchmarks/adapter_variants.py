@@ -26,8 +26,6 @@ def write_variant(package: Path, folder: Path, index: int) -> Path:
     shutil.copyfile(package / CONFIG_FILE, target / CONFIG_FILE)
     weights = bytearray((package / WEIGHTS_FILE).read_bytes())
     header_bytes = int.from_bytes(weights[:_HEADER_LENGTH_BYTES], "little")
-    weights[_HEADER_LENGTH_BYTES + header_bytes + first.begin + index * size] ^= (
-        1  # little-endian: the lowest bit
-    )
+    weights[_HEADER_LENGTH_BYTES + header_bytes + index * size] ^= 1  # little-endian: the lowest bit
     (target / WEIGHTS_FILE).write_bytes(weights)
     return target
