@@ -142,7 +142,8 @@ def _table(report: dict[str, Any]) -> str:
         [
             f"between tokens, quiet: {report['itl_quiet_ms']} ms",
             f"between tokens, storm: {report['itl_storm_ms']} ms",
-            f"p99 storm / quiet: {report['itl_p99_ratio']} (goal {GOAL}: {verdict}); by round {report['round_p99_ratios']}",
+            f"p99 storm / quiet: {report['itl_p99_ratio']} (goal {GOAL}: {verdict})",
+            f"by round: {report['round_p99_ratios']}",
             f"median storm / quiet: {report['itl_p50_ratio']}",
             f"registered in {report['register_seconds']} s, loaded in {report['load_seconds']} s",
         ]

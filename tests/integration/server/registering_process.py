@@ -1,7 +1,7 @@
 """The part of a server that registers, in a process of its own that can be killed.
 
-Called with data folder, base folder, folder of PEFT folders, and seed. Everything is the server's own but the engine, which only golden prompts need. Says on standard output what it begins
-and, once that was acknowledged, that it is done.
+Called with data folder, base folder, folder of PEFT folders, and seed. Everything is the server's own but the engine,
+which only golden prompts need. Says on standard output what it begins and, once that was acknowledged, that it is done.
 """
 
 from __future__ import annotations
