@@ -1,0 +1,150 @@
+"""How the registry reaches its database: engines for SQLite and PostgreSQL, and the two kinds of transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.pool import QueuePool
+
+from loraplex_adapters.errors import StorageError
+from loraplex_adapters.storage_faults import database_faults
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BUSY_TIMEOUT_MS = 10_000  # how long a writer of SQLite waits for another
+_SOCKET_TIMEOUT_S = (
+    5  # for every message to PostgreSQL, the first included: a lost one is an error, not a wait
+)
+_STATEMENT_TIMEOUT_MS = 4_000  # shorter, so that waiting for another writer ends with an answer
+# A writer whose machine was lost in mid-transaction must not hold up all others until TCP notices.
+_IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
+_WAL_ATTEMPTS = 100
+_WAL_PAUSE_S = 0.1
+_IS_WRITING = "is_writing"
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since 1970."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_us(microseconds: int) -> datetime:
+    """The moment so many microseconds after the beginning of 1970, UTC."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for "sqlite:///…", "postgresql://…" or "postgresql+pg8000://…"; nothing is connected yet.
+
+    Raises StorageError for any other database, or if the driver is not installed.
+    """
+    with database_faults():
+        parsed = make_url(url)
+    match parsed.get_backend_name():
+        case "sqlite":
+            return _sqlite_engine(parsed)
+        case "postgresql":
+            return _postgresql_engine(parsed)
+    raise StorageError("the registry's database must be SQLite or PostgreSQL; correct its URL")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One state of the database, whatever is committed meanwhile. Raises StorageError."""
+    with database_faults(), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Committed, durably, at the end of the block, or undone. Raises StorageError."""
+    with (
+        database_faults(),
+        engine.connect().execution_options(**{_IS_WRITING: True}) as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    if url.database in (None, "", ":memory:"):
+        # A database in memory lives in its one connection, which callers take in turn.
+        engine = create_engine(
+            url,
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            connect_args={"check_same_thread": False},
+        )
+    else:
+        engine = create_engine(url)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    """WAL lets readers pass a writer; FULL makes a commit survive a power cut (NORMAL may lose the last ones)."""
+    connection.isolation_level = None  # Python's driver would begin a transaction by its own rules
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    _use_write_ahead_log(cursor)
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _use_write_ahead_log(cursor: Any) -> None:
+    """Of several processes that open a new file at once, one makes the change. SQLite does not wait for it by
+    itself: the busy timeout does not cover it.
+    """
+    for attempt in range(_WAL_ATTEMPTS):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except Exception as error:
+            if "locked" not in str(error) or attempt == _WAL_ATTEMPTS - 1:
+                raise
+            time.sleep(_WAL_PAUSE_S)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that first reads and then writes would fail, not wait, if another writer came between.
+    is_writing = connection.get_execution_options().get(_IS_WRITING, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+pg8000")
+    if url.drivername != "postgresql+pg8000":
+        raise StorageError("the registry reaches PostgreSQL as postgresql+pg8000://…; correct its URL")
+    try:
+        engine = create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_timeout=_SOCKET_TIMEOUT_S,
+            connect_args={"timeout": _SOCKET_TIMEOUT_S, "tcp_keepalive": True},
+        )
+    except ModuleNotFoundError as error:
+        raise StorageError("PostgreSQL needs a driver: pip install 'loraplex[postgres]'") from error
+    event.listen(engine, "connect", _prepare_postgresql)
+    event.listen(engine, "begin", _begin_postgresql)
+    return engine
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET statement_timeout = {_STATEMENT_TIMEOUT_MS}")
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION_TIMEOUT_MS}")
+    connection.commit()
+    cursor.close()
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    # Writers stay with READ COMMITTED: behind the lock on the meta row they must see what was committed before it.
+    if not connection.get_execution_options().get(_IS_WRITING, False):
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")

