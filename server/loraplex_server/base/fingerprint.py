@@ -54,9 +54,27 @@ def template_hash(folder: Path) -> str:
 
 
 def tokenizer_hash(folder: Path) -> str:
-    """SHA-256, hex, of tokenizer.json; empty where there is none."""
+    """SHA-256, hex, of how tokenizer.json cuts text into which ids; empty where there is none.
+
+    Not of its bytes: the libraries write the same tokenizer with other spaces, and merges in another form, from
+    version to version.
+    """
     path = folder / "tokenizer.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    model = content["model"]
+    identity = {
+        "type": model.get("type"),
+        "vocab": model.get("vocab"),
+        "merges": [
+            pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model.get("merges") or ()
+        ],
+        "added": sorted((token["id"], token["content"]) for token in content.get("added_tokens") or ()),
+        "normalizer": content.get("normalizer"),
+        "pre_tokenizer": content.get("pre_tokenizer"),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _compute(folder: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from loraplex_adapters.base_spec import LORA_MODULES
-from loraplex_server.base.fingerprint import base_spec, fingerprint
+from loraplex_server.base.fingerprint import base_spec, fingerprint, template_hash, tokenizer_hash
 
 
 @pytest.fixture
@@ -76,3 +76,45 @@ def test_the_base_spec_has_the_shape_of_every_module(folder: Path, cache: Path) 
             if f"layers.1.{module}" in name.replace("self_attn.", "").replace("mlp.", "")
         ]
         assert tuple(weight.shape) == (out_features, in_features), module
+
+
+def test_the_template_hash_is_of_its_text_wherever_it_lies(folder: Path) -> None:
+    settings = folder / "tokenizer_config.json"
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings.write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    inside = template_hash(folder)
+    settings.unlink()
+    assert template_hash(folder) == ""
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert template_hash(folder) == inside
+    (folder / "chat_template.jinja").write_text("{{ messages }} ")
+    assert template_hash(folder) != inside
+
+
+def rewrite_tokenizer(folder: Path, indent: int | None = None, **fields: Any) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}, indent=indent))
+
+
+def test_the_tokenizer_hash_is_of_what_it_does_and_not_of_how_it_is_written(folder: Path) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    rewrite_tokenizer(folder, model={**model, "merges": [["a", "b"], ["c", "d e"]]})
+    before = tokenizer_hash(folder)
+
+    rewrite_tokenizer(folder, indent=3, model={**model, "merges": ["a b", "c d e"]}, truncation=None)
+    assert tokenizer_hash(folder) == before
+    rewrite_tokenizer(folder, model={**model, "merges": ["c d e", "a b"]})
+    assert tokenizer_hash(folder) != before
+
+
+def test_another_vocabulary_or_added_token_is_another_tokenizer(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    before = tokenizer_hash(folder)
+
+    rewrite_tokenizer(folder, added_tokens=[*content["added_tokens"], {"id": 10**6, "content": "<|new|>"}])
+    changed = tokenizer_hash(folder)
+    rewrite_tokenizer(folder, added_tokens=content["added_tokens"], pre_tokenizer={"type": "Whitespace"})
+
+    assert len({before, changed, tokenizer_hash(folder)}) == 3
+    (folder / "tokenizer.json").unlink()
+    assert tokenizer_hash(folder) == ""

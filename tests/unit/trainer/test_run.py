@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,13 +8,13 @@ import pytest
 
 from loraplex_adapters.compatibility import match_to_base
 from loraplex_adapters.package import WEIGHTS_FILE, read_package
-from loraplex_server.base.fingerprint import base_spec
+from loraplex_server.base.fingerprint import base_spec, tokenizer_hash
 from loraplex_trainer.errors import TrainingDivergedError
 from loraplex_trainer.evaluate import evaluate, evaluate_recipe
 from loraplex_trainer.graders import EvalRow
 from loraplex_trainer.run import TrainProgress, TrainReport, train_recipe
 
-from .conftest import SYSTEM, write_recipe
+from .conftest import SYSTEM, TEMPLATE, write_recipe
 
 TRAIN = {"epochs": 1, "batch_size": 2, "learning_rate": 0.01, "max_length": 160, "seed": 7}
 
@@ -60,6 +61,8 @@ def test_the_manifest_says_how_the_adapter_was_made(trained: TrainReport, tiny_b
     manifest = json.loads((trained.package / "manifest.json").read_text())
 
     assert manifest["base"]["fingerprint"] == base_spec(tiny_base).fingerprint
+    assert manifest["base"]["template_sha256"] == hashlib.sha256(TEMPLATE.encode()).hexdigest()
+    assert manifest["base"]["tokenizer_sha256"] == tokenizer_hash(tiny_base)
     assert manifest["training"]["seed"] == 7
     assert manifest["training"]["num_steps"] == trained.num_steps == 2
     assert manifest["training"]["final_loss"] > 0
