@@ -156,9 +156,11 @@ class AdapterRegistry:
         alias: str = "",
         labels: Mapping[str, str] | None = None,
         once: Once | None = None,
+        is_trial: bool = False,
     ) -> Adapter:
         """Enter a version; the first of a name makes the adapter, is its "stable" and gives it `labels`.
 
+        With `is_trial`, nothing is kept: the answer is what would come of it.
         A digest that the adapter has changes nothing, except that a FAILED version is READY again, that what it was
         proved against is renewed, and that aliases move as for a new version.
         Raises AdapterExistsError, TooManyVersionsError, VersionDeprecatedError, QuotaExceededError,
@@ -177,6 +179,8 @@ class AdapterRegistry:
                 self._check_quota(connection, name.tenant, version, is_new_name=before is None)
             adapter = self._commit(connection, journal, before, change)
             journal.remember(once, adapter)
+            if is_trial:
+                connection.rollback()
             return adapter
 
     def update_labels(

@@ -130,7 +130,7 @@ class Registrar:
             labels=request.labels,
         )
         if request.validate_only:
-            return await asyncio.to_thread(write, trial=True)
+            return await asyncio.to_thread(write, is_trial=True)
         return await self._directory.change(partial(write, once=_once(request, version)))
 
 
