@@ -1,4 +1,6 @@
-"""Packages on disk by digest: `<root>/<digest>/` holds the two files, whole or not at all."""
+"""Packages on disk by digest: `<root>/<digest>/` holds the two files, whole or not at all. A second home of them may be
+shared with other servers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +27,13 @@ from loraplex_adapters.package import (
     refuse_pickles,
 )
 from loraplex_adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES
+from loraplex_adapters.shared_packages import SharedPackages
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LOCK_FILE = ".lock"
 _UNFINISHED_PREFIX = ".unfinished-"  # folders being written or being deleted
 _COPY_BYTES = 1024 * 1024
+_SWEPT_AT_ONCE = 500
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +46,21 @@ class PackageStore:
     leases to say.
     """
 
-    def __init__(self, root: Path, limits: PackageLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, root: Path, limits: PackageLimits = DEFAULT_LIMITS, shared_url: str | None = None
+    ) -> None:
+        """`shared_url` names a folder or bucket, as fsspec does, where other servers find what is put here."""
         self._root = root
         self._limits = limits
+        self._shared = SharedPackages(shared_url) if shared_url else None
         root.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
 
     def put(self, package_folder: Path) -> AdapterPackage:
-        """Copy the two files of a PEFT folder in, check the copy, and return it. Storing it again changes
-        nothing.
+        """Copy the two files of a PEFT folder in, and into the shared home; check the copy, and return it.
 
-        Raises AdapterInvalidError; OSError where the disk fails.
+        Storing it again changes nothing, but `sweep` takes it for new.
+        Raises AdapterInvalidError; OSError where the disk fails, StorageError where the shared home does.
         """
         refuse_pickles(package_folder)
         with self._writing() as unfinished:
@@ -62,6 +71,40 @@ class PackageStore:
             _sync_folder(unfinished)
             package = read_package(unfinished, self._limits)
             final = self._root / package.digest
+            self._publish(unfinished, final)
+        if self._shared is not None:
+            self._shared.put(final, package.digest)
+        return replace(package, folder=final)
+
+    def fetch(self, digest: str) -> AdapterPackage:
+        """Bring a package that is missing or damaged here from the shared home, and return it checked.
+
+        Raises AdapterUnavailableError if it is in neither, or damaged there; StorageError where the shared home fails;
+        OSError where the disk does.
+        """
+        try:
+            return self.verify(digest)
+        except AdapterUnavailableError:
+            if self._shared is None:
+                raise
+        with self._writing() as unfinished:
+            try:
+                for name, max_bytes in (
+                    (CONFIG_FILE, MAX_CONFIG_BYTES),
+                    (WEIGHTS_FILE, self._limits.max_bytes),
+                ):
+                    _write_file(self._shared.read(digest, name), name, unfinished, max_bytes)
+                package = read_package(unfinished, self._limits)
+            except AdapterInvalidError as error:
+                raise AdapterUnavailableError(
+                    f"the adapter's package in the shared store is damaged; register it again ({error})"
+                ) from error
+            if package.digest != digest:
+                raise AdapterUnavailableError(
+                    "the adapter's package in the shared store was changed; register it again"
+                )
+            _sync_folder(unfinished)
+            final = self._path_of(digest)
             self._publish(unfinished, final)
         return replace(package, folder=final)
 
@@ -97,9 +140,61 @@ class PackageStore:
                 return
             _sync_folder(self._root)
 
+    def delete_shared(self, digest: str) -> None:
+        """Remove a package from the shared home, if there is one and it has it. Raises StorageError."""
+        self._path_of(digest)  # a digest is never taken for a path
+        if self._shared is not None:
+            self._shared.delete(digest)
+
+    def sweep(self, is_referenced: Callable[[set[str]], set[str]], older_than_s: float = 3600) -> list[str]:
+        """Remove local packages that nobody needs and that were last put more than `older_than_s` ago; return them.
+
+        `is_referenced` returns those of some digests that are needed, by the registry or by running requests. A
+        package is put before it is referred to; its age gives time for that. Where another thread or process is
+        writing to the store, the rest waits for the next sweep.
+        """
+        before = time.time() - older_than_s
+        old = [digest for digest in self.digests() if self._was_put_before(digest, before)]
+        removed = []
+        for start in range(0, len(old), _SWEPT_AT_ONCE):
+            some = set(old[start : start + _SWEPT_AT_ONCE])
+            for digest in sorted(some - is_referenced(some)):
+                if self._delete_if_put_before(digest, before):
+                    removed.append(digest)
+        return removed
+
     def digests(self) -> list[str]:
         """Digests of all stored packages, sorted."""
         return sorted(name for name in os.listdir(self._root) if _DIGEST.fullmatch(name))
+
+    def _was_put_before(self, digest: str, moment: float) -> bool:
+        """By the folder's own time, which `put` renews; `moment` in seconds since 1970."""
+        try:
+            return self._path_of(digest).stat().st_mtime < moment
+        except FileNotFoundError:
+            return False
+
+    def _delete_if_put_before(self, digest: str, moment: float) -> bool:
+        """Remove a package unless it was put again meanwhile, or someone is writing."""
+        with self._alone() as is_alone:
+            if not is_alone or not self._was_put_before(digest, moment):
+                return False
+            doomed = Path(tempfile.mkdtemp(prefix=_UNFINISHED_PREFIX, dir=self._root))
+            self._path_of(digest).rename(doomed / "deleted")
+            _sync_folder(self._root)
+            shutil.rmtree(doomed, ignore_errors=True)
+            return True
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """True if nobody writes until the end of the block; False if someone is writing now."""
+        with (self._root / _LOCK_FILE).open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def _path_of(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -124,8 +219,9 @@ class PackageStore:
             except OSError:
                 if not final.is_dir():
                     raise
-                if self._is_whole(final.name):
-                    return  # stored before, or by another writer just now
+                if self._is_whole(final.name):  # stored before, or by another writer just now
+                    os.utime(final)  # for `sweep`, which cannot come in between: this is a writer
+                    return
                 log.warning("replacing a damaged package", extra={"digest": final.name})
                 self.delete(final.name)
                 continue
@@ -140,25 +236,29 @@ class PackageStore:
         return True
 
     def _remove_leftovers(self) -> None:
-        with (self._root / _LOCK_FILE).open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return  # someone is writing; leftovers wait for a quieter open
+        with self._alone() as is_alone:
+            if not is_alone:
+                return  # leftovers wait for a quieter open
             for path in self._root.glob(f"{_UNFINISHED_PREFIX}*"):
                 log.info("removing what a crash left in the package store", extra={"folder": path.name})
                 shutil.rmtree(path)
 
 
 def _copy_file(source: Path, name: str, target: Path, max_bytes: int) -> None:
-    """Copy one file and flush it to disk. Reads no more than `max_bytes` + 1, even from a file that grows."""
-    with open_package_file(source, name) as reader, (target / name).open("xb") as writer:
-        left = max_bytes + 1
-        while left and (chunk := reader.read(min(left, _COPY_BYTES))):
-            writer.write(chunk)
+    """Copy one file of a folder and flush it to disk."""
+    with open_package_file(source, name) as reader:
+        _write_file(iter(lambda: reader.read(_COPY_BYTES), b""), name, target, max_bytes)
+
+
+def _write_file(chunks: Iterator[bytes], name: str, target: Path, max_bytes: int) -> None:
+    """Write a file and flush it to disk. Takes one chunk too many at most, even from a source without an end."""
+    left = max_bytes
+    with (target / name).open("xb") as writer:
+        for chunk in chunks:
             left -= len(chunk)
-        if not left:
-            raise AdapterInvalidError(f"{name} has more than {max_bytes} bytes")
+            if left < 0:
+                raise AdapterInvalidError(f"{name} has more than {max_bytes} bytes")
+            writer.write(chunk)
         writer.flush()
         os.fsync(writer.fileno())
 
