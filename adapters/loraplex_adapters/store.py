@@ -72,9 +72,16 @@ class PackageStore:
             package = read_package(unfinished, self._limits)
             final = self._root / package.digest
             self._publish(unfinished, final)
-        if self._shared is not None:
-            self._shared.put(final, package.digest)
+        self.share(package.digest)
         return replace(package, folder=final)
+
+    def share(self, digest: str) -> None:
+        """Copy a stored package into the shared home, unless there is none or it has it.
+
+        Raises AdapterUnavailableError if it is not stored; StorageError where the shared home fails.
+        """
+        if self._shared is not None:
+            self._shared.put(self.folder(digest), digest)
 
     def fetch(self, digest: str) -> AdapterPackage:
         """Bring a package that is missing or damaged here from the shared home, and return it checked.

@@ -47,6 +47,7 @@ class AdmissionJob:
     trust: SignatureTrust = field(default_factory=SignatureTrust)
     layout: str = ""  # of the image to write; empty: none
     images_root: Path | None = None
+    store_root: Path | None = None  # of the package store to keep it in; None: nowhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

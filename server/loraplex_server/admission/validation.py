@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from loraplex_adapters.compatibility import LoraPlan, match_to_base
-from loraplex_adapters.errors import AdapterTooLargeError, DigestMismatchError
+from loraplex_adapters.errors import AdapterInvalidError, AdapterTooLargeError, DigestMismatchError
 from loraplex_adapters.manifest import Manifest, check_base, check_files, read_manifest
 from loraplex_adapters.package import AdapterPackage, PackageLimits, read_package
+from loraplex_adapters.store import PackageStore
 from loraplex_server.admission.jobs import AdmissionJob, AdmittedPackage
 
 
 def validate(job: AdmissionJob, limits: PackageLimits) -> AdmittedPackage:
     """Prove a package: sound, within its budgets, the expected one, rightly signed, made for this base.
 
-    Writes its image where the job names a layout. Blocks, and reads every byte of the weights. Raises
+    Keeps it in the store, and writes its image, where the job names them. Blocks, and reads every byte of the weights. Raises
     AdapterInvalidError, AdapterIncompatibleError, AdapterTooLargeError, DigestMismatchError, SignatureError,
     SignatureRequiredError; OSError where the disk fails.
     """
@@ -22,6 +23,7 @@ def validate(job: AdmissionJob, limits: PackageLimits) -> AdmittedPackage:
     manifest = _check_manifest(job)
     plan = match_to_base(package, job.spec, job.max_rank)
     _check_size(plan, job)
+    _store(package, job, limits)
     _write_image(package, plan, job)
     return AdmittedPackage(
         digest=package.digest,
@@ -67,6 +69,15 @@ def _check_size(plan: LoraPlan, job: AdmissionJob) -> None:
             f"the adapter has {num_elements} weights, the whole adapter arena holds {job.max_elements}; "
             "raise adapter_arena_bytes"
         )
+
+
+def _store(package: AdapterPackage, job: AdmissionJob, limits: PackageLimits) -> None:
+    """The store checks its own copy, so that a folder that changes meanwhile is no way around the checks."""
+    if job.store_root is None:
+        return
+    stored = PackageStore(job.store_root, limits).put(job.folder)
+    if stored.digest != package.digest:
+        raise AdapterInvalidError("the package was changed while it was read; send it again")
 
 
 def _write_image(package: AdapterPackage, plan: LoraPlan, job: AdmissionJob) -> None:

@@ -124,6 +124,7 @@ def _job(
         trust=_trust(config),
         layout=ready.adapter_layout,
         images_root=config.images_path,
+        store_root=config.store_path,
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from loraplex_adapters.errors import AdapterUnavailableError, StorageError
 from loraplex_adapters.leases import PackageLeases
-from loraplex_adapters.package import AdapterPackage
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.storage_faults import disk_faults
 from loraplex_adapters.store import PackageStore
@@ -51,13 +50,18 @@ class ServerPackages:
         with self._leases.lease(digest):
             yield
 
-    async def put(self, folder: Path) -> AdapterPackage:
-        """Store a PEFT folder. The caller holds a lease on its digest.
+    async def hold_stored(self, digest: str) -> bool:
+        """Whether a package that admission has just stored is still here, with a lease of the caller on it.
 
-        Raises AdapterInvalidError, StorageError.
+        False where the deletion of an equal one came between: then it must be stored again.
         """
         async with self._writing:
-            return await asyncio.to_thread(self._put, folder)
+            return await asyncio.to_thread(self._is_here, digest)
+
+    async def share(self, digest: str) -> None:
+        """Copy a stored package to where other servers find it. Raises StorageError, AdapterUnavailableError."""
+        if self._is_shared:
+            await asyncio.to_thread(self._store.share, digest)
 
     async def ensure(self, digest: str) -> None:
         """Have the package here before a request needs it. Raises AdapterUnavailableError, StorageError.
@@ -111,10 +115,6 @@ class ServerPackages:
     async def close(self) -> None:
         """Finish pending deletions."""
         await asyncio.gather(*self._deletions)
-
-    def _put(self, folder: Path) -> AdapterPackage:
-        with disk_faults():
-            return self._store.put(folder)
 
     def _is_here(self, digest: str) -> bool:
         try:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from loraplex_adapters.errors import AdapterInvalidError
+from loraplex_adapters.errors import StorageError
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.registry import Once
 from loraplex_adapters.releases import Adapter, OnExisting, Version
@@ -22,6 +21,8 @@ from loraplex_server.releases.directory import AdapterDirectory
 from loraplex_server.releases.packages import ServerPackages
 
 log = logging.getLogger(__name__)
+
+_ATTEMPTS = 5
 
 GoldenProof = Callable[[str], Awaitable[None]]
 """Digest of a stored package -> nothing, or NoEffectError."""
@@ -79,30 +80,27 @@ class Registrar:
 
         Raises AdapterError, InvalidRequestError, StorageError, EngineUnavailableError.
         """
-        admitted = await self._admission.check(self._job_for(folder, request.expected_digest))
-        async with self._stored(admitted.digest, folder):
+        for _ in range(_ATTEMPTS):
+            admitted = await self._admission.check(self._job_for(folder, request.expected_digest))
+            with self._packages.lease(admitted.digest):
+                if await self._packages.hold_stored(admitted.digest):
+                    return await self._register_stored(request, admitted)
+        raise StorageError("an equal package is deleted all the time; register it again later")
+
+    async def _register_stored(self, request: RegistrationRequest, admitted: AdmittedPackage) -> Registered:
+        """With a lease on the package, which goes when that ends unless a version has it."""
+        try:
             await self._prove_effect(admitted.digest)
+            await self._packages.share(admitted.digest)
             version = self._version(request, admitted)
             adapter = await self._enter(request, version)
+        finally:
+            await self._packages.retire_unreferenced({admitted.digest})
         if not request.validate_only:
             log.info(
                 "version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]}
             )
-        return Registered(adapter, adapter.version(admitted.digest))
-
-    @asynccontextmanager
-    async def _stored(self, digest: str, folder: Path) -> AsyncIterator[None]:
-        """The package in the store for the length of the block; afterwards only if a version has it."""
-        with self._packages.lease(digest):
-            try:
-                stored = await self._packages.put(folder)
-                if stored.digest != digest:
-                    await self._packages.retire_unreferenced({stored.digest})
-                    raise AdapterInvalidError("the package was changed while it was read; send it again")
-                yield
-            finally:
-                # Let go when the lease ends, unless a version has it.
-                await self._packages.retire_unreferenced({digest})
+        return Registered(adapter, adapter.version(version.digest))
 
     def _version(self, request: RegistrationRequest, admitted: AdmittedPackage) -> Version:
         return Version(

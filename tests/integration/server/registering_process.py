@@ -46,7 +46,13 @@ async def register_for_ever(data: Path, base: Path, folders: list[Path], seed: i
         """There is no engine to ask."""
 
     def job_for(folder: Path, expected_digest: str) -> AdmissionJob:
-        return AdmissionJob(folder=folder, spec=spec, max_rank=64, expected_digest=expected_digest)
+        return AdmissionJob(
+            folder=folder,
+            spec=spec,
+            max_rank=64,
+            expected_digest=expected_digest,
+            store_root=data / "adapters",
+        )
 
     registrar = Registrar(directory, packages, admission, job_for, no_proof, "")
     choice = random.Random(seed)
