@@ -13,8 +13,8 @@ from loraplex_server.admission.jobs import AdmissionJob, AdmittedPackage
 def validate(job: AdmissionJob, limits: PackageLimits) -> AdmittedPackage:
     """Prove a package: sound, within its budgets, the expected one, rightly signed, made for this base.
 
-    Keeps it in the store, and writes its image, where the job names them. Blocks, and reads every byte of the weights. Raises
-    AdapterInvalidError, AdapterIncompatibleError, AdapterTooLargeError, DigestMismatchError, SignatureError,
+    Keeps it in the store, and writes its image, where the job names them. Blocks, and reads every byte of the weights.
+    Raises AdapterInvalidError, AdapterIncompatibleError, AdapterTooLargeError, DigestMismatchError, SignatureError,
     SignatureRequiredError; OSError where the disk fails.
     """
     package = read_package(job.folder, limits)

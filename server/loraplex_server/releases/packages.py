@@ -93,7 +93,7 @@ class ServerPackages:
         if not candidates:
             return
         with suppress(StorageError):  # the next sweep will find them
-            referenced = await asyncio.to_thread(self._registry.referenced, candidates)
+            referenced = await asyncio.to_thread(lambda: self._registry.referenced(candidates))
             for digest in candidates - referenced:
                 self._leases.retire(digest)
 
