@@ -1,7 +1,9 @@
-"""Real PEFT adapters on a tiny random Llama."""
+"""Real PEFT adapters on a tiny random Llama, and registries on real databases."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
+from loraplex_adapters.registry import AdapterRegistry
+from tests.support.postgres import PostgresServer, postgres
 from tests.support.tiny_peft import FFN, HIDDEN, KV, NUM_LAYERS, SaveAdapter, SavedAdapter, tiny_llama
+from tests.unit.adapters.release_case import Clock
+
+__all__ = ["postgres"]  # a fixture
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +58,26 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> SaveAdapter:
 def plain(save_adapter: SaveAdapter) -> SavedAdapter:
     """One plain rank 4 adapter. Not to be changed: copy the folder first."""
     return save_adapter()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The registry's clock."""
+    return Clock()
+
+
+@pytest.fixture
+def registry(database_url: str, clock: Clock) -> Iterator[AdapterRegistry]:
+    """An empty registry on each kind of database."""
+    registry = AdapterRegistry(database_url, clock=clock)
+    yield registry
+    registry.close()

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraplex_adapters.errors import InvalidRequestError
+<<<<<<< HEAD
 from loraplex_adapters.names import (
     MAX_NAME_CHARACTERS,
     MAX_PART_CHARACTERS,
@@ -105,3 +106,83 @@ def test_a_parent_is_a_tenant() -> None:
     for parent in ("finance", "tenants/", "tenants", "tenants/A", "projects/a"):
         with pytest.raises(InvalidRequestError, match="parent"):
             parse_tenant(parent)
+=======
+from loraplex_adapters.names import AdapterName, AdapterReference, parse_alias, parse_target, parse_tenant
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "short"),
+    [
+        ("shop", AdapterName("default", "shop"), "shop"),
+        ("shop-1/faq_v1.2", AdapterName("shop-1", "faq_v1.2"), "shop-1/faq_v1.2"),
+        ("tenants/finance/adapters/faq", AdapterName("finance", "faq"), "finance/faq"),
+        ("tenants/default/adapters/...", AdapterName("default", "..."), "..."),
+        ("t/base", AdapterName("t", "base"), "t/base"),
+        ("x" * 63, AdapterName("default", "x" * 63), "x" * 63),
+    ],
+)
+def test_a_good_name_is_read_in_all_its_forms(text: str, name: AdapterName, short: str) -> None:
+    assert AdapterName.parse(text) == name
+    assert str(name) == short
+    assert AdapterName.parse(short) == AdapterName.parse(name.resource) == name
+
+
+BAD_CHARACTERS = ["A", "ä", "a b", "a,b", "a\n", "a\\b", "a\0", "٣", "a@b"]
+BAD_PARTS = [
+    "",
+    "x" * 64,
+    "/a",
+    "a/",
+    "a//b",
+    "..",
+    ".",
+    "a/..",
+    "./a",
+    "a/b/c",
+    "tenants/a/adapters/",
+    "tenants/a/b/c",
+]
+RESERVED = ["base", "other", "default/base"]
+
+
+@pytest.mark.parametrize("text", [*BAD_CHARACTERS, *BAD_PARTS, *RESERVED])
+def test_a_bad_name_is_a_violation_of_its_field(text: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        AdapterName.parse(text, field="adapter.name")
+
+    assert [violation.field for violation in caught.value.violations] == ["adapter.name"]
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("t/shop", ""),
+        ("t/shop@canary", "canary"),
+        ("t/shop@" + "a" * 12, "a" * 12),
+        ("t/shop@sha256:" + "0" * 64, "0" * 64),
+    ],
+)
+def test_a_reference_names_an_adapter_and_perhaps_one_of_its_versions(text: str, target: str) -> None:
+    assert AdapterReference.parse(text) == AdapterReference(AdapterName("t", "shop"), target)
+
+
+@pytest.mark.parametrize(
+    "target", ["", "0" * 11, "A" * 12, "sha256:canary", "sha256:", "a" * 65, "ca nary", "a@b"]
+)
+def test_what_is_neither_alias_nor_digest_is_no_target(target: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        parse_target(target, "version")
+
+
+def test_an_alias_does_not_look_like_a_digest() -> None:
+    assert parse_alias("a" * 11) == "a" * 11
+    with pytest.raises(InvalidRequestError, match="digest"):
+        parse_alias("a" * 12)
+
+
+@pytest.mark.parametrize("parent", ["", "tenants", "tenants/", "tenants/a/b", "tenants/A", "a"])
+def test_a_parent_is_a_tenant_or_refused(parent: str) -> None:
+    assert parse_tenant("tenants/a-b") == "a-b"
+    with pytest.raises(InvalidRequestError):
+        parse_tenant(parent)
+>>>>>>> registry
