@@ -104,7 +104,7 @@ class AdmissionPool:
         finally:
             self._give_back(worker)
         if isinstance(answer, Refusal):
-            raise _ERRORS[answer.error](answer.message)
+            raise _ERRORS.get(answer.error, AdapterInvalidError)(answer.message)
         if answer.package.warning:
             log.warning(
                 "a package's signature is not in order",
