@@ -1,14 +1,15 @@
 """Golden prompts: an adapter whose answers are the base's own is refused, as nobody would notice that it is not there.
 
 What counts as an effect. An adapter that does nothing (B all zero, or so small that it vanishes in the engine's
-precision) adds exactly 0 to every product, so run beside the base it gives the base's numbers bit for bit. Run at
-another time it need not: in bf16 and nf4 on a GPU, a row's sums are ordered by the shape of its batch, which moves
-log-probabilities by some hundredths; in int8 on a CPU rows do not depend on one another, and in fp32 they move by about
-1e-6. A threshold above the noise of bf16 would refuse weak but real adapters in fp32; one below would take noise for
-an effect. So a difference larger than any noise (`CLEAR_EFFECT`) counts at once, none at all (`NOISE_FLOOR`, the
-rounding of log-probabilities of size 10 in fp32) refuses at once, and what lies between is asked again, base and
-adapter together, so that they share their batches as a rule. An effect shows every time, noise does not. In doubt the
-adapter is admitted: refusing a real one is the worse fault.
+precision) adds exactly 0 to every product, so run beside the base it gives the base's numbers. Run at another time it
+need not, since the shape of a batch decides in which order a row is summed up. Largest difference of log-probabilities
+of the base alone and among up to 25 other sequences, SmolLM2-135M on a CPU: 0 in int8, 2e-5 in fp32, 0.25 in bf16,
+where 2 of 48 answers also had other tokens. An adapter of a ten-thousandth of a trained one's strength: 0.8, 8e-4 and
+0.2. So no threshold parts noise from weak adapters.
+
+Instead, a difference larger than any noise (`CLEAR_EFFECT`) counts at once, none at all (`NOISE_FLOOR`) refuses at
+once, and what lies between is asked again, base and adapter together, so that they share their batches as a rule. An
+effect shows every time, noise does not. In doubt the adapter is admitted: refusing a real one is the worse fault.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ DEFAULT_PROMPTS = (
     "List three steps to get started.",
 )
 MAX_TOKENS = 8  # of each answer: few, since the first tells already, and admission waits for them
-CLEAR_EFFECT = 0.25  # largest difference of log-probabilities that is still asked again
+CLEAR_EFFECT = 1.0  # largest difference of log-probabilities that is still asked again
 NOISE_FLOOR = 1e-5  # difference of log-probabilities that is none
-_REPEATS = 3  # comparisons side by side; noise that differs in all of them passes for an effect
+_REPEATS = 5  # comparisons side by side; noise that differs in all of them passes for an effect
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class AdmissionPool:
             self._free.put_nowait(worker)
 
     async def close(self) -> None:
-        """End all processes, whatever they do. Checks that still run are refused with DrainingError."""
+        """End all processes, whatever they do. Checks that run or wait are refused with DrainingError."""
         self._is_closed = True
         for renewal in self._renewals:
             renewal.cancel()
@@ -96,15 +96,15 @@ class AdmissionPool:
         """
         worker = await self._free.get()
         try:
+            self._check_open()
             answer = await worker.run(job)
         except (AdapterInvalidError, StorageError):
-            if self._is_closed:  # which is why the process ended
-                raise DrainingError("the server is stopping; register the adapter again later") from None
+            self._check_open()  # closing is what ended the process
             raise
         finally:
             self._give_back(worker)
         if isinstance(answer, Refusal):
-            raise _ERRORS[answer.error](answer.message)
+            raise _ERRORS.get(answer.error, AdapterInvalidError)(answer.message)
         if answer.package.warning:
             log.warning(
                 "a package's signature is not in order",
@@ -112,12 +112,14 @@ class AdmissionPool:
             )
         return answer.package
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise DrainingError("the server is stopping; register the adapter again later")
+
     def _give_back(self, worker: _Worker) -> None:
         """A process that may not go on is replaced before the next package needs it."""
-        if worker.may_go_on:
+        if worker.may_go_on or self._is_closed:
             self._free.put_nowait(worker)
-            return
-        if self._is_closed:
             return
         renewal = asyncio.get_running_loop().create_task(self._renew(worker))
         self._renewals.add(renewal)

@@ -438,17 +438,17 @@ async def test_more_checks_than_processes_wait_in_line(pool: AdmissionPool, tmp_
     assert [a.digest for a in admitted] == [read_package(folder).digest for folder in folders]
 
 
-async def test_a_check_that_runs_when_the_pool_is_closed_says_that_the_server_stops(
+async def test_checks_that_run_or_wait_when_the_pool_is_closed_say_that_the_server_stops(
     large_package: Path,
 ) -> None:
     pool = AdmissionPool(AdmissionBudget())
     await pool.start()
-    check = asyncio.create_task(pool.check(job(large_package)))
+    checks = [asyncio.create_task(pool.check(job(large_package))) for _ in range(3)]
     await asyncio.sleep(0.02)
     await pool.close()
 
-    with pytest.raises(DrainingError):
-        await check
+    outcomes = await asyncio.gather(*checks, pool.check(job(large_package)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DrainingError] * 4
     assert pool.process_ids == []
 
 

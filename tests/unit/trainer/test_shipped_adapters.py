@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from loraplex_adapters.manifest import check_files, read_manifest
 from loraplex_adapters.package import PackageLimits, read_package
 from loraplex_trainer.domains.files import DOMAINS
 from loraplex_trainer.recipe import read_recipe
@@ -57,6 +58,17 @@ def test_each_package_was_made_by_the_recipe_and_data_beside_it(name: str) -> No
     )
     for file, digest in manifest["files"].items():
         assert hashlib.sha256((folder / "package" / file).read_bytes()).hexdigest() == digest
+
+
+@each_domain
+def test_each_manifest_is_one_that_the_server_takes(name: str) -> None:
+    folder = SHIPPED / name / "package"
+    manifest = read_manifest(folder)
+
+    assert manifest is not None
+    check_files(manifest, folder)
+    assert manifest.name == name
+    assert manifest.template_sha256
 
 
 @each_domain
