@@ -396,7 +396,7 @@ async def test_a_process_that_dies_refuses_its_package_and_is_replaced(
 ) -> None:
     (process_id,) = pool.process_ids
     check = asyncio.create_task(pool.check(job(large_package)))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0)  # the job is on its way
     os.kill(process_id, signal.SIGKILL)
 
     with pytest.raises(AdapterInvalidError, match="ended its process"):
@@ -420,7 +420,7 @@ async def test_a_check_that_is_cancelled_ends_its_process(
 ) -> None:
     (process_id,) = pool.process_ids
     check = asyncio.create_task(pool.check(job(large_package)))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0)  # the job is on its way
 
     check.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -444,7 +444,7 @@ async def test_checks_that_run_or_wait_when_the_pool_is_closed_say_that_the_serv
     pool = AdmissionPool(AdmissionBudget())
     await pool.start()
     checks = [asyncio.create_task(pool.check(job(large_package))) for _ in range(3)]
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0)  # the job is on its way
     await pool.close()
 
     outcomes = await asyncio.gather(*checks, pool.check(job(large_package)), return_exceptions=True)
