@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from loraplex_client.adapter_requests import OnExisting
+from loraplex_client.adapter_results import (
+    Adapter,
+    AdapterEvent,
+    AdapterEventKind,
+    AdapterPlan,
+    PlanGroup,
+    PlannedAdapters,
+    RegisteredVersion,
+    Residency,
+    Shadow,
+    Tier,
+    TrafficShare,
+    Version,
+    VersionState,
+)
 from loraplex_client.async_client import AsyncCompletionStream, AsyncLoraplexClient
 from loraplex_client.client import CompletionStream, LoraplexClient
 from loraplex_client.errors import (
     AlreadyExistsError,
     CancelledCallError,
+    ConflictError,
     DeadlineError,
+    EventsExpiredError,
     FieldViolation,
     InvalidRequestError,
     LoraplexApiError,
@@ -19,8 +37,6 @@ from loraplex_client.errors import (
     UnavailableError,
 )
 from loraplex_client.results import (
-    Adapter,
-    AdapterState,
     BaseModel,
     Completion,
     Delta,
@@ -36,19 +52,26 @@ from loraplex_client.results import (
     TokenLogprob,
     Usage,
 )
+from loraplex_client.watch import AdapterWatch, AsyncAdapterWatch
 
 __all__ = [
     "Adapter",
-    "AdapterState",
+    "AdapterEvent",
+    "AdapterEventKind",
+    "AdapterPlan",
+    "AdapterWatch",
     "AlreadyExistsError",
+    "AsyncAdapterWatch",
     "AsyncCompletionStream",
     "AsyncLoraplexClient",
     "BaseModel",
     "CancelledCallError",
     "Completion",
     "CompletionStream",
+    "ConflictError",
     "DeadlineError",
     "Delta",
+    "EventsExpiredError",
     "FieldViolation",
     "FinishReason",
     "Finished",
@@ -58,16 +81,26 @@ __all__ = [
     "LoraplexApiError",
     "LoraplexClient",
     "NotFoundError",
+    "OnExisting",
     "OverloadedError",
+    "PlanGroup",
+    "PlannedAdapters",
     "PositionLogprobs",
     "PreconditionError",
+    "RegisteredVersion",
+    "Residency",
     "ServerFaultError",
     "ServerInfo",
     "ServerUnreachableError",
+    "Shadow",
     "Started",
     "StreamEvent",
+    "Tier",
     "Timings",
     "TokenLogprob",
+    "TrafficShare",
     "UnavailableError",
     "Usage",
+    "Version",
+    "VersionState",
 ]

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import grpc
 import grpc.aio
 
 from loraplex.v1 import (
-    adapter_pb2,
-    adapter_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     ops_pb2,
     ops_pb2_grpc,
 )
 from loraplex_client import decode, health
-from loraplex_client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, not_ready
-from loraplex_client.errors import LoraplexApiError, api_error
+from loraplex_client.async_adapter_calls import AsyncAdapterCalls
+from loraplex_client.calls import call_async, or_default
+from loraplex_client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from loraplex_client.errors import LoraplexApiError, api_error, unreachable
 from loraplex_client.requests import (
     GenerateOptions,
     Messages,
-    UploadProgress,
-    check_upload_files,
     count_request,
     generate_request,
-    upload_requests,
 )
-from loraplex_client.results import Adapter, Completion, ServerInfo, StreamEvent
+from loraplex_client.results import Completion, ServerInfo, StreamEvent
 from loraplex_client.retry import RetryBudget
 from loraplex_client.service_config import channel_options
 
-_Response = TypeVar("_Response")
 _END_OF_STREAM: Any = grpc.aio.EOF
 
 
@@ -65,7 +60,7 @@ class AsyncLoraplexClient:
             request_serializer=health.as_bytes,
             response_deserializer=health.as_bytes,
         )
-        self.adapters = AsyncAdapterCalls(adapter_pb2_grpc.AdapterServiceStub(self._channel), timeout_s)
+        self.adapters = AsyncAdapterCalls(self._channel, timeout_s)
 
     async def __aenter__(self) -> AsyncLoraplexClient:
         return self
@@ -91,7 +86,7 @@ class AsyncLoraplexClient:
         """One completion, whole. Give exactly one of prompt, messages and token_ids."""
         request = generate_request(prompt, messages, token_ids, options)
         return decode.completion(
-            await _call(self._inference.Generate, request, _or_default(timeout_s, self.timeout_s))
+            await call_async(self._inference.Generate, request, or_default(timeout_s, self.timeout_s))
         )
 
     def stream(
@@ -108,7 +103,7 @@ class AsyncLoraplexClient:
             request=generate_request(prompt, messages, token_ids, options)
         )
         return AsyncCompletionStream(
-            self._inference.StreamGenerate, request, _or_default(timeout_s, self.timeout_s)
+            self._inference.StreamGenerate, request, or_default(timeout_s, self.timeout_s)
         )
 
     async def count_tokens(
@@ -120,20 +115,22 @@ class AsyncLoraplexClient:
     ) -> int:
         """Tokens that the input would put in front of the model."""
         request = count_request(prompt, messages)
-        response = await _call(self._inference.CountTokens, request, _or_default(timeout_s, self.timeout_s))
+        response = await call_async(
+            self._inference.CountTokens, request, or_default(timeout_s, self.timeout_s)
+        )
         return response.token_count
 
     async def server_info(self, timeout_s: float | None = None) -> ServerInfo:
         """Versions, base model, limits and load."""
         request = ops_pb2.GetServerInfoRequest()
         return decode.server_info(
-            await _call(self._ops.GetServerInfo, request, _or_default(timeout_s, self.timeout_s))
+            await call_async(self._ops.GetServerInfo, request, or_default(timeout_s, self.timeout_s))
         )
 
     async def drain(self, grace_s: float | None = None, timeout_s: float | None = None) -> int:
         """Stop the server once running requests have finished, or after `grace_s`. Returns their number."""
         request = ops_pb2.DrainRequest(grace_seconds=grace_s)
-        return (await _call(self._ops.Drain, request, _or_default(timeout_s, self.timeout_s))).in_flight
+        return (await call_async(self._ops.Drain, request, or_default(timeout_s, self.timeout_s))).in_flight
 
     async def is_serving(self, timeout_s: float = 5.0) -> bool:
         """What the server itself says of its health. Raises LoraplexApiError if nothing answers."""
@@ -156,79 +153,8 @@ class AsyncLoraplexClient:
         deadline_s = time.monotonic() + timeout_s
         while not await self.is_ready(min(5.0, max(0.1, deadline_s - time.monotonic()))):
             if time.monotonic() >= deadline_s:
-                raise not_ready(self.target, timeout_s)
+                raise unreachable(timeout_s, self.target)
             await asyncio.sleep(health.POLL_S)
-
-
-class AsyncAdapterCalls:
-    """AdapterService; reached as `client.adapters`."""
-
-    def __init__(self, stub: adapter_pb2_grpc.AdapterServiceAsyncStub, timeout_s: float | None) -> None:
-        self._stub = stub
-        self._timeout_s = timeout_s
-
-    async def create(
-        self, name: str, path: Path | str, *, validate_only: bool = False, timeout_s: float | None = None
-    ) -> Adapter:
-        """Register a folder of the server's machine, which must lie under one of its adapter_roots."""
-        request = adapter_pb2.CreateAdapterRequest(name=name, path=str(path), validate_only=validate_only)
-        response = await _call(self._stub.CreateAdapter, request, _or_default(timeout_s, self._timeout_s))
-        return decode.adapter(response.adapter)
-
-    async def upload(
-        self,
-        name: str,
-        folder: Path | str,
-        *,
-        validate_only: bool = False,
-        expected_digest: str = "",
-        on_progress: UploadProgress | None = None,
-        timeout_s: float | None = None,
-    ) -> Adapter:
-        """Register a PEFT folder of this machine. Raises FileNotFoundError if it is none."""
-        source = Path(folder)
-        await asyncio.to_thread(check_upload_files, source)
-        chunks = upload_requests(
-            name,
-            source,
-            validate_only=validate_only,
-            expected_digest=expected_digest,
-            on_progress=on_progress,
-        )
-
-        async def messages() -> AsyncIterator[adapter_pb2.UploadAdapterRequest]:
-            while (message := await asyncio.to_thread(next, chunks, None)) is not None:
-                yield message
-
-        try:
-            response = await self._stub.UploadAdapter(
-                messages(), timeout=_or_default(timeout_s, self._timeout_s)
-            )
-        except grpc.RpcError as error:
-            raise api_error(error) from None
-        return decode.adapter(response.adapter)
-
-    async def get(self, name: str, timeout_s: float | None = None) -> Adapter:
-        request = adapter_pb2.GetAdapterRequest(name=name)
-        response = await _call(self._stub.GetAdapter, request, _or_default(timeout_s, self._timeout_s))
-        return decode.adapter(response.adapter)
-
-    async def list(self, page_size: int = 0, timeout_s: float | None = None) -> AsyncIterator[Adapter]:
-        """All adapters in order of name; pages are fetched as they are needed."""
-        token = ""
-        while True:
-            request = adapter_pb2.ListAdaptersRequest(page_size=page_size, page_token=token)
-            page = await _call(self._stub.ListAdapters, request, _or_default(timeout_s, self._timeout_s))
-            for message in page.adapters:
-                yield decode.adapter(message)
-            token = page.next_page_token
-            if not token:
-                return
-
-    async def delete(self, name: str, timeout_s: float | None = None) -> None:
-        """New requests get NotFoundError at once; running ones finish."""
-        request = adapter_pb2.DeleteAdapterRequest(name=name)
-        await _call(self._stub.DeleteAdapter, request, _or_default(timeout_s, self._timeout_s))
 
 
 class AsyncCompletionStream(AsyncIterator[StreamEvent]):
@@ -275,22 +201,3 @@ class AsyncCompletionStream(AsyncIterator[StreamEvent]):
             raise failure from None
         await asyncio.sleep(pause_s)
         self._call = self._method(self._request, timeout=self._budget.timeout_s)
-
-
-async def _call(
-    method: Callable[..., Awaitable[_Response]], request: object, timeout_s: float | None
-) -> _Response:
-    budget = RetryBudget(timeout_s)
-    while True:
-        try:
-            return await method(request, timeout=budget.timeout_s)
-        except grpc.RpcError as error:
-            failure = api_error(error)
-        pause_s = budget.pause_s(failure)
-        if pause_s is None:
-            raise failure
-        await asyncio.sleep(pause_s)
-
-
-def _or_default(timeout_s: float | None, default_s: float | None) -> float | None:
-    return default_s if timeout_s is None else timeout_s

@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import grpc
 
 from loraplex.v1 import (
-    adapter_pb2,
-    adapter_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     ops_pb2,
     ops_pb2_grpc,
 )
 from loraplex_client import decode, health
-from loraplex_client.errors import LoraplexApiError, ServerUnreachableError, UnavailableError, api_error
+from loraplex_client.adapter_calls import AdapterCalls
+from loraplex_client.calls import call, or_default
+from loraplex_client.errors import LoraplexApiError, api_error, unreachable
 from loraplex_client.requests import (
     GenerateOptions,
     Messages,
-    UploadProgress,
-    check_upload_files,
     count_request,
     generate_request,
-    upload_requests,
 )
-from loraplex_client.results import Adapter, Completion, ServerInfo, StreamEvent
+from loraplex_client.results import Completion, ServerInfo, StreamEvent
 from loraplex_client.retry import RetryBudget
 from loraplex_client.service_config import channel_options
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 300.0
-
-_Response = TypeVar("_Response")
 
 
 class LoraplexClient:
@@ -67,7 +61,7 @@ class LoraplexClient:
             request_serializer=health.as_bytes,
             response_deserializer=health.as_bytes,
         )
-        self.adapters = AdapterCalls(adapter_pb2_grpc.AdapterServiceStub(self._channel), timeout_s)
+        self.adapters = AdapterCalls(self._channel, timeout_s)
 
     def __enter__(self) -> LoraplexClient:
         return self
@@ -93,7 +87,7 @@ class LoraplexClient:
         """One completion, whole. Give exactly one of prompt, messages and token_ids."""
         request = generate_request(prompt, messages, token_ids, options)
         return decode.completion(
-            _call(self._inference.Generate, request, _or_default(timeout_s, self.timeout_s))
+            call(self._inference.Generate, request, or_default(timeout_s, self.timeout_s))
         )
 
     def stream(
@@ -110,7 +104,7 @@ class LoraplexClient:
             request=generate_request(prompt, messages, token_ids, options)
         )
         return CompletionStream(
-            self._inference.StreamGenerate, request, _or_default(timeout_s, self.timeout_s)
+            self._inference.StreamGenerate, request, or_default(timeout_s, self.timeout_s)
         )
 
     def count_tokens(
@@ -122,19 +116,19 @@ class LoraplexClient:
     ) -> int:
         """Tokens that the input would put in front of the model."""
         request = count_request(prompt, messages)
-        return _call(self._inference.CountTokens, request, _or_default(timeout_s, self.timeout_s)).token_count
+        return call(self._inference.CountTokens, request, or_default(timeout_s, self.timeout_s)).token_count
 
     def server_info(self, timeout_s: float | None = None) -> ServerInfo:
         """Versions, base model, limits and load."""
         request = ops_pb2.GetServerInfoRequest()
         return decode.server_info(
-            _call(self._ops.GetServerInfo, request, _or_default(timeout_s, self.timeout_s))
+            call(self._ops.GetServerInfo, request, or_default(timeout_s, self.timeout_s))
         )
 
     def drain(self, grace_s: float | None = None, timeout_s: float | None = None) -> int:
         """Stop the server once running requests have finished, or after `grace_s`. Returns their number."""
         request = ops_pb2.DrainRequest(grace_seconds=grace_s)
-        return _call(self._ops.Drain, request, _or_default(timeout_s, self.timeout_s)).in_flight
+        return call(self._ops.Drain, request, or_default(timeout_s, self.timeout_s)).in_flight
 
     def is_serving(self, timeout_s: float = 5.0) -> bool:
         """What the server itself says of its health. Raises LoraplexApiError if nothing answers."""
@@ -157,70 +151,8 @@ class LoraplexClient:
         deadline_s = time.monotonic() + timeout_s
         while not self.is_ready(min(5.0, max(0.1, deadline_s - time.monotonic()))):
             if time.monotonic() >= deadline_s:
-                raise not_ready(self.target, timeout_s)
+                raise unreachable(timeout_s, self.target)
             time.sleep(health.POLL_S)
-
-
-class AdapterCalls:
-    """AdapterService; reached as `client.adapters`."""
-
-    def __init__(self, stub: adapter_pb2_grpc.AdapterServiceStub, timeout_s: float | None) -> None:
-        self._stub = stub
-        self._timeout_s = timeout_s
-
-    def create(
-        self, name: str, path: Path | str, *, validate_only: bool = False, timeout_s: float | None = None
-    ) -> Adapter:
-        """Register a folder of the server's machine, which must lie under one of its adapter_roots."""
-        request = adapter_pb2.CreateAdapterRequest(name=name, path=str(path), validate_only=validate_only)
-        response = _call(self._stub.CreateAdapter, request, _or_default(timeout_s, self._timeout_s))
-        return decode.adapter(response.adapter)
-
-    def upload(
-        self,
-        name: str,
-        folder: Path | str,
-        *,
-        validate_only: bool = False,
-        expected_digest: str = "",
-        on_progress: UploadProgress | None = None,
-        timeout_s: float | None = None,
-    ) -> Adapter:
-        """Register a PEFT folder of this machine. Raises FileNotFoundError if it is none."""
-        check_upload_files(Path(folder))
-        messages = upload_requests(
-            name,
-            Path(folder),
-            validate_only=validate_only,
-            expected_digest=expected_digest,
-            on_progress=on_progress,
-        )
-        try:
-            response = self._stub.UploadAdapter(messages, timeout=_or_default(timeout_s, self._timeout_s))
-        except grpc.RpcError as error:
-            raise api_error(error) from None
-        return decode.adapter(response.adapter)
-
-    def get(self, name: str, timeout_s: float | None = None) -> Adapter:
-        request = adapter_pb2.GetAdapterRequest(name=name)
-        response = _call(self._stub.GetAdapter, request, _or_default(timeout_s, self._timeout_s))
-        return decode.adapter(response.adapter)
-
-    def list(self, page_size: int = 0, timeout_s: float | None = None) -> Iterator[Adapter]:
-        """All adapters in order of name; pages are fetched as they are needed."""
-        token = ""
-        while True:
-            request = adapter_pb2.ListAdaptersRequest(page_size=page_size, page_token=token)
-            page = _call(self._stub.ListAdapters, request, _or_default(timeout_s, self._timeout_s))
-            yield from map(decode.adapter, page.adapters)
-            token = page.next_page_token
-            if not token:
-                return
-
-    def delete(self, name: str, timeout_s: float | None = None) -> None:
-        """New requests get NotFoundError at once; running ones finish."""
-        request = adapter_pb2.DeleteAdapterRequest(name=name)
-        _call(self._stub.DeleteAdapter, request, _or_default(timeout_s, self._timeout_s))
 
 
 class CompletionStream(Iterator[StreamEvent]):
@@ -264,27 +196,3 @@ class CompletionStream(Iterator[StreamEvent]):
             raise failure from None
         time.sleep(pause_s)
         self._call = self._method(self._request, timeout=self._budget.timeout_s)
-
-
-def not_ready(target: str, timeout_s: float) -> UnavailableError:
-    """What waiting in vain raises."""
-    return ServerUnreachableError(
-        f"no ready server at {target} within {timeout_s:g} s", code=grpc.StatusCode.UNAVAILABLE
-    )
-
-
-def _call(method: Callable[..., _Response], request: object, timeout_s: float | None) -> _Response:
-    budget = RetryBudget(timeout_s)
-    while True:
-        try:
-            return method(request, timeout=budget.timeout_s)
-        except grpc.RpcError as error:
-            failure = api_error(error)
-        pause_s = budget.pause_s(failure)
-        if pause_s is None:
-            raise failure
-        time.sleep(pause_s)
-
-
-def _or_default(timeout_s: float | None, default_s: float | None) -> float | None:
-    return default_s if timeout_s is None else timeout_s

@@ -1,14 +1,11 @@
-"""Protobuf messages -> the records of `results`."""
+"""Protobuf messages -> the records of `results`. Those of AdapterService: `adapter_decode`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC
 
-from loraplex.v1 import adapter_pb2, inference_pb2, ops_pb2
+from loraplex.v1 import inference_pb2, ops_pb2
 from loraplex_client.results import (
-    Adapter,
-    AdapterState,
     BaseModel,
     Completion,
     Delta,
@@ -28,11 +25,6 @@ from loraplex_client.results import (
 _FINISH_REASONS = {
     inference_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     inference_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
-}
-_STATES = {
-    adapter_pb2.Adapter.STATE_READY: AdapterState.READY,
-    adapter_pb2.Adapter.STATE_DELETING: AdapterState.DELETING,
-    adapter_pb2.Adapter.STATE_FAILED: AdapterState.FAILED,
 }
 
 
@@ -67,21 +59,6 @@ def stream_event(message: inference_pb2.StreamGenerateResponse) -> StreamEvent |
             return Finished(reason, _usage(finished.usage), _timings(finished.timings))
         case _:
             return None
-
-
-def adapter(message: adapter_pb2.Adapter) -> Adapter:
-    return Adapter(
-        name=message.name,
-        digest=message.digest,
-        state=_STATES.get(message.state, AdapterState.UNKNOWN),
-        size_bytes=message.size_bytes,
-        rank=message.rank,
-        target_modules=tuple(message.target_modules),
-        served_module_count=message.served_module_count,
-        base_fingerprint=message.base_fingerprint,
-        create_time=message.create_time.ToDatetime(UTC),
-        is_resident=message.is_resident,
-    )
 
 
 def server_info(message: ops_pb2.GetServerInfoResponse) -> ServerInfo:

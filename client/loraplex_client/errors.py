@@ -2,8 +2,10 @@
 
 LoraplexApiError
 ├── InvalidRequestError     INVALID_ARGUMENT, OUT_OF_RANGE: the request itself is at fault; see `violations`
+│   └── EventsExpiredError      the events behind a watch's token are gone: list, and watch from now
 ├── NotFoundError           NOT_FOUND
 ├── AlreadyExistsError      ALREADY_EXISTS
+├── ConflictError           ABORTED: another caller was quicker, e.g. the etag is old: read again, then decide
 ├── PreconditionError       FAILED_PRECONDITION: e.g. an adapter that does not fit the base model
 ├── OverloadedError         RESOURCE_EXHAUSTED: send it again after `retry_after_s`, if given
 ├── UnavailableError        UNAVAILABLE: the server starts, drains, or its engine restarts
@@ -59,12 +61,20 @@ class InvalidRequestError(LoraplexApiError):
     """The request breaks a documented range, or does not fit the context."""
 
 
+class EventsExpiredError(InvalidRequestError):
+    """A watch cannot go on from its token any more."""
+
+
 class NotFoundError(LoraplexApiError):
-    """No adapter of that name."""
+    """No adapter of that name, or no such alias or version of it."""
 
 
 class AlreadyExistsError(LoraplexApiError):
-    """The name belongs to other weights."""
+    """The name belongs to other weights, or the request id to another change."""
+
+
+class ConflictError(LoraplexApiError):
+    """Another call came in between: the adapter has changed since it was read, or its upload is still running."""
 
 
 class PreconditionError(LoraplexApiError):
@@ -100,6 +110,7 @@ _CLASS_OF: dict[grpc.StatusCode, type[LoraplexApiError]] = {
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
+    grpc.StatusCode.ABORTED: ConflictError,
     grpc.StatusCode.FAILED_PRECONDITION: PreconditionError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
@@ -107,20 +118,33 @@ _CLASS_OF: dict[grpc.StatusCode, type[LoraplexApiError]] = {
     grpc.StatusCode.CANCELLED: CancelledCallError,
 }
 
+_CLASS_OF_REASON: dict[str, type[LoraplexApiError]] = {"EVENTS_EXPIRED": EventsExpiredError}
+"""Where callers do something else than for the rest of the status."""
+
 
 def api_error(error: grpc.RpcError) -> LoraplexApiError:
     """Translate a failed call of either grpc stack."""
     call: Any = error  # RpcError declares nothing; the errors that grpc raises are calls
     code: grpc.StatusCode = call.code()
     fields = _details(call.trailing_metadata())
-    kind = _CLASS_OF.get(code, ServerFaultError)
+    kind = _CLASS_OF_REASON.get(fields.get("reason", "")) or _CLASS_OF.get(code, ServerFaultError)
     if kind is UnavailableError and not fields.get("reason"):
         kind = ServerUnreachableError
-    return kind(call.details() or code.name, code=code, **fields)
+    message = call.details() or code.name
+    quotas = [text for text in fields.pop("quotas", ()) if text not in message]
+    return kind("; ".join([message, *quotas]), code=code, **fields)
+
+
+def unreachable(timeout_s: float, target: str = "") -> ServerUnreachableError:
+    """What waiting in vain for a server raises."""
+    at = f" at {target}" if target else ""
+    return ServerUnreachableError(
+        f"no ready server{at} within {timeout_s:g} s", code=grpc.StatusCode.UNAVAILABLE
+    )
 
 
 def _details(trailers: Any) -> dict[str, Any]:
-    """Fields of LoraplexApiError from the rich status in the trailers; empty where there is none."""
+    """Fields of LoraplexApiError, and `quotas`, from the rich status in the trailers; empty where there is none."""
     for key, value in trailers or ():
         if key == _DETAILS_KEY:
             try:
@@ -136,6 +160,7 @@ def _read_status(status: status_pb2.Status) -> dict[str, Any]:
     request = error_details_pb2.RequestInfo()
     retry = error_details_pb2.RetryInfo()
     bad_request = error_details_pb2.BadRequest()
+    quota = error_details_pb2.QuotaFailure()
     for detail in status.details:
         if detail.Unpack(info):
             fields["reason"] = info.reason
@@ -147,4 +172,6 @@ def _read_status(status: status_pb2.Status) -> dict[str, Any]:
             fields["violations"] = tuple(
                 FieldViolation(entry.field, entry.description) for entry in bad_request.field_violations
             )
+        elif detail.Unpack(quota):
+            fields["quotas"] = [entry.description for entry in quota.violations]
     return fields

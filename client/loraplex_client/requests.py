@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from loraplex.v1 import adapter_pb2, inference_pb2
-
-UPLOAD_CHUNK_BYTES = 2**20
-UPLOAD_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-UploadProgress = Callable[[int, int], None]
-"""Called with (bytes sent, bytes in all), from the thread that reads the files."""
+from loraplex.v1 import inference_pb2
 
 Messages = Sequence[Mapping[str, str]]
 """Turns of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
@@ -21,7 +14,8 @@ Messages = Sequence[Mapping[str, str]]
 class GenerateOptions(TypedDict, total=False):
     """Keywords of `generate` and `stream` besides the input. docs: proto/loraplex/v1/inference.proto."""
 
-    adapter: str  # registered name; left out or empty: the base model
+    adapter: str  # NAME, NAME@ALIAS or NAME@DIGEST; left out or empty: the base model
+    routing_key: str  # requests of equal keys get the same version of a name whose traffic is split
     max_tokens: int  # [1, the server's max_output_tokens]; server's default 256
     min_tokens: int
     temperature: float  # [0, 2]; 0 is greedy; server's default 1
@@ -84,6 +78,7 @@ def generate_request(
             top_logprobs=options.get("logprobs"), include_token_ids=options.get("include_token_ids", False)
         ),
         request_id=options.get("request_id") or "",
+        routing_key=options.get("routing_key") or "",
     )
 
 
@@ -94,44 +89,6 @@ def count_request(prompt: str | None, messages: Messages | None) -> inference_pb
         prompt=prompt,  # type: ignore[arg-type]  # None leaves it unset
         chat=None if messages is None else _chat(messages),
     )
-
-
-def upload_requests(
-    name: str,
-    folder: Path,
-    *,
-    validate_only: bool,
-    expected_digest: str,
-    on_progress: UploadProgress | None = None,
-) -> Iterator[adapter_pb2.UploadAdapterRequest]:
-    """The messages of an upload, read as they are sent. Raises OSError where a file cannot be read."""
-    total = sum((folder / file_name).stat().st_size for file_name in UPLOAD_FILES)
-    sent = 0
-    yield adapter_pb2.UploadAdapterRequest(
-        header=adapter_pb2.UploadAdapterRequest.Header(
-            name=name, validate_only=validate_only, expected_digest=expected_digest
-        )
-    )
-    for file_name in UPLOAD_FILES:
-        with (folder / file_name).open("rb") as file:
-            offset = 0
-            while data := file.read(UPLOAD_CHUNK_BYTES):
-                yield adapter_pb2.UploadAdapterRequest(
-                    chunk=adapter_pb2.UploadAdapterRequest.Chunk(
-                        file_name=file_name, offset=offset, data=data
-                    )
-                )
-                offset += len(data)
-                sent += len(data)
-                if on_progress is not None:
-                    on_progress(sent, total)
-
-
-def check_upload_files(folder: Path) -> None:
-    """Raises FileNotFoundError naming what is missing, before anything is sent."""
-    for file_name in UPLOAD_FILES:
-        if not (folder / file_name).is_file():
-            raise FileNotFoundError(f"'{folder}' is no PEFT folder: it has no {file_name}")
 
 
 def _chat(messages: Messages) -> inference_pb2.ChatMessages:

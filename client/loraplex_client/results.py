@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 
 
@@ -13,15 +12,6 @@ class FinishReason(StrEnum):
     STOP = "stop"  # end-of-sequence token, stop id or stop string
     LENGTH = "length"  # max_tokens or the end of the context
     UNKNOWN = "unknown"  # a newer server's reason
-
-
-class AdapterState(StrEnum):
-    """Where an adapter is in its life."""
-
-    READY = "ready"
-    DELETING = "deleting"
-    FAILED = "failed"  # its stored package is missing or damaged
-    UNKNOWN = "unknown"  # a newer server's state
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +95,6 @@ class Completion:
     request_id: str
     token_ids: tuple[int, ...] = ()  # if asked for
     logprobs: tuple[PositionLogprobs, ...] = ()  # one per token, if asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A registered adapter."""
-
-    name: str
-    digest: str  # SHA-256 of the package, hex
-    state: AdapterState
-    size_bytes: int
-    rank: int
-    target_modules: tuple[str, ...]
-    served_module_count: int
-    base_fingerprint: str
-    create_time: datetime  # UTC
-    is_resident: bool  # in an adapter slot of the engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ import json
 from typing import Any
 
 MAX_ATTEMPTS = 4
+INITIAL_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 2.0
+BACKOFF_MULTIPLIER = 2
 
 SERVICE_CONFIG: dict[str, Any] = {
     "methodConfig": [
@@ -17,12 +20,14 @@ SERVICE_CONFIG: dict[str, Any] = {
             ],
             "retryPolicy": {
                 "maxAttempts": MAX_ATTEMPTS,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
+                "initialBackoff": f"{INITIAL_BACKOFF_S:g}s",
+                "maxBackoff": f"{MAX_BACKOFF_S:g}s",
+                "backoffMultiplier": BACKOFF_MULTIPLIER,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
+        # Without a policy: gRPC would send a broken upload again from its first byte, which the server has already.
+        {"name": [{"service": "loraplex.v1.AdapterService", "method": "UploadAdapter"}]},
     ],
     # Each failure costs one token, each success gives back a tenth; below half of them nothing is retried.
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
