@@ -46,6 +46,11 @@ class ResidencyView:
         """Of the loads known: the longest from disk into a slot; 0: none yet."""
         return max((r.read_s + r.copy_s for r in self._by_digest.values() if r.copy_s), default=0.0)
 
+    @property
+    def num_waiting(self) -> int:
+        """Those who wait for an adapter to be in a slot."""
+        return sum(map(len, self._waiters.values()))
+
     def engine_step(self, stats: EngineStats) -> None:
         """Take in a message of the engine."""
         for move in stats.residency:

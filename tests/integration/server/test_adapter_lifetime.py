@@ -11,12 +11,12 @@ import grpc
 import pytest
 
 from loraplex_client import (
-    AdapterState,
     AsyncLoraplexClient,
     Completion,
     LoraplexClient,
     NotFoundError,
     PreconditionError,
+    VersionState,
 )
 from tests.integration.conftest import ADAPTERS, NewAdapter
 from tests.integration.live_server import LiveServer, await_idle, eventually
@@ -103,9 +103,9 @@ async def test_a_package_that_breaks_on_disk_fails_its_own_requests_alone(
     assert caught.value.reason == "ADAPTER_UNAVAILABLE"
     assert str(server.data_dir) not in caught.value.message
     assert {answer.token_ids for answer in await others} == {good.token_ids}
-    assert client.adapters.get("breaking").state is AdapterState.FAILED
+    assert client.adapters.get("breaking").stable.state is VersionState.FAILED
     client.adapters.create("breaking", folder)  # mends it
-    assert client.adapters.get("breaking").state is AdapterState.READY
+    assert client.adapters.get("breaking").stable.state is VersionState.READY
     assert client.generate(PROMPT, adapter="breaking", **GREEDY).adapter_digest == adapter.digest
     client.adapters.delete("breaking")
 

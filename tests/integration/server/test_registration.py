@@ -11,13 +11,13 @@ import pytest
 
 from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
 from loraplex_client import (
-    AdapterState,
     AlreadyExistsError,
     AsyncLoraplexClient,
     InvalidRequestError,
     LoraplexApiError,
     LoraplexClient,
     NotFoundError,
+    VersionState,
 )
 from tests.integration.conftest import ADAPTERS, NewAdapter
 from tests.integration.live_server import LiveServer, eventually
@@ -33,7 +33,7 @@ def test_an_adapter_registered_from_a_folder_answers_at_once(
     adapter = client.adapters.create("team-1/fresh.v2", folder)
     answer = client.generate(PROMPT, adapter="team-1/fresh.v2", **GREEDY)
 
-    assert adapter.state is AdapterState.READY
+    assert adapter.state is VersionState.READY
     assert adapter.rank == 3
     assert adapter.target_modules == ("q_proj", "v_proj")
     assert adapter.served_module_count == 4  # two modules in each of two layers
@@ -41,7 +41,7 @@ def test_an_adapter_registered_from_a_folder_answers_at_once(
     assert abs(datetime.now(UTC) - adapter.create_time) < timedelta(minutes=1)
     assert not adapter.is_resident
     assert answer.adapter_digest == adapter.digest
-    assert client.adapters.get("team-1/fresh.v2").is_resident
+    assert client.adapters.get("team-1/fresh.v2").stable.is_resident
     client.adapters.delete("team-1/fresh.v2")
 
 
@@ -106,7 +106,7 @@ def test_validating_checks_everything_and_stores_nothing(
         client.adapters.get("candidate")
     with pytest.raises(AlreadyExistsError):
         client.adapters.create("red", folder, validate_only=True)
-    assert not (server.data_dir / "adapters" / seen.digest).exists()
+    eventually(lambda: not (server.data_dir / "adapters" / seen.digest).exists())
 
 
 @pytest.mark.parametrize(

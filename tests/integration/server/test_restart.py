@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loraplex_client import AdapterState, LoraplexApiError, NotFoundError, PreconditionError
+from loraplex_client import LoraplexApiError, NotFoundError, PreconditionError, VersionState
 from tests.integration.conftest import ADAPTERS, NewAdapter, register_all
 from tests.integration.live_server import LiveServer, eventually, running_server
 from tests.integration.streams import ENDLESS, GREEDY, PROMPT
@@ -79,8 +79,8 @@ def test_what_a_kill_interrupts_is_there_whole_or_not_at_all(
 
         # The one call that was under way may have taken effect or not; it never half did.
         assert len(set(acknowledged) ^ set(found)) <= 1
-        assert {adapter.state for adapter in found.values()} == {AdapterState.READY}
-        assert {adapter.digest for adapter in found.values()} == stored_packages(server)
+        assert {adapter.stable.state for adapter in found.values()} == {VersionState.READY}
+        eventually(lambda: {adapter.digest for adapter in found.values()} == stored_packages(server))
         assert os.listdir(server.data_dir / "uploads") == []
         for digest, name in {adapter.digest: name for name, adapter in found.items()}.items():
             assert client.generate(PROMPT, adapter=name, **GREEDY).adapter_digest == digest
@@ -97,7 +97,7 @@ def test_packages_that_nobody_names_any_more_are_removed_at_the_next_start(
             assert len(stored_packages(server)) == 3
             server.kill()
     with running_server(tiny_base, tmp_path) as server:
-        assert len(stored_packages(server)) == 2
+        eventually(lambda: len(stored_packages(server)) == 2)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from loraplex.v1 import (
 from loraplex_adapters import errors as adapter_errors
 from loraplex_adapters.errors import InvalidRequestError, LoraplexError, StorageError
 from loraplex_client import LoraplexApiError
-from loraplex_client.requests import upload_requests
+from loraplex_client.upload import upload_requests
 from loraplex_server import errors as server_errors
 from loraplex_server.rpc.status import STATUS_OF
 from tests.integration.conftest import TIGHT, NewAdapter, StartServer
@@ -62,6 +62,7 @@ class Rows:
         yield adapter_errors.AdapterIncompatibleError, self._misfit()
         yield adapter_errors.AdapterTooLargeError, failure_of(lambda: upload("wide", self._packages / "wide"))
         yield adapter_errors.AdapterInvalidError, self._malformed()
+        yield from self._releases()
         yield server_errors.UploadTooLargeError, failure_of(lambda: upload("big", self._packages / "big"))
         yield server_errors.DeadlineExceededError, self._silent_upload()
         yield server_errors.QueueFullError, self._full_queue()
@@ -75,10 +76,78 @@ class Rows:
     def _generate(self, **fields: Any) -> object:
         return self._inference.Generate(inference_pb2.GenerateRequest(**fields))
 
-    def _upload(self, name: str, folder: Path) -> object:
+    def _upload(self, name: str, folder: Path, **fields: Any) -> object:
         return self._adapters.UploadAdapter(
-            upload_requests(name, folder, validate_only=False, expected_digest="")
+            upload_requests(adapter_pb2.Registration(name=name, **fields), folder)
         )
+
+    def _releases(self) -> Iterator[tuple[type[LoraplexError], LoraplexApiError]]:
+        """On an adapter "released" with two versions."""
+        adapters, upload = self._adapters, self._upload
+        old, new = self._packages / "red", self._packages / "green"
+        digest = upload("released", old).version.digest  # type: ignore[attr-defined]
+        rollback = adapter_pb2.RollbackAliasRequest(name="released")
+        yield adapter_errors.NothingToRollBackError, failure_of(lambda: adapters.RollbackAlias(rollback))
+        wrong = {"expected_digest": "0" * 64}
+        yield adapter_errors.DigestMismatchError, failure_of(lambda: upload("other", old, **wrong))
+        upload("released", new, on_existing=adapter_pb2.EXISTING_ADAPTER_ADD_VERSION, request_id="once")
+        yield adapter_errors.RequestIdReusedError, failure_of(lambda: upload("other", new, request_id="once"))
+        one = adapter_pb2.DeleteVersionRequest(name="released", version=digest)
+        yield adapter_errors.VersionInUseError, failure_of(lambda: adapters.DeleteVersion(one))
+        alias = adapter_pb2.DeleteAliasRequest(name="released", alias="stable")
+        yield adapter_errors.AliasInUseError, failure_of(lambda: adapters.DeleteAlias(alias))
+        stale = adapter_pb2.UpdateAdapterRequest(name="released", etag="1")
+        yield adapter_errors.EtagMismatchError, failure_of(lambda: adapters.UpdateAdapter(stale))
+        adapters.DeprecateVersion(adapter_pb2.DeprecateVersionRequest(name="released", version=digest))
+        promote = adapter_pb2.PromoteVersionRequest(name="released", version=digest)
+        yield adapter_errors.VersionDeprecatedError, failure_of(lambda: adapters.PromoteVersion(promote))
+        for name in ("red", "released"):
+            pin = adapter_pb2.PinAdapterRequest(name=name, pinned=True)
+            if name == "red":
+                adapters.PinAdapter(pin)
+        adapters.SplitTraffic(
+            adapter_pb2.SplitTrafficRequest(
+                name="released",
+                traffic=[
+                    adapter_pb2.TrafficShare(target=v.digest, weight=1) for v in self._versions("released")
+                ],
+            )
+        )
+        yield adapter_errors.TooManyPinnedError, failure_of(lambda: adapters.PinAdapter(pin))
+        url = adapter_pb2.CreateAdapterRequest(
+            registration=adapter_pb2.Registration(name="far"), url="http://127.0.0.1:9/nothing"
+        )
+        yield adapter_errors.SourceUnavailableError, failure_of(lambda: adapters.CreateAdapter(url))
+        yield adapter_errors.NoEffectError, failure_of(lambda: upload("idle", self._packages / "idle"))
+        yield adapter_errors.EventsExpiredError, self._old_token()
+        yield adapter_errors.UploadBusyError, self._busy_upload()
+
+    def _versions(self, name: str) -> list[adapter_pb2.Version]:
+        return list(self._adapters.GetAdapter(adapter_pb2.GetAdapterRequest(name=name)).adapter.versions)
+
+    def _old_token(self) -> LoraplexApiError:
+        watch = adapter_pb2.WatchAdaptersRequest(resume_token="999999")
+        return failure_of(lambda: list(self._adapters.WatchAdapters(watch)))
+
+    def _busy_upload(self) -> LoraplexApiError:
+        over = threading.Event()
+        header = adapter_pb2.UploadAdapterRequest(
+            header=adapter_pb2.UploadAdapterRequest.Header(
+                registration=adapter_pb2.Registration(name="slow"), upload_id="busy"
+            )
+        )
+
+        def messages() -> Iterator[adapter_pb2.UploadAdapterRequest]:
+            yield header
+            over.wait(60)
+
+        first = self._adapters.UploadAdapter.future(messages())
+        try:
+            eventually(lambda: any(self._server.data_dir.glob("uploads/*busy*")))
+            return failure_of(lambda: self._adapters.UploadAdapter(iter([header])))
+        finally:
+            first.cancel()
+            over.set()
 
     def _damaged_package(self) -> LoraplexApiError:
         digest = self._adapters.GetAdapter(adapter_pb2.GetAdapterRequest(name="blue")).adapter.digest

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.message import Message
 
-from loraplex.v1 import adapter_pb2, inference_pb2
+from loraplex.v1 import inference_pb2
 from loraplex.v1.inference_pb2 import CountTokensRequest, GenerateRequest
 from loraplex_adapters.errors import InvalidRequestError
-from loraplex_adapters.registry import AdapterState, RegisteredAdapter
+from loraplex_adapters.names import AdapterName, AdapterReference
 from loraplex_server.engine.messages import FinishReason, SamplingParams, SequenceTimings, TokenLogprob
 from loraplex_server.generation import DEFAULT_MAX_TOKENS, Finished, GenerationRequest, TextDelta
 from loraplex_server.rpc import convert
@@ -218,7 +215,7 @@ def test_a_message_says_the_value_and_the_range() -> None:
 
 def test_unset_fields_take_the_documented_defaults() -> None:
     made = converted(request())
-    assert made == GenerationRequest(adapter="", prompt="hi", sampling=SamplingParams())
+    assert made == GenerationRequest(adapter=None, prompt="hi", sampling=SamplingParams())
     assert (made.sampling.temperature, made.sampling.top_p, made.sampling.repetition_penalty) == (
         1.0,
         1.0,
@@ -234,7 +231,7 @@ def test_zero_is_not_unset() -> None:
 def test_every_field_arrives() -> None:
     made = converted(
         bare(
-            adapter="finance/faq",
+            adapter="finance/faq@canary",
             prompt="hi",
             sampling={"temperature": 0.5, "top_k": 3, "logit_bias": {5: -1.5}, "seed": 2**63},
             stopping={
@@ -246,12 +243,14 @@ def test_every_field_arrives() -> None:
             },
             options={"top_logprobs": 5},
             request_id="mine",
+            routing_key="customer-7",
         ),
         time_remaining_s=10.0,
     )
 
-    assert made.adapter == "finance/faq"
+    assert made.adapter == AdapterReference(AdapterName("finance", "faq"), "canary")
     assert (made.max_tokens, made.seed, made.request_id) == (9, 2**63, "mine")
+    assert made.routing_key == "customer-7"
     assert made.stop_strings == ("\n", "END")
     assert made.sampling == SamplingParams(
         temperature=0.5,
@@ -310,42 +309,8 @@ def test_the_end_of_a_completion_is_told_whole() -> None:
     assert (timings.prefill_seconds, timings.decode_seconds) == (1.5, 3.0)
 
 
-def test_an_adapter_is_shown_with_every_field_filled() -> None:
-    created_at = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
-    adapter = RegisteredAdapter(
-        name="a/b",
-        digest="d" * 64,
-        state=AdapterState.FAILED,
-        size_bytes=123,
-        rank=8,
-        target_modules=("k_proj", "q_proj"),
-        served_module_count=60,
-        base_fingerprint="f" * 64,
-        created_at=created_at,
-    )
+def test_every_finish_that_a_caller_can_meet_has_its_enum_value() -> None:
+    table = convert._FINISH_REASONS
 
-    message = convert.adapter_message(adapter, is_resident=True)
-
-    assert unset_fields(message) == []
-    assert message.state == adapter_pb2.Adapter.STATE_FAILED
-    assert list(message.target_modules) == ["k_proj", "q_proj"]
-    assert message.create_time.ToDatetime(UTC) == created_at
-
-
-def unset_fields(message: Message) -> list[str]:
-    filled = {field.name for field, _ in message.ListFields()}
-    return [field.name for field in message.DESCRIPTOR.fields if field.name not in filled]
-
-
-@pytest.mark.parametrize(
-    ("states", "table"),
-    [
-        (list(AdapterState), lambda: convert._ADAPTER_STATES),
-        ([FinishReason.STOP, FinishReason.LENGTH], lambda: convert._FINISH_REASONS),
-    ],
-)
-def test_every_value_that_a_caller_can_meet_has_its_enum_value(
-    states: list[object], table: Callable[[], dict[object, int]]
-) -> None:
-    assert table().keys() == set(states)
-    assert 0 not in table().values(), "0 is UNSPECIFIED"
+    assert table.keys() == {FinishReason.STOP, FinishReason.LENGTH}
+    assert 0 not in table.values(), "0 is UNSPECIFIED"

@@ -11,15 +11,16 @@ import pytest
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.errors import AdapterNotFoundError, InvalidRequestError
-from loraplex_adapters.package import DEFAULT_LIMITS
+from loraplex_adapters.names import AdapterReference
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.store import PackageStore
-from loraplex_server.adapter_directory import AdapterDirectory
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.messages import SamplingParams
 from loraplex_server.engine_client import EngineClient
 from loraplex_server.errors import ContextOverflowError, DrainingError, EngineUnavailableError
 from loraplex_server.generation import GenerationLimits, GenerationRequest, GenerationService
+from loraplex_server.releases.directory import AdapterDirectory
+from loraplex_server.releases.packages import ServerPackages
 from loraplex_server.tokenizer import BaseTokenizer, Prompt
 from tests.unit.server.tokenizers import byte_level
 
@@ -40,21 +41,21 @@ def service(tmp_path: Path) -> GenerationService:
     byte_level().save(str(tmp_path / "tokenizer.json"))
     vocab_size = BaseTokenizer(tmp_path).vocab_size
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": vocab_size - 1}))
-    directory = AdapterDirectory(
-        AdapterRegistry("sqlite://"),
-        PackageStore(tmp_path / "store"),
-        BaseSpec("LlamaForCausalLM", "f" * 64, 1, {}),
-        DEFAULT_LIMITS,
-        (),
-        tmp_path / "uploads",
+    registry = AdapterRegistry("sqlite://")
+    packages = ServerPackages(
+        registry, PackageStore(tmp_path / "store"), tmp_path / "images", is_shared=False
     )
+    directory = AdapterDirectory(registry, packages, BaseSpec("LlamaForCausalLM", "f" * 64, 1, {}))
     config = EngineConfig(base_path=tmp_path, store_path=tmp_path / "store")
     engine = EngineClient(config, on_state=lambda state: None, on_stats=lambda stats: None)
     return GenerationService(engine, BaseTokenizer(tmp_path), directory, LIMITS)
 
 
 def request(prompt: Prompt = "hi", adapter: str = "", max_tokens: int | None = None) -> GenerationRequest:
-    return GenerationRequest(adapter=adapter, prompt=prompt, sampling=SamplingParams(), max_tokens=max_tokens)
+    reference = AdapterReference.parse(adapter) if adapter else None
+    return GenerationRequest(
+        adapter=reference, prompt=prompt, sampling=SamplingParams(), max_tokens=max_tokens
+    )
 
 
 REFUSED: list[tuple[GenerationRequest, type[Exception], str]] = [
