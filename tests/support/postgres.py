@@ -57,7 +57,8 @@ class PostgresServer:
         """Start it, again after `stop`, and wait until it takes connections."""
         for attempt in range(_ATTEMPTS):
             try:
-                self._server.start()
+                # Its own `start` takes a lock in a folder of all users, for servers that several processes share.
+                self._server.ensure_postgres_running()
                 return
             except (subprocess.SubprocessError, AssertionError):
                 if attempt == _ATTEMPTS - 1:
