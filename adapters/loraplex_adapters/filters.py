@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, and_, exists, false, or_
+from sqlalchemy import ColumnElement, Table, and_, exists, or_
 
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
 from loraplex_adapters.names import DEFAULT_TENANT, is_digest
@@ -78,6 +78,8 @@ def _checked(term: Term) -> Term:
             raise _invalid(f"state must be one of {', '.join(sorted(VersionState.__members__))}")
         case Term("pinned", value) if value not in ("true", "false"):
             raise _invalid("pinned must be true or false")
+        case Term("name", value) if "*" in value[:-1]:
+            raise _invalid("name takes a star at its end alone")
         case Term("digest", value) if not is_digest(value):
             raise _invalid("digest must have 12 to 64 hex digits")
         case Term(key, _) if key not in _KEYS and len(key) <= len(_LABEL):
@@ -109,9 +111,7 @@ def _has(table: Table, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
 
 def _name_condition(value: str) -> ColumnElement[bool]:
     """On the short name: "ADAPTER" in the default tenant, "TENANT/ADAPTER" in others. A star ends a beginning."""
-    wanted, star, rest = value.partition("*")
-    if rest:
-        return false()  # no name holds what follows
+    wanted, star, _ = value.partition("*")
     matches = _begins_with if star else _equals
     tenant, slash, adapter = wanted.partition("/")
     if slash:

