@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraplex_cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from loraplex_client.errors import LoraplexApiError
 
 
 class CommandError(Exception):
     """A failure that a command itself found."""
 
-    def __init__(self, message: str, exit_code: ExitCode, reason: str) -> None:
+    def __init__(
+        self, message: str, exit_code: ExitCode, reason: str, details: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.reason = reason
+        self.details = details or {}  # further keys of the JSON document
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
     from loraplex_client.errors import LoraplexApiError
 
     if isinstance(error, CommandError):
-        return Failure(error.exit_code, error.reason, str(error), {})
+        return Failure(error.exit_code, error.reason, str(error), error.details)
     if isinstance(error, LoraplexApiError):
         return _api_failure(error)
     if isinstance(error, LoraplexError):
@@ -104,9 +110,8 @@ EXTRA_OF = {
 """Library that the light installation lacks -> the extra that brings it."""
 
 
-def _api_failure(error: Any) -> Failure:
-    from loraplex_client.errors import ServerFaultError, ServerUnreachableError
-
+def api_details(error: LoraplexApiError) -> dict[str, Any]:
+    """What a refusal says besides reason and message, as JSON values."""
     details: dict[str, Any] = {"status": error.code.name}
     if error.request_id:
         details["request_id"] = error.request_id
@@ -116,9 +121,15 @@ def _api_failure(error: Any) -> Failure:
         details["violations"] = [
             {"field": entry.field, "description": entry.description} for entry in error.violations
         ]
+    return details
+
+
+def _api_failure(error: LoraplexApiError) -> Failure:
+    from loraplex_client.errors import ServerFaultError, ServerUnreachableError
+
     code = ExitCode.REFUSED
     if isinstance(error, ServerUnreachableError):
         code = ExitCode.UNREACHABLE
     elif isinstance(error, ServerFaultError):
         code = ExitCode.FAILURE
-    return Failure(code, error.reason or error.code.name, error.message, details)
+    return Failure(code, error.reason or error.code.name, error.message, api_details(error))

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask; '-' reads standard input.")],
     adapter: Annotated[
-        str | None, typer.Option("--adapter", "-a", help="Adapter; left out: the base.")
+        str | None,
+        typer.Option(
+            "--adapter", "-a", help="NAME, NAME@ALIAS or NAME@DIGEST of the adapter; left out: the base."
+        ),
+    ] = None,
+    routing_key: Annotated[
+        str | None, typer.Option(help="Equal keys get the same version where traffic is split.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     raw: Annotated[
@@ -58,6 +64,7 @@ def generate(
         text = sys.stdin.read() if prompt == "-" else prompt
         options = _given(
             adapter=adapter,
+            routing_key=routing_key,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,

@@ -1,0 +1,48 @@
+"""What several adapter commands take, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.failures import CommandError
+
+NameArgument = Annotated[str, typer.Argument(help="Name of the adapter, e.g. finance/faq.")]
+VersionArgument = Annotated[str, typer.Argument(help="Digest, of which 12 digits are enough, or an alias.")]
+DigestArgument = Annotated[str, typer.Argument(help="Digest, of which 12 digits are enough.")]
+AliasOption = Annotated[str, typer.Option("--alias", help="The alias.")]
+EndOption = Annotated[bool, typer.Option("--end", help="End it.")]
+
+
+def bad_usage(message: str) -> CommandError:
+    return CommandError(message, ExitCode.BAD_INPUT, "BAD_USAGE")
+
+
+def read_pairs(words: Sequence[str]) -> dict[str, str]:
+    """KEY=VALUE words. Raises CommandError."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise bad_usage(f"'{word}' must be KEY=VALUE")
+        if key in pairs:
+            raise bad_usage(f"'{key}' is given twice")
+        pairs[key] = value
+    return pairs
+
+
+def read_traffic(words: Sequence[str]) -> dict[str, int]:
+    """TARGET=WEIGHT words. Raises CommandError."""
+    return {
+        target: read_count(weight, f"weight of '{target}'") for target, weight in read_pairs(words).items()
+    }
+
+
+def read_count(text: str, what: str) -> int:
+    """A whole number, at least 1. Raises CommandError."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise bad_usage(f"{what} must be a whole number of at least 1, not '{text}'")
+    return int(text)
