@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from loraplex_adapters.errors import (
-    AdapterTooLargeError,
     AdapterUnavailableError,
     FieldViolation,
     InvalidRequestError,
-    LoraplexError,
 )
 from loraplex_adapters.names import AdapterReference
 from loraplex_server.detokenizer import Detokenizer, StopStrings
@@ -29,15 +27,15 @@ from loraplex_server.engine.messages import (
     TokenOutput,
 )
 from loraplex_server.engine_client import EngineClient, SequenceStream
+from loraplex_server.engine_failures import raise_failure
 from loraplex_server.errors import (
     ContextOverflowError,
     DeadlineExceededError,
     DrainingError,
     QueueFullError,
-    SequenceFailedError,
 )
 from loraplex_server.releases.directory import AdapterDirectory, Resolved
-from loraplex_server.shadowing import ServedTokens, ShadowRun, ShadowStarter, no_shadows
+from loraplex_server.releases.shadowing import ServedTokens, ShadowRun, ShadowStarter, no_shadows
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage, Prompt
 
 DEFAULT_MAX_TOKENS = 256  # of a request that does not say
@@ -385,16 +383,3 @@ class _Completion:
         text = self._detokenizer.push(token_id)
         if text:
             delta.text += self._stops.push(text, may_end=len(self._token_ids) >= self._sampling.min_tokens)
-
-
-def raise_failure(output: TokenOutput) -> None:
-    """Turn the engine's ERROR into the exception it stands for."""
-    if output.finish_reason is not FinishReason.ERROR:
-        return
-    message = output.error_message or "the engine gave up on this request"
-    by_reason: dict[str, type[LoraplexError]] = {
-        AdapterTooLargeError.reason: AdapterTooLargeError,
-        AdapterUnavailableError.reason: AdapterUnavailableError,
-        ContextOverflowError.reason: ContextOverflowError,
-    }
-    raise by_reason.get(output.error_reason or "", SequenceFailedError)(message)

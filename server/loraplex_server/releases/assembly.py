@@ -30,7 +30,7 @@ from loraplex_server.releases.registration import Registrar
 from loraplex_server.releases.registry_sync import RegistrySync
 from loraplex_server.releases.residency_view import ResidencyView
 from loraplex_server.releases.service import Releases
-from loraplex_server.shadowing import Shadows
+from loraplex_server.releases.shadowing import Shadows
 from loraplex_server.tokenizer import BaseTokenizer
 
 

@@ -7,7 +7,7 @@ import time
 from loraplex_server.admission.golden import GoldenAnswer
 from loraplex_server.engine.messages import AddSequence, SamplingParams
 from loraplex_server.engine_client import EngineClient
-from loraplex_server.generation import raise_failure
+from loraplex_server.engine_failures import raise_failure
 
 _TOP_LOGPROBS = 5
 

@@ -7,13 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError, LoraplexError
 from loraplex_server.engine.messages import AdapterLoadFailure, AdapterMove, EngineStats
-
-_FAILURES: dict[str, type[LoraplexError]] = {
-    AdapterTooLargeError.reason: AdapterTooLargeError,
-    AdapterUnavailableError.reason: AdapterUnavailableError,
-}
+from loraplex_server.engine_failures import engine_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +94,7 @@ class ResidencyView:
                 del self._by_digest[oldest]
 
     def _fail(self, failure: AdapterLoadFailure) -> None:
-        self._wake(failure.digest, _FAILURES.get(failure.reason, AdapterUnavailableError)(failure.message))
+        self._wake(failure.digest, engine_error(failure.reason, failure.message))
 
     def _wake(self, digest: str, error: Exception | None) -> None:
         for waiter in self._waiters.pop(digest, []):

@@ -23,7 +23,7 @@ from loraplex_server.releases.pins import PinnedVersions
 from loraplex_server.releases.registration import Registered, Registrar, RegistrationRequest
 from loraplex_server.releases.registry_sync import RegistrySync
 from loraplex_server.releases.residency_view import ResidencyView
-from loraplex_server.shadowing import Shadows
+from loraplex_server.releases.shadowing import Shadows
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from loraplex_adapters.releases import (
 from loraplex_server.releases.plan import AdapterGroup, AdapterPlan
 from loraplex_server.releases.registration import RegistrationRequest
 from loraplex_server.releases.residency_view import Residency, ResidencyView
-from loraplex_server.shadowing import ShadowCounts
+from loraplex_server.releases.shadowing import ShadowCounts
 
 MAX_REQUEST_ID_CHARACTERS = 128
 _PAGE_TOKEN_PREFIX = b"adapters:"

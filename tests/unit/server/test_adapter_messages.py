@@ -23,8 +23,8 @@ from loraplex_adapters.releases import (
 )
 from loraplex_server.releases.plan import AdapterGroup
 from loraplex_server.releases.residency_view import Residency, ResidencyView
+from loraplex_server.releases.shadowing import ShadowCounts
 from loraplex_server.rpc import adapter_messages as messages
-from loraplex_server.shadowing import ShadowCounts
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 VERSION = Version(

@@ -13,6 +13,7 @@ from loraplex_adapters.errors import LoraplexError
 from loraplex_adapters.names import AdapterName
 from loraplex_server.engine.messages import AddSequence
 from loraplex_server.engine_client import EngineClient
+from loraplex_server.engine_failures import raise_failure
 from loraplex_server.metrics import Metrics
 from loraplex_server.releases.directory import Resolved
 from loraplex_server.releases.packages import ServerPackages
@@ -134,8 +135,7 @@ class Shadows:
             while not is_ended:
                 for output in await stream.take():
                     is_ended = output.finish_reason is not None
-                    if output.error_reason is not None:
-                        raise LoraplexError(output.error_message or output.error_reason)
+                    raise_failure(output)
                     tokens += output.token_ids
         finally:
             self._engine.finish(sequence_id, abort=not is_ended)

@@ -1,0 +1,22 @@
+"""What the engine says of a sequence that failed, as the exception it stands for."""
+
+from __future__ import annotations
+
+from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError, LoraplexError
+from loraplex_server.engine.messages import FinishReason, TokenOutput
+from loraplex_server.errors import ContextOverflowError, SequenceFailedError
+
+_BY_REASON: dict[str, type[LoraplexError]] = {
+    error.reason: error for error in (AdapterTooLargeError, AdapterUnavailableError, ContextOverflowError)
+}
+
+
+def engine_error(reason: str | None, message: str | None) -> LoraplexError:
+    """The error of a reason; SequenceFailedError for one that is not the caller's affair."""
+    return _BY_REASON.get(reason or "", SequenceFailedError)(message or "the engine gave up on this request")
+
+
+def raise_failure(output: TokenOutput) -> None:
+    """Raise what an output of finish reason ERROR stands for; return for all others."""
+    if output.finish_reason is FinishReason.ERROR:
+        raise engine_error(output.error_reason, output.error_message)
