@@ -34,6 +34,7 @@ from loraplex_server.engine.messages import (
     ForgetAdapter,
     Shutdown,
     StepOutputs,
+    Tier,
     TokenOutput,
 )
 from loraplex_server.errors import DrainingError, EngineRestartedError, EngineUnavailableError
@@ -139,6 +140,7 @@ class EngineClient:
         self.state = EngineState.STARTING
         self.ready: EngineReady | None = None
         self.stats = EngineStats()
+        self.tiers: dict[str, Tier] = {}  # where adapters are that are in memory; the others are on disk
         self.failure: EngineFailed | None = None
 
     @property
@@ -267,6 +269,7 @@ class EngineClient:
                         if stream is not None:  # else its caller has gone
                             stream.push(output)
                     self.stats = stats
+                    self.tiers.update((move.digest, move.tier) for move in stats.residency)
                     self._on_stats(stats)
                 case EngineProgress(stage=stage, done=done, total=total):
                     if self._on_progress is not None:
@@ -291,6 +294,7 @@ class EngineClient:
         self.state = state
         if state is not EngineState.READY:
             self.stats = EngineStats()
+            self.tiers.clear()
         self._on_state(state)
 
     def _fail_streams(self, error: Exception) -> None:

@@ -71,7 +71,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         self, request: adapter_pb2.GetAdapterRequest, context: Context
     ) -> adapter_pb2.GetAdapterResponse:
         adapter = self._directory.get(request.name)
-        resident = adapter.digest in self._engine.stats.resident_digests
+        resident = self._engine.tiers.get(adapter.digest) == "slot"
         return adapter_pb2.GetAdapterResponse(adapter=convert.adapter_message(adapter, is_resident=resident))
 
     async def ListAdapters(
@@ -82,10 +82,10 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         page_size = request.page_size or _DEFAULT_PAGE_SIZE
         # One more than a page tells whether there is another.
         adapters = self._directory.list_page(page_size + 1, _after_name(request.page_token))
-        resident = set(self._engine.stats.resident_digests)
+        tiers = self._engine.tiers
         return adapter_pb2.ListAdaptersResponse(
             adapters=[
-                convert.adapter_message(adapter, is_resident=adapter.digest in resident)
+                convert.adapter_message(adapter, is_resident=tiers.get(adapter.digest) == "slot")
                 for adapter in adapters[:page_size]
             ],
             next_page_token=_page_token(adapters[page_size - 1].name) if len(adapters) > page_size else "",
