@@ -80,9 +80,7 @@ class Bench:
         backend = build_gpu_backend(
             self.weights, self.decoder_config, config, numerics, spec, lambda stage, done, total: None
         )
-        self.adapters = RandomAdapters(
-            spec, max_rank, numerics.compute_dtype, pin_memory=numerics.device.type == "cuda"
-        )
+        self.adapters = RandomAdapters(spec, max_rank, numerics.compute_dtype)
         self.engine = Engine(config, parts=EngineParts(backend, "random", self.adapters.read))
         self.start_seconds = time.monotonic() - started
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_server.engine.adapter_arena import PackedAdapter
+from loraplex_server.engine.adapter_loader import Allocate
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.projections import PROJECTIONS
 from loraplex_server.model.tensor_names import expected_tensors, module_shapes
@@ -43,20 +44,22 @@ def random_base_spec(config: DecoderConfig) -> BaseSpec:
 class RandomAdapters:
     """Adapters on all linear layers, named "<rank>-<number>"; all share one random host buffer."""
 
-    def __init__(self, spec: BaseSpec, max_rank: int, dtype: torch.dtype, *, pin_memory: bool) -> None:
+    def __init__(self, spec: BaseSpec, max_rank: int, dtype: torch.dtype) -> None:
         self._spec = spec
         self._modules = [module for modules in PROJECTIONS.values() for module in modules]
         per_rank = spec.num_layers * sum(sum(spec.module_shapes[module]) for module in self._modules)
         self._per_rank = per_rank
         flat = torch.empty(per_rank * max_rank, dtype=dtype)
         flat.normal_(0.0, _ADAPTER_SPREAD, generator=torch.Generator().manual_seed(1))
-        self._flat = flat.pin_memory() if pin_memory else flat
+        self._flat = flat
 
-    def read(self, digest: str) -> PackedAdapter:
+    def read(self, digest: str, allocate: Allocate) -> PackedAdapter:
         """As an engine's reader does, without the disk."""
         rank = int(digest.split("-")[0])
         keys = [(layer, module) for layer in range(self._spec.num_layers) for module in self._modules]
-        return PackedAdapter(digest, self._flat[: self._per_rank * rank], dict.fromkeys(keys, rank))
+        flat = allocate(self._per_rank * rank)
+        flat.copy_(self._flat[: flat.numel()])
+        return PackedAdapter(digest, flat, dict.fromkeys(keys, rank))
 
     def nbytes(self, rank: int) -> int:
         """Bytes of one adapter."""

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import psutil
 import torch
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.compatibility import LoraWeights
-from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, PackedAdapter
-from loraplex_server.engine.adapter_residency import AdapterMemory
-from loraplex_server.engine.config import EngineConfig
+from loraplex_server.adapter_image import ElementType, layout_name
+from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, AdapterMemory, PackedAdapter
+from loraplex_server.engine.config import EngineConfig, ResidencySizes
+from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.model_runner import ModelRunner
 from loraplex_server.engine.sampler import Sampler
@@ -67,6 +69,9 @@ class Backend:
     config: DecoderConfig
     runner: StepRunner
     adapter_memory: AdapterMemory
+    adapter_cache: HostCache
+    adapter_layout: str  # of images
+    residency_sizes: ResidencySizes
     pack_adapter: Callable[[LoraWeights], PackedAdapter]
     num_blocks: int
     max_batched_tokens: int
@@ -90,6 +95,11 @@ def build_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) -
     return _cpu_backend(config, spec, on_progress)
 
 
+def element_type(dtype: torch.dtype) -> ElementType:
+    """As images name it."""
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
+
+
 def _cpu_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) -> Backend:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -108,11 +118,15 @@ def _cpu_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) ->
     layout = AdapterLayout(spec)
     dtype = loaded.compute_dtype
     arena = AdapterArena(config.adapter_arena_bytes // dtype.itemsize, dtype, layout)
+    sizes = config.residency_sizes(is_gpu=False, memory_bytes=psutil.virtual_memory().total)
     sampler = Sampler(decoder.config.eos_token_ids, decoder.ops.argmax_rows)
     return Backend(
         config=decoder.config,
         runner=ModelRunner(decoder, kv_cache, arena, sampler, loaded.device),
         adapter_memory=arena,
+        adapter_cache=HostCache(sizes.host_cache_bytes // dtype.itemsize, dtype, pin_memory=False),
+        adapter_layout=layout_name("cpu", element_type(dtype), spec),
+        residency_sizes=sizes,
         pack_adapter=lambda weights: layout.pack(weights, dtype),
         num_blocks=num_blocks,
         max_batched_tokens=config.max_batched_tokens or max(_CPU_BATCHED_TOKENS, config.max_running),

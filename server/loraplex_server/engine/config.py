@@ -10,6 +10,26 @@ Quantization = Literal["auto", "nf4", "int8", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
+_AT_LEAST_ONE = (
+    "max_context_tokens",
+    "block_size",
+    "adapter_slots",
+    "max_lora_rank",
+    "host_cache_bytes",
+    "adapter_copy_bytes",
+    "adapter_load_threads",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencySizes:
+    """How adapters come from disk into the arena."""
+
+    host_cache_bytes: int  # of adapters in host memory
+    copy_bytes: int  # into or within the arena, for each step
+    load_threads: int  # that read one adapter
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Validated once, then read-only."""
@@ -29,6 +49,10 @@ class EngineConfig:
     int8_head: bool = False  # hold the output head in int8 on a GPU, whatever the layers have
     adapter_slots: int = 16  # adapters in the arena at once
     adapter_arena_bytes: int = 256 * 2**20
+    images_path: Path | None = None  # adapter images; None: "images" beside the store
+    host_cache_bytes: int | None = None  # None: 1 GiB or 1/8 of a CPU's memory, 4 GiB or 1/4 with a GPU
+    adapter_copy_bytes: int | None = None  # into the arena per step; None: 4 MiB on a CPU, 64 MiB on a GPU
+    adapter_load_threads: int | None = None  # that read one adapter; None: 1 on a CPU, 4 on a GPU
     max_lora_rank: int = 128
     prefix_cache: bool = True
     num_threads: int | None = None  # None: one per core
@@ -39,6 +63,24 @@ class EngineConfig:
                 f"max_batched_tokens={self.max_batched_tokens} cannot give each of "
                 f"max_running={self.max_running} sequences one token per step; raise it or lower max_running"
             )
-        for name in ("max_context_tokens", "block_size", "adapter_slots", "max_lora_rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+
+    @property
+    def images_root(self) -> Path:
+        """Where adapter images are."""
+        return self.images_path or self.store_path.parent / "images"
+
+    def residency_sizes(self, *, is_gpu: bool, memory_bytes: int) -> ResidencySizes:
+        """What was asked for, or what suits the device; `memory_bytes` is the host's."""
+        if is_gpu:
+            suited = ResidencySizes(min(4 * 2**30, memory_bytes // 4), 64 * 2**20, 4)
+        else:
+            suited = ResidencySizes(min(2**30, memory_bytes // 8), 4 * 2**20, 1)
+        return ResidencySizes(
+            self.host_cache_bytes or suited.host_cache_bytes,
+            self.adapter_copy_bytes or suited.copy_bytes,
+            self.adapter_load_threads or suited.load_threads,
+        )

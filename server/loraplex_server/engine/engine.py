@@ -5,24 +5,21 @@ Where the device works by itself, the next step is scheduled and launched while 
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from loraplex_adapters.base_spec import BaseSpec
-from loraplex_adapters.compatibility import load_lora_weights
-from loraplex_adapters.errors import AdapterUnavailableError
-from loraplex_adapters.package import PackageLimits
+from loraplex_server.adapter_image import remove_leftovers
 from loraplex_server.base.fingerprint import base_spec
-from loraplex_server.engine.adapter_arena import PackedAdapter
-from loraplex_server.engine.adapter_residency import AdapterReader, AdapterResidency
+from loraplex_server.engine.adapter_loader import AdapterReader
+from loraplex_server.engine.adapter_residency import AdapterResidency
 from loraplex_server.engine.backend import Backend, Progress, Step, build_backend
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.messages import AddSequence, EngineReady, EngineStats, StepOutputs, TokenOutput
 from loraplex_server.engine.scheduled_batch import ScheduledBatch
 from loraplex_server.engine.scheduler import Scheduler, SchedulerLimits
+from loraplex_server.engine.store_reader import StorePlaces, StoreReader
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:
@@ -45,18 +42,16 @@ def load_parts(config: EngineConfig, on_progress: Progress) -> EngineParts:
     return EngineParts(backend, spec.fingerprint, store_reader(config, spec, backend))
 
 
-def store_reader(config: EngineConfig, spec: BaseSpec, backend: Backend) -> Callable[[str], PackedAdapter]:
-    """Reads an adapter's package from the store and packs it as the backend holds it."""
-    # What is in the store was admitted within the front end's limits; only the rank matters here.
-    limits = PackageLimits(max_bytes=sys.maxsize, max_rank=config.max_lora_rank)
-
-    def read(digest: str) -> PackedAdapter:
-        weights = load_lora_weights(config.store_path / digest, spec, config.max_lora_rank, limits)
-        if weights.digest != digest:
-            raise AdapterUnavailableError("the stored package was changed; register it again")
-        return backend.pack_adapter(weights)
-
-    return read
+def store_reader(config: EngineConfig, spec: BaseSpec, backend: Backend) -> AdapterReader:
+    """Reads adapters of the config's store as the backend holds them."""
+    remove_leftovers(config.images_root)
+    return StoreReader(
+        StorePlaces(config.store_path, config.images_root, backend.adapter_layout),
+        spec,
+        config.max_lora_rank,
+        backend.pack_adapter,
+        backend.residency_sizes.load_threads,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,14 @@ class Engine:
         started = time.monotonic()
         parts = parts or load_parts(config, on_progress)
         backend = parts.backend
-        self._residency = AdapterResidency(config.adapter_slots, backend.adapter_memory, parts.reader)
+        self._residency = AdapterResidency(
+            config.adapter_slots,
+            backend.adapter_memory,
+            backend.adapter_cache,
+            parts.reader,
+            copy_bytes=backend.residency_sizes.copy_bytes,
+            low_priority=backend.device_type == "cpu",
+        )
         self._blocks = BlockManager(backend.num_blocks, config.block_size, prefix_cache=config.prefix_cache)
         self._scheduler = Scheduler(
             SchedulerLimits(
@@ -108,6 +110,10 @@ class Engine:
             block_size=config.block_size,
             adapter_slots=config.adapter_slots,
             adapter_arena_elements=backend.adapter_memory.capacity,
+            adapter_arena_bytes=backend.adapter_memory.capacity * backend.adapter_memory.element_bytes,
+            adapter_element_bytes=backend.adapter_memory.element_bytes,
+            adapter_layout=backend.adapter_layout,
+            host_cache_bytes=backend.residency_sizes.host_cache_bytes,
             max_running=config.max_running,
             load_seconds=time.monotonic() - started,
             eos_token_ids=tuple(backend.config.eos_token_ids),
@@ -123,8 +129,16 @@ class Engine:
         return self._scheduler.abort(sequence_ids)
 
     def forget_adapter(self, digest: str) -> None:
-        """Free the adapter's slot as soon as nobody uses it."""
+        """Free the adapter's slot and host copy as soon as nobody uses them."""
         self._residency.forget(digest)
+
+    def pin_adapters(self, digests: list[str]) -> None:
+        """Load these, and evict none of them until told otherwise; failures come with the stats."""
+        self._residency.pin(digests)
+
+    def warm_adapter(self, digest: str) -> None:
+        """Load an adapter into a slot; a failure comes with the stats."""
+        self._residency.warm(digest)
 
     def has_work(self) -> bool:
         """True while any sequence waits or runs, or a step is in flight."""
@@ -137,15 +151,20 @@ class Engine:
 
     @property
     def is_waiting_for_adapters(self) -> bool:
-        """True while sequences are there and packages are being read, so that a step may soon have something to do."""
+        """True while sequences are there and adapters on their way, so that a step may soon have something to do."""
         return self.has_work() and self._residency.num_loading > 0
+
+    @property
+    def is_loading(self) -> bool:
+        """True while adapters are read, copied or moved, with or without sequences; steps take that further."""
+        return self._residency.is_busy
 
     def step(self) -> StepOutputs | None:
         """Schedule and launch a batch, and commit it; or the one before it, where the device runs ahead.
 
         None if there was nothing to run and nothing to report.
         """
-        batch = self._scheduler.schedule()
+        batch = self._schedule()
         outputs = self._scheduler.take_failures()
         launched = None
         if batch is not None:
@@ -154,21 +173,33 @@ class Engine:
         if self._runner.overlaps:
             launched, self._in_flight = self._in_flight, launched
         if launched is None:
-            return StepOutputs(outputs, self.stats()) if outputs else None
+            return StepOutputs(outputs, self.stats()) if outputs or self._residency.has_news else None
         outputs += self._scheduler.commit(launched.batch, launched.step.tokens())
         return StepOutputs(outputs, self.stats(launched.batch, launched.step))
+
+    def _schedule(self) -> ScheduledBatch | None:
+        """The next batch; adapters go on their way beside it."""
+        self._residency.advance()
+        batch = self._scheduler.schedule()
+        is_idle = batch is None and self._in_flight is None
+        self._residency.copy(is_idle=is_idle)
+        if is_idle:  # what was copied at once is of use at once
+            self._residency.advance()
+            batch = self._scheduler.schedule()
+        return batch
 
     def stats(self, batch: ScheduledBatch | None = None, step: Step | None = None) -> EngineStats:
         """The present state, and what `batch` did."""
         events = self._residency.take_events()
-        resident = self._residency.resident_digests
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             kv_blocks_used=self._blocks.num_used,
             kv_blocks_cached=self._blocks.num_cached,
-            adapter_slots_used=len(resident),
-            resident_digests=resident,
+            adapter_slots_used=self._residency.num_slots_used,
+            adapters_loading=self._residency.num_loading,
+            arena_bytes_used=self._residency.arena_bytes_used,
+            host_cache_bytes_used=self._residency.host_bytes_used,
             step_seconds=step.device_seconds if step else 0.0,
             device_idle_seconds=step.idle_seconds if step else None,
             batch_sequences=batch.num_sequences if batch else 0,
@@ -177,8 +208,12 @@ class Engine:
             decode_tokens=len(batch.decodes) if batch else 0,
             prefix_hit_tokens=batch.prefix_hit_tokens if batch else 0,
             preemptions=batch.num_preempted if batch else 0,
-            adapter_load_seconds=events.load_seconds,
+            residency=events.moves,
+            load_failures=events.failures,
+            adapter_load_seconds=events.read_seconds,
+            adapter_copy_seconds=events.copy_seconds,
             adapter_evictions=events.evictions,
+            compacted_bytes=events.compacted_bytes,
         )
 
     def close(self) -> None:

@@ -8,12 +8,14 @@ import psutil
 import torch
 
 from loraplex_adapters.base_spec import BaseSpec
-from loraplex_server.engine.backend import Backend, Progress
+from loraplex_server.adapter_image import layout_name
+from loraplex_server.engine.backend import Backend, Progress, element_type
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.decode_graphs import ShapeBuckets
 from loraplex_server.engine.gpu_adapters import GpuAdapterArena, GpuAdapterLayout
 from loraplex_server.engine.gpu_runner import GpuRunner
 from loraplex_server.engine.gpu_step_inputs import aligned
+from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
 from loraplex_server.engine.sampler import Sampler
@@ -70,6 +72,7 @@ def build_gpu_backend(
 
     kv_bytes = block_bytes(decoder_config, config.block_size, numerics.kv_dtype)
     is_cuda = device.type == "cuda"
+    sizes = config.residency_sizes(is_gpu=is_cuda, memory_bytes=psutil.virtual_memory().total)
     plan = plan_memory(
         free=torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available,
         share=config.gpu_memory_share,
@@ -79,6 +82,7 @@ def build_gpu_backend(
         num_graphs=sum(1 for _ in buckets.all_shapes()) if is_cuda else 0,
         kv_cache=config.kv_cache_bytes,
         least_kv_cache=-(-context // config.block_size) * kv_bytes,
+        host_cache=sizes.host_cache_bytes,
     )
     if has_cuda_products(device):
         _compile_products(decoder_config, numerics, int8_head=config.int8_head)
@@ -90,7 +94,7 @@ def build_gpu_backend(
         int8_head=config.int8_head,
         on_layer=lambda done, total: on_progress("load", done, total),
     )
-    layout = GpuAdapterLayout(spec, pin_memory=is_cuda)
+    layout = GpuAdapterLayout(spec)
     arena = GpuAdapterArena(
         config.adapter_arena_bytes // dtype.itemsize, config.adapter_slots, dtype, device, layout, spec
     )
@@ -109,6 +113,9 @@ def build_gpu_backend(
         config=decoder_config,
         runner=runner,
         adapter_memory=arena,
+        adapter_cache=HostCache(sizes.host_cache_bytes // dtype.itemsize, dtype, pin_memory=is_cuda),
+        adapter_layout=layout_name("gpu", element_type(dtype), spec),
+        residency_sizes=sizes,
         pack_adapter=lambda weights: layout.pack(weights, dtype),
         num_blocks=num_blocks,
         max_batched_tokens=batched_tokens,

@@ -27,6 +27,7 @@ class MemoryPlan:
     graphs: int
     kv_cache: int
     free: int  # of the device before
+    host_cache: int = 0  # of adapters, pinned memory of the host
 
     @property
     def total(self) -> int:
@@ -42,7 +43,8 @@ class MemoryPlan:
             "context": _CONTEXT_BYTES,
         }
         listed = ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in parts.items())
-        return f"{listed}; together {self.total / _MIB:,.0f} of {self.free / _MIB:,.0f} MiB free"
+        together = f"together {self.total / _MIB:,.0f} of {self.free / _MIB:,.0f} MiB free"
+        return f"{listed}; {together}; on the host an adapter cache of {self.host_cache / _MIB:,.0f} MiB"
 
 
 def plan_memory(
@@ -55,6 +57,7 @@ def plan_memory(
     num_graphs: int,
     kv_cache: int | None,
     least_kv_cache: int,
+    host_cache: int = 0,
 ) -> MemoryPlan:
     """Divide the device's memory.
 
@@ -62,13 +65,15 @@ def plan_memory(
     share           of them that may be used, in (0, 1]
     kv_cache        None takes what the rest leaves
     least_kv_cache  bytes that one sequence of the longest context needs
+    host_cache      bytes of the host, only to be listed
 
     Raises InsufficientMemoryError when the parts do not fit, or leave less than `least_kv_cache`.
     """
     graphs = num_graphs * _GRAPH_BYTES
     budget = int(free * share)
     rest = budget - base - arena - workspace - graphs - _CONTEXT_BYTES
-    plan = MemoryPlan(base, arena, workspace, graphs, max(rest, 0) if kv_cache is None else kv_cache, free)
+    kv_cache = max(rest, 0) if kv_cache is None else kv_cache
+    plan = MemoryPlan(base, arena, workspace, graphs, kv_cache, free, host_cache)
     if plan.total > budget or plan.kv_cache < least_kv_cache:
         raise InsufficientMemoryError(
             f"the device cannot hold this engine: {plan}, of which {share:.0%} may be used; the longest context "

@@ -7,8 +7,12 @@ All times are seconds of CLOCK_MONOTONIC, which both processes read alike on one
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 import msgspec
+
+Tier = Literal["disk", "host", "slot"]
+"""The nearest place that has an adapter's weights."""
 
 
 class FinishReason(enum.StrEnum):
@@ -67,11 +71,23 @@ class ForgetAdapter(msgspec.Struct, frozen=True, tag=True):
     digest: str
 
 
+class PinAdapters(msgspec.Struct, frozen=True, tag=True):
+    """From now on these, and no others, are loaded and never evicted."""
+
+    digests: list[str]
+
+
+class WarmAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Load this adapter into a slot, when one can be had, though no sequence waits for it."""
+
+    digest: str
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave the loop and exit 0."""
 
 
-Command = AddSequence | AbortSequences | ForgetAdapter | Shutdown
+Command = AddSequence | AbortSequences | ForgetAdapter | PinAdapters | WarmAdapter | Shutdown
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -87,7 +103,11 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_blocks: int
     block_size: int
     adapter_slots: int
-    adapter_arena_elements: int  # weights that all resident adapters may have together
+    adapter_arena_elements: int  # weights that all active adapters may have together
+    adapter_arena_bytes: int
+    adapter_element_bytes: int  # of one weight in the arena
+    adapter_layout: str  # of adapter images, see `loraplex_server.adapter_image`
+    host_cache_bytes: int
     max_running: int
     load_seconds: float
     eos_token_ids: tuple[int, ...]
@@ -139,6 +159,23 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     error_message: str | None = None
 
 
+class AdapterMove(msgspec.Struct, frozen=True, array_like=True):
+    """Where an adapter is now, and what it took to bring it there since the last message."""
+
+    digest: str
+    tier: Tier
+    read_seconds: float = 0.0  # disk → host
+    copy_seconds: float = 0.0  # host → slot, from the first byte queued until sequences may use it
+
+
+class AdapterLoadFailure(msgspec.Struct, frozen=True, array_like=True):
+    """An adapter that was to be pinned or warmed cannot be; reason and message are a LoraplexError's."""
+
+    digest: str
+    reason: str
+    message: str
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """State after a step (gauges) and what happened in it (counts of this step alone)."""
 
@@ -146,8 +183,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_waiting: int = 0
     kv_blocks_used: int = 0  # held by sequences
     kv_blocks_cached: int = 0  # idle, kept for prefix hits
-    adapter_slots_used: int = 0
-    resident_digests: list[str] = []
+    adapter_slots_used: int = 0  # with an adapter in them or being copied there
+    adapters_loading: int = 0  # wanted, and not in their slot yet
+    arena_bytes_used: int = 0
+    host_cache_bytes_used: int = 0
     step_seconds: float = 0.0  # of the device
     device_idle_seconds: float | None = None  # what it waited before that step though there was work
     batch_sequences: int = 0
@@ -156,8 +195,12 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
-    adapter_load_seconds: list[float] = []  # one per load finished since the last message
-    adapter_evictions: int = 0
+    residency: list[AdapterMove] = []  # adapters whose place has changed since the last message
+    load_failures: list[AdapterLoadFailure] = []
+    adapter_load_seconds: list[float] = []  # one per read finished since the last message
+    adapter_copy_seconds: list[float] = []  # one per adapter that came into a slot since then
+    adapter_evictions: int = 0  # out of slots
+    compacted_bytes: int = 0  # moved within the arena
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag=True):

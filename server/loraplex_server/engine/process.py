@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -21,21 +22,25 @@ from loraplex_server.engine.messages import (
     EngineMessage,
     EngineProgress,
     ForgetAdapter,
+    PinAdapters,
     Shutdown,
     StepOutputs,
     TokenOutput,
+    WarmAdapter,
 )
 
 log = logging.getLogger(__name__)
 
 MessageSender = Callable[[EngineMessage], None]
 
-_ADAPTER_POLL_MS = 2  # how often an idle engine looks whether an adapter has arrived
+_ADAPTER_POLL_MS = 1  # how often an idle engine looks whether an adapter has arrived
 _IDLE_POLL_MS = 1000  # how often it looks whether the front end still lives
+_SWITCH_INTERVAL_S = 0.0005  # how long another thread may keep the interpreter from a step
 
 
 def run_engine(config: EngineConfig, command_address: str, message_address: str) -> None:
     """Entry of the spawned process. Exits when told to shut down or when the front end is gone."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     context = zmq.Context()
     commands = context.socket(zmq.PULL)
     messages = context.socket(zmq.PUSH)
@@ -88,14 +93,12 @@ class EngineLoop:
             if outputs or self._has_news:
                 self._send(StepOutputs(outputs, self._engine.stats()))
                 self._has_news = False
-            result = self._engine.step() if self._engine.has_work() else None
+            has_work = self._engine.has_work() or self._engine.is_loading
+            result = self._engine.step() if has_work else None
             if result is not None:
                 self._send(result)
             elif self._running and not self._engine.has_step_in_flight:
-                # Shortly while adapters are on their way.
-                self._commands.poll(
-                    _ADAPTER_POLL_MS if self._engine.is_waiting_for_adapters else _IDLE_POLL_MS
-                )
+                self._commands.poll(_ADAPTER_POLL_MS if self._engine.is_loading else _IDLE_POLL_MS)
 
     def _has_front_end(self) -> bool:
         """False once the process that spawned this one has died: then another one is the parent."""
@@ -119,6 +122,12 @@ class EngineLoop:
                     outputs += self._engine.abort(ids)
                 case ForgetAdapter(digest=digest):
                     self._engine.forget_adapter(digest)
+                    self._has_news = True
+                case PinAdapters(digests=digests):
+                    self._engine.pin_adapters(digests)
+                    self._has_news = True
+                case WarmAdapter(digest=digest):
+                    self._engine.warm_adapter(digest)
                     self._has_news = True
                 case Shutdown():
                     self._running = False

@@ -24,7 +24,7 @@ from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequ
 from loraplex_server.engine.sequence import BASE_SLOT, Sequence
 
 MAX_BYPASSES = 64
-"""Admissions that may pass a sequence which waits for nothing but an adapter slot; then it goes first."""
+"""Admissions that may pass a sequence or a pinned adapter which waits for nothing but a slot; then it goes first."""
 
 
 class AdapterResidency(Protocol):
@@ -39,6 +39,11 @@ class AdapterResidency(Protocol):
     def release(self, digest: str) -> None: ...
 
     def is_loading(self, digest: str) -> bool: ...
+
+    def is_pinned(self, digest: str) -> bool: ...
+
+    @property
+    def is_pin_waiting(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Scheduler:
         self._num_admitted = 0
         self._blocked: Sequence | None = None  # oldest that waits for nothing but a slot
         self._num_bypasses = 0
+        self._is_pin_waiting = False  # as of the last admissions
 
     @property
     def num_waiting(self) -> int:
@@ -216,12 +222,15 @@ class Scheduler:
 
     def _admit(self, batch: ScheduledBatch, budget: int) -> None:
         """Move waiting sequences into the batch, in order, past those whose adapters are not there yet."""
+        self._is_pin_waiting = self._residency.is_pin_waiting
+        if self._blocked is None and not self._is_pin_waiting:
+            self._num_bypasses = 0
         for sequence in list(self._waiting):
             if budget == 0 or len(self._running) >= self._limits.max_running:
                 return
-            is_barred = self._blocked is not None and sequence.order > self._blocked.order
-            if is_barred and self._num_bypasses >= MAX_BYPASSES:
-                return
+            is_bypass = self._is_bypass(sequence)
+            if is_bypass and self._num_bypasses >= MAX_BYPASSES:
+                continue
             if not self._lease_adapter(sequence):
                 continue
             num_cached = self._blocks.attach_prefix(sequence)
@@ -233,8 +242,16 @@ class Scheduler:
             batch.prefix_hit_tokens += num_cached
             self._schedule_row(batch, sequence, num_tokens)
             budget -= num_tokens
-            if is_barred:
+            if is_bypass:
                 self._num_bypasses += 1
+
+    def _is_bypass(self, sequence: Sequence) -> bool:
+        """Whether its adapter would keep a slot busy that an earlier sequence, or a pinned adapter, waits for."""
+        digest = sequence.adapter_digest
+        if digest is None or self._residency.is_pinned(digest):
+            return False
+        is_later = self._blocked is not None and sequence.order > self._blocked.order
+        return is_later or self._is_pin_waiting
 
     def _lease_adapter(self, sequence: Sequence) -> bool:
         """A slot for the sequence; False while its adapter loads, no slot is free, or it just failed."""
@@ -250,8 +267,9 @@ class Scheduler:
         if slot is None:
             if sequence.adapter_wait_started_s is None:
                 sequence.adapter_wait_started_s = self._clock()
-            if self._blocked is None and not self._residency.is_loading(digest):
-                self._blocked, self._num_bypasses = sequence, 0
+            is_earliest = self._blocked is None or sequence.order < self._blocked.order
+            if is_earliest and not self._residency.is_loading(digest):
+                self._blocked = sequence
             return False
         sequence.adapter_slot = slot
         if sequence.first_scheduled_s is None and sequence.adapter_ready_s is None:
@@ -261,11 +279,17 @@ class Scheduler:
     def _start(self, sequence: Sequence, num_cached: int) -> None:
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=lambda s: s.order)
-        if sequence is self._blocked:
-            self._blocked = None
+        self._unblock(sequence)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
             sequence.num_cached_prompt_tokens = num_cached
+
+    def _unblock(self, sequence: Sequence) -> None:
+        """It waits for a slot no more; whoever does next is passed anew."""
+        if sequence is self._blocked:
+            self._blocked = None
+            if not self._is_pin_waiting:
+                self._num_bypasses = 0
 
     def _schedule_row(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> None:
         start = sequence.num_computed_tokens
@@ -322,8 +346,7 @@ class Scheduler:
         self._release(sequence)
         del self._sequences[sequence.sequence_id]
         (self._running if sequence in self._running else self._waiting).remove(sequence)
-        if sequence is self._blocked:
-            self._blocked = None
+        self._unblock(sequence)
         digest = sequence.adapter_digest
         if digest is not None and all(other.adapter_digest != digest for other in self._waiting):
             self._residency.cancel_prefetch(digest)

@@ -8,10 +8,12 @@ from typing import Any
 
 from loraplex_server.engine.engine import Engine
 from loraplex_server.engine.messages import (
+    AdapterLoadFailure,
     AddSequence,
     EngineStats,
     FinishReason,
     SamplingParams,
+    Tier,
     TokenLogprob,
     TokenOutput,
 )
@@ -40,6 +42,8 @@ class Totals:
     prefix_hit_tokens: int = 0
     adapter_loads: int = 0
     adapter_evictions: int = 0
+    compacted_bytes: int = 0
+    load_failures: list[AdapterLoadFailure] = field(default_factory=list)
     max_batch_adapters: int = 0
     max_batch_sequences: int = 0
     steps_with_prefill_and_decode: int = 0
@@ -52,6 +56,7 @@ class EngineRun:
         self.engine = engine
         self.completions: list[Completion] = []  # by number, as `add` returns it
         self.totals = Totals()
+        self.tiers: dict[str, Tier] = {}  # as the stats told
         self._first_id = 0
 
     def __enter__(self) -> EngineRun:
@@ -104,9 +109,19 @@ class EngineRun:
         assert not self.engine.is_waiting_for_adapters
         for digest in digests:
             self.engine.forget_adapter(digest)
+        self.settle()
         stats = self.engine.stats()
         assert stats.num_running == stats.num_waiting == stats.kv_blocks_used == 0
-        assert stats.resident_digests == []
+        assert stats.adapters_loading == stats.adapter_slots_used == 0
+        assert stats.arena_bytes_used == stats.host_cache_bytes_used == 0
+
+    def settle(self, timeout_s: float = 30.0) -> None:
+        """Until nothing is read or copied any more, as the engine's loop does without sequences."""
+        deadline_s = time.monotonic() + timeout_s
+        while self.engine.is_loading:
+            self.step()
+            time.sleep(0.0005)
+            assert time.monotonic() < deadline_s, "a load makes no progress"
 
     def _collect(self, outputs: list[TokenOutput]) -> None:
         for output in outputs:
@@ -124,6 +139,9 @@ class EngineRun:
         totals.prefix_hit_tokens += stats.prefix_hit_tokens
         totals.adapter_loads += len(stats.adapter_load_seconds)
         totals.adapter_evictions += stats.adapter_evictions
+        totals.compacted_bytes += stats.compacted_bytes
+        totals.load_failures += stats.load_failures
+        self.tiers.update((move.digest, move.tier) for move in stats.residency)
         totals.max_batch_adapters = max(totals.max_batch_adapters, stats.batch_adapters)
         totals.max_batch_sequences = max(totals.max_batch_sequences, stats.batch_sequences)
         totals.steps_with_prefill_and_decode += bool(stats.prefill_tokens and stats.decode_tokens)

@@ -39,6 +39,8 @@ class FakeResidency:
         self.leases: dict[str, int] = {}
         self.slots: dict[str, int] = {}
         self.loading: set[str] = set()
+        self.pinned: set[str] = set()
+        self.is_pin_waiting = False
         self._arrives_at_once = arrives_at_once
         self._broken = broken
 
@@ -54,6 +56,9 @@ class FakeResidency:
 
     def is_loading(self, digest: str) -> bool:
         return digest in self.loading
+
+    def is_pinned(self, digest: str) -> bool:
+        return digest in self.pinned
 
     def acquire(self, digest: str) -> int | None:
         if digest in self.loading:
