@@ -35,7 +35,6 @@ from loraplex_server.engine.messages import (
     PinAdapters,
     Shutdown,
     StepOutputs,
-    Tier,
     TokenOutput,
     WarmAdapter,
 )
@@ -142,7 +141,6 @@ class EngineClient:
         self.state = EngineState.STARTING
         self.ready: EngineReady | None = None
         self.stats = EngineStats()
-        self.tiers: dict[str, Tier] = {}  # where adapters are that are in memory; the others are on disk
         self.failure: EngineFailed | None = None
 
     @property
@@ -285,7 +283,6 @@ class EngineClient:
                         if stream is not None:  # else its caller has gone
                             stream.push(output)
                     self.stats = stats
-                    self.tiers.update((move.digest, move.tier) for move in stats.residency)
                     self._on_stats(stats)
                 case EngineProgress(stage=stage, done=done, total=total):
                     if self._on_progress is not None:
@@ -310,7 +307,6 @@ class EngineClient:
         self.state = state
         if state is not EngineState.READY:
             self.stats = EngineStats()
-            self.tiers.clear()
         self._on_state(state)
 
     def _fail_streams(self, error: Exception) -> None:

@@ -142,7 +142,7 @@ class ServerPackages:
     async def _delete(self, digest: str) -> None:
         async with self._writing:
             with suppress(StorageError):  # the next sweep will find it
-                if self._leases.count(digest) or await asyncio.to_thread(self._registry.referenced, {digest}):
+                if await asyncio.to_thread(self._needed, {digest}):
                     return  # registered again meanwhile
                 await asyncio.to_thread(self._delete_everywhere, digest)
 
