@@ -6,7 +6,6 @@ import asyncio
 import multiprocessing
 import time
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -83,12 +82,10 @@ async def _run(connection: Connection, target: str, adapters: list[str], num_tok
         for event in begun:
             await event.wait()
         connection.send("begun")
-        told = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(
-            connection.fileno(), lambda: told.done() or told.set_result(None)
-        )
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_reader(connection.fileno(), told.set)
         done, _ = await asyncio.wait(
-            {*streams, asyncio.ensure_future(told)}, return_when=asyncio.FIRST_COMPLETED
+            {*streams, asyncio.ensure_future(told.wait())}, return_when=asyncio.FIRST_COMPLETED
         )
         ended = [stream for stream in streams if stream in done]
         for stream in streams:
@@ -104,7 +101,7 @@ async def _stream(
 ) -> None:
     stream = client.stream(_PROMPT, adapter=adapter, temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
     previous_s = None
-    async with aclosing(stream):
+    try:
         async for event in stream:
             if isinstance(event, Delta):
                 now_s = time.monotonic()
@@ -112,3 +109,5 @@ async def _stream(
                     gaps.append(Gap(now_s, now_s - previous_s))
                 previous_s = now_s
                 begun.set()
+    finally:
+        stream.cancel()

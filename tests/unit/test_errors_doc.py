@@ -12,7 +12,13 @@ from google.rpc import error_details_pb2, status_pb2
 import loraplex_server.config
 import loraplex_server.engine.memory_plan  # noqa: F401 (InsufficientMemoryError)
 import loraplex_trainer.errors  # noqa: F401 (its classes belong to the tree)
-from loraplex_adapters.errors import InvalidRequestError, LoraplexError
+from loraplex_adapters.errors import (
+    DigestMismatchError,
+    InvalidRequestError,
+    LoraplexError,
+    QuotaExceededError,
+    SignatureRequiredError,
+)
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import INPUT_REASONS
 from loraplex_server.errors import QueueFullError
@@ -20,6 +26,10 @@ from loraplex_server.rpc.status import STATUS_OF, internal_status, malformed_sta
 
 ROOT = Path(__file__).parents[2]
 AGAIN = ("yes", "no", "maybe")
+REFINED = (
+    DigestMismatchError,
+    SignatureRequiredError,
+)  # sent with reasons of their own, and an ancestor's status
 
 
 def _table(heading: str) -> list[list[str]]:
@@ -32,6 +42,8 @@ def _table(heading: str) -> list[list[str]]:
 def _error(kind: type[LoraplexError]) -> LoraplexError:
     if issubclass(kind, InvalidRequestError):
         return kind([])
+    if issubclass(kind, QuotaExceededError):
+        return kind("message", "tenants/a")
     return QueueFullError("full", 2.0) if kind is QueueFullError else kind("message")
 
 
@@ -56,7 +68,7 @@ def _tree(kind: type[LoraplexError] = LoraplexError) -> Iterator[type[LoraplexEr
 
 
 def test_every_answer_of_the_server_is_in_the_table_with_its_status_and_retry() -> None:
-    statuses = [rich_status(_error(kind), "id") for kind in STATUS_OF]
+    statuses = [rich_status(_error(kind), "id") for kind in (*STATUS_OF, *REFINED)]
     answers = {_answer(status) for status in (*statuses, internal_status("id"), malformed_status("id"))}
 
     documented = {
@@ -76,7 +88,7 @@ def test_every_row_says_whether_to_repeat_what_it_means_and_what_to_do() -> None
 
 
 def test_every_other_reason_is_in_the_table_of_the_command_line_with_its_exit_code() -> None:
-    answered = {kind.reason for kind in STATUS_OF}
+    answered = {kind.reason for kind in (*STATUS_OF, *REFINED)}
     local = {
         kind.reason: ExitCode.BAD_INPUT if kind.reason in INPUT_REASONS else ExitCode.FAILURE
         for kind in _tree()

@@ -31,6 +31,14 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class SignaturePolicy(StrEnum):
+    """As ServerConfig.signature_policy."""
+
+    OFF = "off"
+    WARN = "warn"
+    REQUIRE = "require"
+
+
 def _flag(help_text: str, default: str, *names: str) -> Any:
     return typer.Option(*names, help=help_text, show_default=default)
 
@@ -62,11 +70,61 @@ def serve(
     registry_url: Annotated[
         str | None, _flag("SQLAlchemy URL of the registry; null keeps SQLite in data_dir.", "null")
     ] = None,
+    package_url: Annotated[
+        str | None,
+        _flag(
+            "fsspec URL of a home for packages that all servers of one registry share; null: this machine's.",
+            "null",
+        ),
+    ] = None,
     adapter_roots: Annotated[
         list[Path] | None,
         _flag(
             "Folders that CreateAdapter may read from; empty refuses every path.", "empty", "--adapter-root"
         ),
+    ] = None,
+    adapter_url_schemes: Annotated[
+        list[str] | None,
+        _flag(
+            "Schemes of the URLs that CreateAdapter may read.",
+            "file, s3, gs, http, https",
+            "--adapter-url-scheme",
+        ),
+    ] = None,
+    allow_private_hosts: Annotated[
+        bool | None, _flag("Let CreateAdapter read URLs of hosts in private networks.", "false")
+    ] = None,
+    signature_policy: Annotated[
+        SignaturePolicy | None,
+        _flag("What an adapter's signature is for: nothing, a warning, a condition.", "off"),
+    ] = None,
+    signature_keys: Annotated[
+        list[Path] | None,
+        _flag("PEM files of the public keys that may sign adapters.", "empty", "--signature-key"),
+    ] = None,
+    signature_certificates: Annotated[
+        list[Path] | None,
+        _flag(
+            "PEM files of the root certificates whose holders may sign adapters.",
+            "empty",
+            "--signature-certificate",
+        ),
+    ] = None,
+    max_adapters_per_tenant: Annotated[
+        int | None, _flag("Adapters that one tenant may register; null: any number.", "null")
+    ] = None,
+    max_bytes_per_tenant: Annotated[
+        int | None,
+        _flag("Bytes that one tenant's packages may take together; null: any number.", "null"),
+    ] = None,
+    admission_timeout_s: Annotated[
+        float | None, _flag("Seconds that the check of one package may take.", "60")
+    ] = None,
+    admission_memory_bytes: Annotated[
+        int | None, _flag("Memory that the check of one package may take, bytes.", "1073741824")
+    ] = None,
+    golden_prompts: Annotated[
+        bool | None, _flag("Refuse an adapter that changes no answer to the golden prompts.", "true")
     ] = None,
     max_waiting: Annotated[int | None, _flag("Requests that may wait; one more is refused.", "256")] = None,
     max_output_tokens: Annotated[int | None, _flag("Tokens of one completion.", "1024")] = None,
@@ -119,6 +177,18 @@ def serve(
     adapter_slots: Annotated[int | None, _flag("Adapters resident at once.", "16")] = None,
     adapter_arena_bytes: Annotated[
         int | None, _flag("Memory of resident adapters, bytes.", "268435456")
+    ] = None,
+    host_cache_bytes: Annotated[
+        int | None,
+        _flag(
+            "Host memory for adapters behind the arena, bytes; null takes a part of the machine's.", "null"
+        ),
+    ] = None,
+    adapter_load_threads: Annotated[
+        int | None, _flag("Threads that read one adapter; null takes 1, on a GPU 4.", "null")
+    ] = None,
+    adapter_copy_bytes: Annotated[
+        int | None, _flag("Adapter bytes copied per step; null takes what is not felt.", "null")
     ] = None,
     max_lora_rank: Annotated[int | None, _flag("Largest LoRA rank that may be registered.", "128")] = None,
     prefix_cache: Annotated[

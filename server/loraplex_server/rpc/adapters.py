@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
-from loraplex_adapters.filters import AdapterFilter
-
 from loraplex.v1 import adapter_pb2 as pb
 from loraplex.v1 import adapter_pb2_grpc
+from loraplex_adapters.filters import AdapterFilter
 from loraplex_adapters.names import STABLE, AdapterName, AdapterReference
 from loraplex_adapters.releases import Adapter, Shadow
 from loraplex_server.admission.sources import source_label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from loraplex_client import (
     LoraplexClient,
     NotFoundError,
     PreconditionError,
+    Tier,
     VersionState,
 )
-from tests.integration.conftest import ADAPTERS, NewAdapter
-from tests.integration.live_server import LiveServer, await_idle, eventually
+from tests.integration.conftest import ADAPTERS, NewAdapter, register_all
+from tests.integration.live_server import LiveServer, await_idle, eventually, running_server
 from tests.integration.streams import GREEDY, PROMPT, answer_all, begin, collect_async
 
 LONG: dict[str, Any] = {**GREEDY, "max_tokens": 600}
@@ -61,32 +63,64 @@ async def test_requests_that_began_before_a_name_changed_hands_finish_on_the_old
     client.adapters.delete("moving")
 
 
-async def test_many_first_requests_for_a_cold_adapter_load_it_once(
-    server: LiveServer, client: LoraplexClient, aclient: AsyncLoraplexClient, new_adapter: NewAdapter
-) -> None:
-    client.adapters.create("cold", new_adapter("cold"))
-    loads = server.metric("loraplex_adapter_loads_total")
+@pytest.fixture(scope="module")
+def cold_server(
+    tiny_base: Path, packages: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
+    """A server that asks no golden prompts, so that what is registered stays cold."""
+    settings = {"adapter_roots": packages, "golden_prompts": False}
+    with running_server(tiny_base, tmp_path_factory.mktemp("cold-server"), **settings) as live:
+        register_all(live, packages)
+        yield live
 
-    answers = await answer_all(aclient, [{"prompt": PROMPT, "adapter": "cold", **GREEDY}] * 20)
+
+async def test_many_first_requests_for_a_cold_adapter_load_it_once(
+    cold_server: LiveServer, new_adapter: NewAdapter
+) -> None:
+    """SkyRL #1606: weights were read again on every step of a request that named them."""
+    server = cold_server
+    async with AsyncLoraplexClient(server.target, timeout_s=60) as aclient:
+        cold = await aclient.adapters.create("cold", new_adapter("cold"))
+        loads = server.metric("loraplex_adapter_loads_total")
+        assert cold.version.residency.tier is Tier.DISK
+
+        answers = await answer_all(aclient, [{"prompt": PROMPT, "adapter": "cold", **GREEDY}] * 20)
+
+        residency = (await aclient.adapters.get("cold")).stable.residency
+        await aclient.adapters.delete("cold")
 
     assert len({answer.token_ids for answer in answers}) == 1
     assert server.metric("loraplex_adapter_loads_total") == loads + 1
     assert any(answer.timings.adapter_load_seconds > 0 for answer in answers)
-    client.adapters.delete("cold")
+    assert residency.tier is Tier.SLOT
+    assert residency.read_seconds > 0
+    assert residency.copy_seconds > 0
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
 async def test_a_package_that_breaks_on_disk_fails_its_own_requests_alone(
+    cold_server: LiveServer, new_adapter: NewAdapter, packages: Path, damage: str
+) -> None:
+    """vLLM #5105: files that were missing under load ended the engine of everybody."""
+    server = cold_server
+    async with AsyncLoraplexClient(server.target, timeout_s=60) as aclient:
+        with server.client() as client:
+            await break_package(server, client, aclient, new_adapter(f"breaking-{damage}"), packages, damage)
+
+
+async def break_package(
     server: LiveServer,
     client: LoraplexClient,
     aclient: AsyncLoraplexClient,
-    new_adapter: NewAdapter,
+    folder: Path,
     packages: Path,
     damage: str,
 ) -> None:
-    folder = new_adapter(f"breaking-{damage}")
+    """Damage what was just registered from `folder`, ask for it, and mend it."""
     adapter = client.adapters.create("breaking", folder)
     stored = server.data_dir / "adapters" / adapter.digest
+    (image,) = (server.data_dir / "images").glob(f"*/{adapter.digest}")
+    image.unlink()  # while there is one, the package is not read
     if damage == "missing":
         shutil.rmtree(stored)
     elif damage == "truncated":

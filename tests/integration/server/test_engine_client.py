@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from loraplex_adapters.store import PackageStore
-from loraplex_server.base.fingerprint import base_spec
-from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, PackedAdapter
-from loraplex_server.engine.adapter_residency import AdapterResidency
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine
 from loraplex_server.engine.messages import AddSequence, SamplingParams
@@ -34,13 +29,13 @@ async def test_what_is_sent_between_the_engines_death_and_its_discovery_ends_as_
     try:
         assert client.process_id is not None
         engine = psutil.Process(client.process_id)
-        running_id, running = client.submit(_sequence)
+        running_id, running = client.submit(_sequence())
 
         os.kill(engine.pid, signal.SIGKILL)
         # Blocks the loop on purpose: it must not hear of the death before the next lines.
         psutil.wait_procs([engine], timeout=10)
         time.sleep(0.2)  # noqa: ASYNC251  # and the socket's own thread must
-        sequence_id, stream = client.submit(_sequence)
+        sequence_id, stream = client.submit(_sequence())
         client.finish(running_id, abort=True)
         client.forget_adapter("0" * 64)
 
@@ -57,8 +52,8 @@ async def test_what_is_sent_between_the_engines_death_and_its_discovery_ends_as_
         await client.stop()
 
 
-def _sequence(sequence_id: int) -> AddSequence:
-    return AddSequence(sequence_id, [5, 6, 7], None, b"", SamplingParams(), time.monotonic())
+def _sequence() -> AddSequence:
+    return AddSequence(0, [5, 6, 7], None, b"", SamplingParams(), time.monotonic())
 
 
 def test_an_engine_without_work_watches_for_no_adapter(
@@ -76,22 +71,3 @@ def test_an_engine_without_work_watches_for_no_adapter(
         assert not engine.is_waiting_for_adapters
     finally:
         engine.close()
-
-
-def test_an_adapter_that_was_loaded_for_nobody_is_let_go_when_it_is_forgotten(tiny_base: Path) -> None:
-    layout = AdapterLayout(base_spec(tiny_base))
-    arena = AdapterArena(1000, torch.float32, layout)
-    read = threading.Event()
-
-    def reader(digest: str) -> PackedAdapter:
-        read.set()
-        return PackedAdapter(digest, torch.zeros(10), {})
-
-    residency = AdapterResidency(1, arena, reader)
-    residency.prefetch("a" * 64)
-    assert read.wait(10)
-
-    residency.forget("a" * 64)
-
-    assert residency.num_loading == 0
-    residency.close()

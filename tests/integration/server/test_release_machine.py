@@ -36,6 +36,9 @@ SHORT: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 6, 
 NAMES = st.sampled_from(["one", "team/two"])
 ALIASES = st.sampled_from(["stable", "canary"])
 PACKAGES = st.integers(0, NUM_PACKAGES - 1)
+TARGETS: st.SearchStrategy[str | int | None] = st.one_of(
+    st.none(), st.sampled_from(["stable", "canary"]), PACKAGES
+)
 MAX_RESTARTS = 2  # of one course: each takes seconds
 
 
@@ -153,7 +156,7 @@ class Releases(RuleBasedStateMachine):
 
     @rule(
         name=NAMES,
-        target=st.sampled_from([None, "stable", "canary", *range(NUM_PACKAGES)]),
+        target=TARGETS,
         key=st.text(max_size=3),
     )
     def generate(self, name: str, target: str | int | None, key: str) -> None:

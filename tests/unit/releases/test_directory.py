@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from loraplex_adapters.errors import (
     VersionInUseError,
 )
 from loraplex_adapters.names import AdapterName
+from loraplex_adapters.package import AdapterPackage
 from loraplex_adapters.releases import Adapter, OnExisting, VersionState
-from tests.unit.releases.conftest import OpenFrontEnd, settle
+from loraplex_server.releases.directory import AdapterDirectory
+from tests.unit.releases.conftest import SPEC, OpenFrontEnd, settle
 
 FAQ = AdapterName("default", "faq")
 
@@ -136,13 +140,16 @@ async def test_many_first_requests_fetch_a_package_once(
     digests: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import asyncio
-
     here, there = open_front_end("a", shared=True), open_front_end("b", shared=True)
     await here.register("faq", package_folders[0])
     fetched: list[str] = []
     fetch = there.store.fetch
-    monkeypatch.setattr(there.store, "fetch", lambda digest: (fetched.append(digest), fetch(digest))[1])
+
+    def fetch_and_count(digest: str) -> AdapterPackage:
+        fetched.append(digest)
+        return fetch(digest)
+
+    monkeypatch.setattr(there.store, "fetch", fetch_and_count)
 
     await asyncio.gather(*(there.resolve("faq") for _ in range(20)))
 
@@ -184,11 +191,6 @@ async def test_a_version_for_another_base_is_never_served(
     open_front_end: OpenFrontEnd, package_folders: list[Path]
 ) -> None:
     """vLLM #34186, #55193, #48019: what does not fit the base was served as the base, with 200 OK."""
-    from dataclasses import replace
-
-    from loraplex_server.releases.directory import AdapterDirectory
-    from tests.unit.releases.conftest import SPEC
-
     here = open_front_end()
     await here.register("faq", package_folders[0])
     here.directory = AdapterDirectory(here.registry, here.packages, replace(SPEC, fingerprint="e" * 64))
@@ -199,8 +201,6 @@ async def test_a_version_for_another_base_is_never_served(
 async def test_what_a_crash_left_is_swept(
     open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
 ) -> None:
-    import asyncio
-
     here = open_front_end()
     await here.register("faq", package_folders[0])
     here.store.put(package_folders[1])  # … and the server died before it was registered

@@ -150,7 +150,7 @@ def test_a_repetition_is_the_same_content_but_for_its_id() -> None:
     assert once(version="canary") == once(version="canary")
     assert once(version="canary") != once(version="stable")
     assert messages.content_hash(adapter_pb2.DeleteAdapterRequest(name="faq")) != messages.content_hash(
-        adapter_pb2.GetAdapterRequest(name="faq")
+        adapter_pb2.PinAdapterRequest(name="faq")
     )
     assert messages.once(adapter_pb2.PromoteVersionRequest(name="faq")) is None
 

@@ -212,12 +212,19 @@ def test_the_engine_gets_what_is_set(tmp_path: Path) -> None:
         "num_threads": 1,
         "gpu_memory_share": 0.5,
         "int8_head": True,
+        "host_cache_bytes": 2**21,
+        "adapter_load_threads": 3,
+        "adapter_copy_bytes": 2**17,
     }
     config = load_config(None, {**values, "data_dir": tmp_path}, {})
 
     engine = config.engine_config(Path("/base"))
 
-    paths: dict[str, Any] = {"base_path": Path("/base"), "store_path": tmp_path / "adapters"}
+    paths: dict[str, Any] = {
+        "base_path": Path("/base"),
+        "store_path": tmp_path / "adapters",
+        "images_path": tmp_path / "images",
+    }
     assert engine == EngineConfig(**paths, **values)
     assert {*values, *paths} == set(EngineConfig.__slots__)
     defaults = EngineConfig(**paths)

@@ -77,7 +77,7 @@ def test_nothing_is_submitted_before_the_engine_is_ready(tmp_path: Path) -> None
     client = unstarted_client(tmp_path)
 
     with pytest.raises(EngineUnavailableError, match="starting or restarting"):
-        client.submit(lambda sequence_id: AddSequence(sequence_id, [1], None, b"", SamplingParams(), 0.0))
+        client.submit(AddSequence(0, [1], None, b"", SamplingParams(), 0.0))
 
     assert client.state is EngineState.STARTING
     assert (client.num_streams, client.process_id) == (0, None)

@@ -108,13 +108,26 @@ def test_a_step_of_the_engine_sets_gauges_and_counts_what_it_did(metrics: Metric
         prefix_hit_tokens=32,
         preemptions=1,
         adapter_load_seconds=[0.1, 0.2],
+        adapter_copy_seconds=[0.01, 0.02],
         adapter_evictions=1,
+        adapters_loading=5,
+        arena_bytes_used=600,
+        host_cache_bytes_used=700,
+        compacted_bytes=80,
         device_idle_seconds=0.25,
     )
     metrics.engine_step(stats)
     metrics.engine_step(stats)
 
-    gauges = {"running_sequences": 3, "waiting_sequences": 2, "kv_blocks_used": 17, "adapter_slots_used": 4}
+    gauges = {
+        "running_sequences": 3,
+        "waiting_sequences": 2,
+        "kv_blocks_used": 17,
+        "adapter_slots_used": 4,
+        "adapters_loading": 5,
+        "adapter_arena_used_bytes": 600,
+        "host_cache_used_bytes": 700,
+    }
     counts = {
         "prefix_cache_hit_tokens_total": 64,
         "preemptions_total": 2,
@@ -122,6 +135,8 @@ def test_a_step_of_the_engine_sets_gauges_and_counts_what_it_did(metrics: Metric
         "device_idle_seconds_total": 0.5,
         "adapter_evictions_total": 2,
         "adapter_load_seconds_count": 4,
+        "adapter_copy_seconds_count": 4,
+        "adapter_arena_moved_bytes_total": 160,
         "step_seconds_count": 2,
         "batch_sequences_sum": 6,
         "batch_adapters_sum": 4,
@@ -163,6 +178,10 @@ def test_each_start_of_an_engine_is_counted_and_what_it_loaded_is_shown(metrics:
         block_size=32,
         adapter_slots=16,
         adapter_arena_elements=1000,
+        adapter_arena_bytes=4000,
+        adapter_element_bytes=4,
+        adapter_layout="cpu-1-float32-f",
+        host_cache_bytes=8000,
         max_running=1,
         load_seconds=1.0,
         eos_token_ids=(2,),

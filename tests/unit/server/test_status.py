@@ -20,6 +20,7 @@ from loraplex_adapters.errors import (
     FieldViolation,
     InvalidRequestError,
     LoraplexError,
+    QuotaExceededError,
 )
 from loraplex_server.config import ConfigError
 from loraplex_server.errors import (
@@ -78,6 +79,7 @@ def details_of(packed: Any) -> dict[str, Any]:
         error_details_pb2.RequestInfo,
         error_details_pb2.BadRequest,
         error_details_pb2.RetryInfo,
+        error_details_pb2.QuotaFailure,
     )
     found: dict[str, Any] = {}
     for entry in status.details:
@@ -112,6 +114,8 @@ def make(error: type[LoraplexError]) -> LoraplexError:
         return InvalidRequestError([FieldViolation("prompt", "must not be empty")])
     if error is QueueFullError:
         return QueueFullError("full", 2.5)
+    if error is QuotaExceededError:
+        return QuotaExceededError("has too much", "tenants/a")
     return error("something to do")
 
 
