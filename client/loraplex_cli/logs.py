@@ -8,6 +8,9 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+# A lost database is told once, with its cause; the pool would add a traceback for each connection. Migrations that find
+# nothing to do are no news.
+_QUIETER = {"sqlalchemy.pool": logging.CRITICAL, "alembic": logging.WARNING}
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -16,6 +19,8 @@ def start_logging(log_format: Literal["text", "json"]) -> None:
     handler = StandardErrorHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name, level in _QUIETER.items():
+        logging.getLogger(name).setLevel(level)
 
 
 class StandardErrorHandler(logging.StreamHandler[TextIO]):

@@ -156,19 +156,17 @@ class Releases(RuleBasedStateMachine):
 
     @rule(
         name=NAMES,
-        target=TARGETS,
+        asked=TARGETS,
         key=st.text(max_size=3),
     )
-    def generate(self, name: str, target: str | int | None, key: str) -> None:
+    def generate(self, name: str, asked: str | int | None, key: str) -> None:
         """The right digest, and that digest's tokens."""
-        suffix = (
-            "" if target is None else f"@{target if isinstance(target, str) else self.stage.digests[target]}"
-        )
+        suffix = "" if asked is None else f"@{asked if isinstance(asked, str) else self.stage.digests[asked]}"
         allowed: set[int] = set()
         answers = []
 
         def model() -> None:
-            allowed.update(self.model.get(name).served(target))
+            allowed.update(self.model.get(name).served(asked))
 
         self._both(
             model,
