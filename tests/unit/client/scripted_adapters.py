@@ -39,6 +39,7 @@ class Adapters:
     watch_faults: list[Fault] = field(
         default_factory=list
     )  # ends of the next calls, after `after_events` each
+    watch_stays_open: bool = False  # after the events, until the caller leaves
     watch_ended: threading.Event = field(default_factory=threading.Event)
 
     def request(self, kind: type[Message]) -> Any:
@@ -204,6 +205,8 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
             if fault is not None and number == fault.after_events:
                 break
             yield each
+        while self._adapters.watch_stays_open and context.is_active():
+            self._adapters.watch_ended.wait(0.02)
         if fault is not None:
             abort(context, fault)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -15,7 +14,7 @@ from loraplex_client import (
     ServerUnreachableError,
     UnavailableError,
 )
-from loraplex_client.adapter_requests import registration
+from loraplex_client.adapter_requests import RegisterOptions, registration
 from loraplex_client.upload import UPLOAD_CHUNK_BYTES, check_upload_files, upload_requests
 from tests.unit.client.faults import Fault, error_info, retry_info
 from tests.unit.client.scripted_server import ScriptedServer
@@ -77,20 +76,15 @@ def test_a_folder_without_weights_is_refused_before_anything_is_sent(tmp_path: P
 
 async def test_both_clients_send_the_same_upload(server: ScriptedServer, package: Path) -> None:
     looks: list[tuple[int, int]] = []
-    options: Any = {
-        "upload_id": "mine",
-        "request_id": "once",
-        "alias": "canary",
-        "on_existing": "add_version",
-    }
+    options: RegisterOptions = {"request_id": "once", "alias": "canary", "on_existing": "add_version"}
 
     with LoraplexClient(server.target) as client:
         made = client.adapters.upload(
-            "shop", package, on_progress=lambda *look: looks.append(look), **options
+            "shop", package, upload_id="mine", on_progress=lambda *look: looks.append(look), **options
         )
     server.adapters.received.clear()
     async with AsyncLoraplexClient(server.target) as async_client:
-        made_async = await async_client.adapters.upload("shop", package, **options)
+        made_async = await async_client.adapters.upload("shop", package, upload_id="mine", **options)
 
     first, second = server.adapters.uploads
     assert first == second
