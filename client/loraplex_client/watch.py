@@ -21,7 +21,7 @@ WatchedEvent = tuple[AdapterEvent, str]
 """An event, and the token to go on behind it."""
 
 DEFAULT_PATIENCE_S = 60.0
-_ESTABLISHED_AFTER_S = 1.0
+_ESTABLISHED_AFTER_S = 5.0
 """A connected server that refuses a watch does so sooner; a call that lasted longer was a watch."""
 _END_OF_STREAM: Any = grpc.aio.EOF
 

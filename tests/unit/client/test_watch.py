@@ -12,6 +12,7 @@ from loraplex_client import (
     ServerUnreachableError,
     UnavailableError,
 )
+from loraplex_client.watch import WatchPosition
 from tests.unit.client.faults import Fault, error_info
 from tests.unit.client.scripted_adapters import STABLE_DIGEST, event
 from tests.unit.client.scripted_server import ScriptedServer
@@ -68,6 +69,23 @@ def test_a_refused_watch_is_not_tried_again(client: LoraplexClient, server: Scri
     with pytest.raises(InvalidRequestError):
         next(client.adapters.watch("nonsense/"))
     assert server.num_calls == 1
+
+
+def test_patience_begins_anew_after_a_call_that_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("loraplex_client.watch.time.monotonic", lambda: now_s)
+    position = WatchPosition("", "", patience_s=60)
+    failure = UnavailableError("draining", code=grpc.StatusCode.UNAVAILABLE, reason="DRAINING")
+
+    position.begin_call()
+    now_s = 3600  # an hour without an event was a watch, not a wait for a server
+    assert position.pause_s(failure) is not None
+    for now_s in (3610, 3620, 3659):
+        position.begin_call()
+        assert position.pause_s(failure) is not None
+    now_s = 3661
+    position.begin_call()
+    assert position.pause_s(failure) is None
 
 
 def test_a_server_that_stays_unavailable_is_given_up_after_the_patience(
