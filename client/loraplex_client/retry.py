@@ -11,7 +11,7 @@ from loraplex_client.service_config import BACKOFF_MULTIPLIER, INITIAL_BACKOFF_S
 class RetryBudget:
     """Attempts and time left of one call.
 
-    UNAVAILABLE is its business only where the caller says so: for all other calls grpc retries it by the service config.
+    UNAVAILABLE is its business only where the caller says so: else grpc retries it by the service config.
     """
 
     def __init__(self, timeout_s: float | None) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import grpc
 import pytest
 
@@ -11,6 +13,7 @@ from loraplex_client import (
     LoraplexClient,
     ServerUnreachableError,
     UnavailableError,
+    watch,
 )
 from loraplex_client.watch import WatchPosition
 from tests.unit.client.faults import Fault, error_info
@@ -72,18 +75,18 @@ def test_a_refused_watch_is_not_tried_again(client: LoraplexClient, server: Scri
 
 
 def test_patience_begins_anew_after_a_call_that_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = 0.0
-    monkeypatch.setattr("loraplex_client.watch.time.monotonic", lambda: now_s)
+    clock = SimpleNamespace(now_s=1.0, monotonic=lambda: clock.now_s)
+    monkeypatch.setattr(watch, "time", clock)
     position = WatchPosition("", "", patience_s=60)
     failure = UnavailableError("draining", code=grpc.StatusCode.UNAVAILABLE, reason="DRAINING")
 
     position.begin_call()
-    now_s = 3600  # an hour without an event was a watch, not a wait for a server
+    clock.now_s = 3600.0  # an hour without an event was a watch, not a wait for a server
     assert position.pause_s(failure) is not None
-    for now_s in (3610, 3620, 3659):
+    for clock.now_s in (3610.0, 3620.0, 3659.0):
         position.begin_call()
         assert position.pause_s(failure) is not None
-    now_s = 3661
+    clock.now_s = 3661.0
     position.begin_call()
     assert position.pause_s(failure) is None
 
