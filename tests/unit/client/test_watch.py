@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -75,7 +76,8 @@ def test_a_refused_watch_is_not_tried_again(client: LoraplexClient, server: Scri
 
 
 def test_patience_begins_anew_after_a_call_that_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now_s=1.0, monotonic=lambda: clock.now_s)
+    clock: Any = SimpleNamespace(now_s=1.0)
+    clock.monotonic = lambda: clock.now_s
     monkeypatch.setattr(watch, "time", clock)
     position = WatchPosition("", "", patience_s=60)
     failure = UnavailableError("draining", code=grpc.StatusCode.UNAVAILABLE, reason="DRAINING")
