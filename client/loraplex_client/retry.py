@@ -9,7 +9,10 @@ from loraplex_client.service_config import BACKOFF_MULTIPLIER, INITIAL_BACKOFF_S
 
 
 class RetryBudget:
-    """Attempts and time left of one call. UNAVAILABLE is not its business: grpc retries that by the service config."""
+    """Attempts and time left of one call.
+
+    UNAVAILABLE is its business only where the caller says so: else grpc retries it by the service config.
+    """
 
     def __init__(self, timeout_s: float | None) -> None:
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s

@@ -26,8 +26,14 @@ SERVICE_CONFIG: dict[str, Any] = {
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         },
-        # Without a policy: gRPC would send a broken upload again from its first byte, which the server has already.
-        {"name": [{"service": "loraplex.v1.AdapterService", "method": "UploadAdapter"}]},
+        # Without a policy. gRPC would send a broken upload again from its first byte, which the server has already, and
+        # begin a broken watch again where it began.
+        {
+            "name": [
+                {"service": "loraplex.v1.AdapterService", "method": "UploadAdapter"},
+                {"service": "loraplex.v1.AdapterService", "method": "WatchAdapters"},
+            ]
+        },
     ],
     # Each failure costs one token, each success gives back a tenth; below half of them nothing is retried.
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},

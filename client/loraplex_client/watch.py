@@ -12,16 +12,16 @@ import grpc
 import grpc.aio
 
 from loraplex.v1 import adapter_pb2
-from loraplex_client import adapter_decode
+from loraplex_client import adapter_decode, health
 from loraplex_client.adapter_results import AdapterEvent
-from loraplex_client.errors import LoraplexApiError, UnavailableError, api_error, unreachable
+from loraplex_client.errors import DeadlineError, LoraplexApiError, UnavailableError, api_error, unreachable
 from loraplex_client.retry import backoff_s
 
 WatchedEvent = tuple[AdapterEvent, str]
 """An event, and the token to go on behind it."""
 
 DEFAULT_PATIENCE_S = 60.0
-_ESTABLISHED_AFTER_S = 1.0
+_ESTABLISHED_AFTER_S = 5.0
 """A connected server that refuses a watch does so sooner; a call that lasted longer was a watch."""
 _END_OF_STREAM: Any = grpc.aio.EOF
 
@@ -36,6 +36,11 @@ class WatchPosition:
         self._called_s = 0.0
         self._num_failures = 0
         self._broken_since_s: float | None = None
+
+    def check_reached(self, failure: LoraplexApiError) -> None:
+        """Raises ServerUnreachableError if a wait for a connection failed; any other failure came over one."""
+        if isinstance(failure, DeadlineError):
+            raise unreachable(self.patience_s) from None
 
     def begin_call(self) -> adapter_pb2.WatchAdaptersRequest:
         """The request of a call that begins now, on a connection that stands."""
@@ -68,7 +73,9 @@ class AdapterWatch(Iterator[WatchedEvent]):
     """Events in order, none twice. Leaving its `with` block, or `cancel`, ends it on the server too."""
 
     def __init__(self, channel: grpc.Channel, method: Any, position: WatchPosition) -> None:
-        self._channel = channel
+        self._check: Any = channel.unary_unary(
+            health.CHECK_METHOD, request_serializer=health.as_bytes, response_deserializer=health.as_bytes
+        )
         self._method = method
         self._position = position
         self._call: Any = None
@@ -101,13 +108,10 @@ class AdapterWatch(Iterator[WatchedEvent]):
             self._call.cancel()
 
     def _connect(self) -> None:
-        ready = grpc.channel_ready_future(self._channel)
         try:
-            ready.result(self._position.patience_s)
-        except grpc.FutureTimeoutError:
-            raise unreachable(self._position.patience_s) from None
-        finally:
-            ready.cancel()
+            self._check(health.REQUEST, timeout=self._position.patience_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            self._position.check_reached(api_error(error))
         self._call = self._method(self._position.begin_call())
 
 
@@ -115,7 +119,9 @@ class AsyncAdapterWatch(AsyncIterator[WatchedEvent]):
     """As AdapterWatch, awaited."""
 
     def __init__(self, channel: grpc.aio.Channel, method: Any, position: WatchPosition) -> None:
-        self._channel = channel
+        self._check: Any = channel.unary_unary(
+            health.CHECK_METHOD, request_serializer=health.as_bytes, response_deserializer=health.as_bytes
+        )
         self._method = method
         self._position = position
         self._call: Any = None
@@ -153,7 +159,7 @@ class AsyncAdapterWatch(AsyncIterator[WatchedEvent]):
 
     async def _connect(self) -> None:
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), self._position.patience_s)
-        except TimeoutError:
-            raise unreachable(self._position.patience_s) from None
+            await self._check(health.REQUEST, timeout=self._position.patience_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            self._position.check_reached(api_error(error))
         self._call = self._method(self._position.begin_call())

@@ -4,14 +4,13 @@ import inspect
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from grpc_health.v1 import health_pb2
 
 from loraplex_client import AsyncLoraplexClient, LoraplexClient, UnavailableError
-from loraplex_client.async_client import AsyncAdapterCalls
-from loraplex_client.client import AdapterCalls
+from loraplex_client.adapter_calls import AdapterCalls
+from loraplex_client.async_adapter_calls import AsyncAdapterCalls
 from tests.unit.client.scripted_server import ScriptedServer
 
 HEAVY = ("torch", "transformers", "pydantic", "typer", "rich", "loraplex_server", "loraplex_adapters")
@@ -23,40 +22,6 @@ def test_importing_the_client_imports_nothing_heavy() -> None:
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert found.stdout.strip() == "[]"
-
-
-def test_a_list_is_continued_over_all_pages(client: LoraplexClient, server: ScriptedServer) -> None:
-    server.num_adapters = 7
-
-    names = [adapter.name for adapter in client.adapters.list(page_size=3)]
-
-    assert names == [f"a{index}" for index in range(7)]
-
-
-async def test_the_async_list_is_continued_over_all_pages(server: ScriptedServer) -> None:
-    server.num_adapters = 7
-    async with AsyncLoraplexClient(server.target) as client:
-        names = [adapter.name async for adapter in client.adapters.list(page_size=3)]
-
-    assert names == [f"a{index}" for index in range(7)]
-
-
-async def test_both_clients_send_the_same_upload(server: ScriptedServer, tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"w" * 3_000_000)
-
-    looks: list[tuple[int, int]] = []
-
-    with LoraplexClient(server.target) as client:
-        client.adapters.upload("up", tmp_path, on_progress=lambda sent, total: looks.append((sent, total)))
-    async with AsyncLoraplexClient(server.target) as async_client:
-        await async_client.adapters.upload("up", tmp_path)
-
-    first, second = server.uploads
-    assert first == second
-    assert len(first) == 5  # header, config, three pieces of weights
-    assert [total for _, total in looks] == [3_000_002] * 4
-    assert looks[-1][0] == 3_000_002
 
 
 def test_leaving_a_stream_cancels_it_on_the_server(client: LoraplexClient, server: ScriptedServer) -> None:

@@ -6,7 +6,9 @@ from google.rpc import error_details_pb2
 
 from loraplex_client import (
     AlreadyExistsError,
+    ConflictError,
     DeadlineError,
+    EventsExpiredError,
     FieldViolation,
     InvalidRequestError,
     LoraplexApiError,
@@ -18,13 +20,15 @@ from loraplex_client import (
     ServerUnreachableError,
     UnavailableError,
 )
-from tests.unit.client.scripted_server import Fault, ScriptedServer, error_info, retry_info
+from tests.unit.client.faults import Fault, error_info, retry_info
+from tests.unit.client.scripted_server import ScriptedServer
 
 CODES = [
     (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequestError),
     (grpc.StatusCode.OUT_OF_RANGE, InvalidRequestError),
     (grpc.StatusCode.NOT_FOUND, NotFoundError),
     (grpc.StatusCode.ALREADY_EXISTS, AlreadyExistsError),
+    (grpc.StatusCode.ABORTED, ConflictError),
     (grpc.StatusCode.FAILED_PRECONDITION, PreconditionError),
     (grpc.StatusCode.RESOURCE_EXHAUSTED, OverloadedError),
     (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineError),
@@ -66,6 +70,34 @@ def test_the_details_of_a_refusal_are_read(client: LoraplexClient, server: Scrip
     assert caught.value.request_id == "abc"
     assert caught.value.violations == (FieldViolation("sampling.top_p", "is 7"),)
     assert caught.value.retry_after_s == 1.25
+
+
+def test_a_watch_token_too_old_has_an_error_of_its_own(
+    client: LoraplexClient, server: ScriptedServer
+) -> None:
+    server.faults = [Fault(grpc.StatusCode.OUT_OF_RANGE, details=(error_info("EVENTS_EXPIRED"),))]
+
+    with pytest.raises(EventsExpiredError):
+        next(client.adapters.watch(resume_token="3"))
+
+
+def test_a_quota_that_is_used_up_is_told_in_the_message(
+    client: LoraplexClient, server: ScriptedServer
+) -> None:
+    quota = error_details_pb2.QuotaFailure(
+        violations=[
+            error_details_pb2.QuotaFailure.Violation(subject="store", description="9 of 9 GiB are in use")
+        ]
+    )
+    server.faults = [
+        Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much", (error_info("QUOTA_EXCEEDED"), quota)),
+        Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much: 9 of 9 GiB are in use", (quota,)),
+    ]
+
+    for message in ("too much; 9 of 9 GiB are in use", "too much: 9 of 9 GiB are in use"):
+        with pytest.raises(OverloadedError) as caught:
+            client.adapters.create("shop", "/shop")
+        assert caught.value.message == message
 
 
 def test_a_port_where_nothing_listens_is_unreachable() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,12 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraplex_client.requests import (
-    UPLOAD_CHUNK_BYTES,
     GenerateOptions,
-    check_upload_files,
     count_request,
     generate_request,
-    upload_requests,
 )
 
 _SAMPLING = {
@@ -61,6 +57,7 @@ def test_every_option_reaches_the_wire() -> None:
         "logprobs": 0,
         "include_token_ids": True,
         "request_id": "mine",
+        "routing_key": "customer-7",
     }
 
     request = generate_request(None, None, [1, 2], options)
@@ -72,6 +69,7 @@ def test_every_option_reaches_the_wire() -> None:
     assert request.options.HasField("top_logprobs")
     assert request.options.include_token_ids
     assert request.request_id == "mine"
+    assert request.routing_key == "customer-7"
     assert list(request.token_ids.ids) == [1, 2]
     assert request.WhichOneof("input") == "token_ids"
 
@@ -100,33 +98,3 @@ def test_a_misspelt_option_is_refused_by_name() -> None:
 
     with pytest.raises(TypeError, match="temprature"):
         generate_request("x", None, None, options)
-
-
-def test_an_upload_carries_both_files_in_bounded_pieces_in_order(tmp_path: Path) -> None:
-    contents = {
-        "adapter_config.json": b"{}",
-        "adapter_model.safetensors": bytes(range(256)) * (2 * UPLOAD_CHUNK_BYTES // 256 + 1),
-    }
-    for name, data in contents.items():
-        (tmp_path / name).write_bytes(data)
-
-    header, *pieces = upload_requests("n", tmp_path, validate_only=True, expected_digest="d")
-
-    assert (header.header.name, header.header.validate_only, header.header.expected_digest) == (
-        "n",
-        True,
-        "d",
-    )
-    received = dict.fromkeys(contents, b"")
-    for piece in pieces:
-        assert 1 <= len(piece.chunk.data) <= UPLOAD_CHUNK_BYTES
-        assert piece.chunk.offset == len(received[piece.chunk.file_name])
-        received[piece.chunk.file_name] += piece.chunk.data
-    assert received == contents
-
-
-def test_a_folder_without_weights_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-
-    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
-        check_upload_files(tmp_path)

@@ -16,7 +16,8 @@ from loraplex_client import (
     UnavailableError,
 )
 from loraplex_client.service_config import MAX_ATTEMPTS, SERVICE_CONFIG
-from tests.unit.client.scripted_server import Fault, ScriptedServer, error_info, retry_info
+from tests.unit.client.faults import Fault, error_info, retry_info
+from tests.unit.client.scripted_server import ScriptedServer
 
 OVERLOADED = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, details=(error_info("QUEUE_FULL"), retry_info(0.05)))
 OVERLOADED_FOR_GOOD = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, details=(error_info("UPLOAD_TOO_LARGE"),))
@@ -24,9 +25,15 @@ UNAVAILABLE = Fault(grpc.StatusCode.UNAVAILABLE, details=(error_info("ENGINE_UNA
 
 
 def test_the_service_config_retries_unavailable_alone() -> None:
-    policies = [method["retryPolicy"] for method in SERVICE_CONFIG["methodConfig"]]
+    policies = [method["retryPolicy"] for method in SERVICE_CONFIG["methodConfig"] if "retryPolicy" in method]
 
     assert [policy["retryableStatusCodes"] for policy in policies] == [["UNAVAILABLE"]]
+
+
+def test_what_goes_on_from_where_it_broke_is_not_begun_again_by_the_channel() -> None:
+    (without_policy,) = (method for method in SERVICE_CONFIG["methodConfig"] if "retryPolicy" not in method)
+
+    assert {name["method"] for name in without_policy["name"]} == {"UploadAdapter", "WatchAdapters"}
 
 
 def test_unavailable_is_retried_by_the_channel(client: LoraplexClient, server: ScriptedServer) -> None:
