@@ -84,7 +84,11 @@ def document(result: Result) -> Any:
     return json.loads(line)
 
 
-@pytest.mark.parametrize(("command", "arguments", "keys"), COMMANDS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("command", "arguments", "keys"),
+    COMMANDS,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value)[:40],
+)
 def test_a_command_prints_one_document_or_text(
     run: Any, command: str, arguments: tuple[str, ...], keys: set[str]
 ) -> None:
