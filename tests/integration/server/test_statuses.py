@@ -94,9 +94,12 @@ class Rows:
         rollback = adapter_pb2.RollbackAliasRequest(name="released")
         yield adapter_errors.NothingToRollBackError, failure_of(lambda: adapters.RollbackAlias(rollback))
         wrong = {"expected_digest": "0" * 64}
-        assert failure_of(lambda: upload("other", old, **wrong)).reason == "DIGEST_MISMATCH"
+        assert failure_of(lambda: upload("another", old, **wrong)).reason == "DIGEST_MISMATCH"
         upload("released", new, on_existing=adapter_pb2.EXISTING_ADAPTER_ADD_VERSION, request_id="once")
-        yield adapter_errors.RequestIdReusedError, failure_of(lambda: upload("other", new, request_id="once"))
+        yield (
+            adapter_errors.RequestIdReusedError,
+            failure_of(lambda: upload("another", new, request_id="once")),
+        )
         one = adapter_pb2.DeleteVersionRequest(name="released", version=digest)
         yield adapter_errors.VersionInUseError, failure_of(lambda: adapters.DeleteVersion(one))
         alias = adapter_pb2.DeleteAliasRequest(name="released", alias="stable")
