@@ -16,9 +16,11 @@ import torch
 from loraplex_adapters.store import PackageStore
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, PackedAdapter
+from loraplex_server.engine.adapter_loader import Allocate
 from loraplex_server.engine.adapter_residency import AdapterResidency
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine
+from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.messages import AddSequence, SamplingParams
 from loraplex_server.engine_client import EngineClient, EngineState
 from loraplex_server.errors import EngineRestartedError
@@ -81,13 +83,14 @@ def test_an_engine_without_work_watches_for_no_adapter(
 def test_an_adapter_that_was_loaded_for_nobody_is_let_go_when_it_is_forgotten(tiny_base: Path) -> None:
     layout = AdapterLayout(base_spec(tiny_base))
     arena = AdapterArena(1000, torch.float32, layout)
+    cache = HostCache(1000, torch.float32, pin_memory=False)
     read = threading.Event()
 
-    def reader(digest: str) -> PackedAdapter:
+    def reader(digest: str, allocate: Allocate) -> PackedAdapter:
         read.set()
-        return PackedAdapter(digest, torch.zeros(10), {})
+        return PackedAdapter(digest, allocate(10), {})
 
-    residency = AdapterResidency(1, arena, reader)
+    residency = AdapterResidency(1, arena, cache, reader, copy_bytes=1000)
     residency.prefetch("a" * 64)
     assert read.wait(10)
 
