@@ -20,7 +20,6 @@ from loraplex_server.engine.adapter_slots import AdapterSlots, Occupant
 from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.messages import AdapterLoadFailure, AdapterMove, Tier
 
-
 log = logging.getLogger(__name__)
 
 

@@ -27,7 +27,7 @@ class RunningLoop:
     """An engine's loop in a thread, driven through its sockets."""
 
     def __init__(self, world: World) -> None:
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self.commands = context.socket(zmq.PUSH)
         receiver = context.socket(zmq.PULL)
         port = self.commands.bind_to_random_port("tcp://127.0.0.1")
