@@ -121,9 +121,8 @@ def test_an_image_holds_the_bits_that_the_engine_would_pack(
     package = save_package(tmp_path / "made", SPEC, ranks, dtype=stored, seed=seed)
     layout = layout_name(device, element, SPEC)
     write_image(package, match_to_base(package, SPEC, 16), SPEC, layout, tmp_path)
-    reader = StoreReader(
-        StorePlaces(tmp_path / "no store", tmp_path, layout), SPEC, 16, pytest.fail, num_threads=1
-    )
+    nowhere = StorePlaces(tmp_path / "no store", tmp_path, layout)
+    reader = StoreReader(nowhere, SPEC, 16, lambda weights: pytest.fail("it was packed"), num_threads=1)
 
     image = reader(package.digest, lambda num_elements: torch.empty(num_elements, dtype=DTYPES[element]))
 
