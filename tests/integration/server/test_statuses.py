@@ -263,7 +263,7 @@ def rows(own_server: StartServer, packages: Path, new_adapter: NewAdapter, tmp_p
 def test_every_row_is_met_with_its_status_its_reason_and_its_details(rows: Rows) -> None:
     met = []
     for row, failure in rows.meet():
-        assert (row, failure.code) == (row, status_code(row.__new__(row)))
+        assert (row, failure.code, failure.message) == (row, status_code(row.__new__(row)), failure.message)
         assert (row, failure.reason) == (row, row.reason)
         assert failure.request_id
         assert failure.message

@@ -58,6 +58,7 @@ def test_only_flags_that_were_given_count() -> None:
         "port": 0,
         "host": None,
         "adapter_roots": [],
+        "adapter_url_schemes": (),
         "reflection": False,
     }
 
