@@ -212,7 +212,7 @@ def setting_flags(parameters: dict[str, Any]) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, StrEnum) else value
         for name, value in parameters.items()
-        if name not in ("config", "as_json") and value is not None and value != []
+        if name not in ("config", "as_json") and value not in (None, [], ())  # False and 0 were given
     }
 
 

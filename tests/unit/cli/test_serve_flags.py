@@ -5,6 +5,8 @@ import re
 from typing import Any, get_type_hints
 
 import pytest
+import typer
+import typer.core
 from typer.testing import CliRunner
 
 from loraplex_cli.commands.serve import serve, setting_flags
@@ -58,10 +60,20 @@ def test_only_flags_that_were_given_count() -> None:
         "port": 0,
         "host": None,
         "adapter_roots": [],
+        "signature_keys": (),
         "reflection": False,
     }
 
     assert setting_flags(parameters) == {"port": 0, "reflection": False}
+
+
+def test_a_command_line_without_flags_sets_nothing() -> None:
+    """So that environment, file and defaults decide, for lists too."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+
+    with group.commands["serve"].make_context("serve", []) as context:
+        assert setting_flags(context.params) == {}
 
 
 @pytest.mark.parametrize(
