@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,18 @@ import psutil
 import pytest
 
 from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
-from loraplex_client import AsyncLoraplexClient, LoraplexApiError, LoraplexClient
+from loraplex_client import LoraplexApiError, LoraplexClient
 from loraplex_client.errors import api_error
 from tests.integration.conftest import ADAPTERS, register_all
 from tests.integration.live_server import LiveServer, await_idle, eventually, running_server
 from tests.integration.raw_calls import raw_channel
-from tests.integration.streams import PROMPT, collect_async
+from tests.integration.streams import unchanged_streams
 from tests.support import bad_packages
 from tests.support.bad_packages import Spoil, rewrite_weights
 
 REFUSED_WITHIN_S = 10.0  # a second is promised; a machine that is busy with other tests may take longer
 MAX_GROWTH_BYTES = 64 * 2**20  # of the front end over the whole list
 MAX_ADAPTER_BYTES = 80 * 10**6  # a million tensors fit, and an upload without end is soon there
-LONG: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 200, "include_token_ids": True}
 INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
 WEIGHTS = "adapter_model.safetensors"
 NEW = "bad/refused"
@@ -92,7 +90,7 @@ async def test_every_bad_registration_is_refused_and_streams_of_other_adapters_k
         listed = [(adapter.name, adapter.etag) for adapter in client.adapters.list()]
         front_end = psutil.Process(bounded_server.process.pid)
 
-        async with streams_that_never_change(bounded_server):
+        async with unchanged_streams(bounded_server, ADAPTERS):
             bytes_before = front_end.memory_info().rss
             failures = [await asyncio.to_thread(failure_of_case, case, client) for case in cases]
             bytes_after = front_end.memory_info().rss
@@ -122,33 +120,6 @@ def failure_of_case(case: Refused, client: LoraplexClient) -> str:
     if took_s > REFUSED_WITHIN_S:
         return f"{case.title} took {took_s:.1f} s"
     return ""
-
-
-@asynccontextmanager
-async def streams_that_never_change(server: LiveServer) -> AsyncIterator[None]:
-    """Greedy streams of every adapter and the base run all the while; each must have the tokens it has alone."""
-    over = asyncio.Event()
-    async with AsyncLoraplexClient(server.target, timeout_s=120) as client:
-
-        async def ask(adapter: str) -> tuple[int, ...]:
-            return (await collect_async(client.stream(PROMPT, adapter=adapter, **LONG))).token_ids
-
-        async def repeat(adapter: str) -> int:
-            rounds = 0
-            while not over.is_set():
-                assert await ask(adapter) == alone[adapter]
-                rounds += 1
-            return rounds
-
-        alone = {adapter: await ask(adapter) for adapter in ("", *ADAPTERS)}
-        assert len(set(alone.values())) == len(alone)
-        running = [asyncio.create_task(repeat(adapter)) for adapter in alone]
-        try:
-            yield
-        finally:
-            over.set()
-            rounds = await asyncio.gather(*running)
-        assert min(rounds) > 0
 
 
 def bad_names(packages: Path) -> Iterator[Refused]:
