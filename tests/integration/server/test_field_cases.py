@@ -26,8 +26,8 @@ from loraplex_client import (
     NotFoundError,
     PlannedAdapters,
 )
-from tests.integration.conftest import ADAPTERS, NewAdapter, register_all
-from tests.integration.live_server import LiveServer, eventually, running_server
+from tests.integration.conftest import ADAPTERS, NewAdapter
+from tests.integration.live_server import LiveServer, eventually
 from tests.integration.streams import ENDLESS, GREEDY, PROMPT, begin, unchanged_streams
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -37,26 +37,15 @@ BLOCKS_OF_TEXT = "A prompt that fills several blocks of the cache, so that its b
 Rename = Callable[[str], str]
 
 
-@pytest.fixture(scope="module")
-def full_server(
-    tiny_base: Path, packages: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LiveServer]:
-    """A server with as many slots as ADAPTERS, so that one adapter more must wait or evict."""
-    settings = {"adapter_roots": packages, "adapter_slots": len(ADAPTERS)}
-    with running_server(tiny_base, tmp_path_factory.mktemp("full-server"), **settings) as live:
-        register_all(live, packages)
-        yield live
-
-
 @pytest.fixture
-def client(full_server: LiveServer) -> Iterator[LoraplexClient]:
-    with full_server.client() as made:
+def client(few_slots_server: LiveServer) -> Iterator[LoraplexClient]:
+    with few_slots_server.client() as made:
         yield made
 
 
 @pytest_asyncio.fixture
-async def aclient(full_server: LiveServer) -> AsyncIterator[AsyncLoraplexClient]:
-    async with AsyncLoraplexClient(full_server.target, timeout_s=60) as made:
+async def aclient(few_slots_server: LiveServer) -> AsyncIterator[AsyncLoraplexClient]:
+    async with AsyncLoraplexClient(few_slots_server.target, timeout_s=60) as made:
         yield made
 
 
@@ -70,7 +59,7 @@ def copy_of_red(packages: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_adapters_come_and_go_while_streams_of_others_run(
-    full_server: LiveServer, aclient: AsyncLoraplexClient, new_adapter: NewAdapter
+    few_slots_server: LiveServer, aclient: AsyncLoraplexClient, new_adapter: NewAdapter
 ) -> None:
     """vLLM #13698: loading an adapter during a generation crashed the server; #31941: a load stops everybody's steps.
 
@@ -78,7 +67,7 @@ async def test_adapters_come_and_go_while_streams_of_others_run(
     """
     folders = [new_adapter(f"coming{number}", r=1 + 4 * number) for number in range(3)]
 
-    async with unchanged_streams(full_server, ADAPTERS):
+    async with unchanged_streams(few_slots_server, ADAPTERS):
         for folder in folders * 2:
             registered = await aclient.adapters.create("coming/one", folder, on_existing="promote")
             answer = await aclient.generate(PROMPT, adapter="coming/one", **SHORT)
@@ -297,7 +286,7 @@ def test_a_tenant_of_a_high_rank_comes_without_a_restart(
 
 
 def test_an_idle_adapter_stays_visible_with_where_it_is(
-    full_server: LiveServer, client: LoraplexClient
+    few_slots_server: LiveServer, client: LoraplexClient
 ) -> None:
     """vLLM #45325: an adapter left the metrics as soon as it was idle, so nobody could see what is warm.
 
@@ -309,9 +298,9 @@ def test_an_idle_adapter_stays_visible_with_where_it_is(
 
     for name in ADAPTERS:
         assert client.adapters.get(name).stable.is_resident
-        assert full_server.metric("loraplex_requests_total", adapter=name) > 0
-        assert full_server.metric("loraplex_completion_tokens_total", adapter=name) > 0
-    assert full_server.metric("loraplex_adapter_slots_used") == len(ADAPTERS)
+        assert few_slots_server.metric("loraplex_requests_total", adapter=name) > 0
+        assert few_slots_server.metric("loraplex_completion_tokens_total", adapter=name) > 0
+    assert few_slots_server.metric("loraplex_adapter_slots_used") == len(ADAPTERS)
 
 
 @pytest.mark.parametrize("base_name", [None, "", "an-organization/a-model-that-is-nowhere", "/a/folder"])

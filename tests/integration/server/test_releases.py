@@ -26,29 +26,18 @@ from loraplex_client import (
     Tier,
     VersionState,
 )
-from tests.integration.conftest import NewAdapter, register_all
+from tests.integration.conftest import ADAPTERS, NewAdapter
 from tests.integration.live_server import LiveServer, eventually, free_port, running_server
 from tests.integration.streams import ENDLESS, GREEDY, PROMPT
 from tests.unit.admission.test_sources import Site
 
 SHORT: dict[str, Any] = {**GREEDY, "max_tokens": 8}
-SLOTS = 3
-
-
-@pytest.fixture(scope="module")
-def release_server(
-    tiny_base: Path, packages: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LiveServer]:
-    """A server of few slots that may read URLs of this machine."""
-    settings = {"adapter_roots": packages, "adapter_slots": SLOTS, "allow_private_hosts": True}
-    with running_server(tiny_base, tmp_path_factory.mktemp("release-server"), **settings) as live:
-        register_all(live, packages)
-        yield live
+SLOTS = len(ADAPTERS)
 
 
 @pytest.fixture
-def client(release_server: LiveServer) -> Iterator[LoraplexClient]:
-    with release_server.client() as made:
+def client(few_slots_server: LiveServer) -> Iterator[LoraplexClient]:
+    with few_slots_server.client() as made:
         yield made
 
 
@@ -61,6 +50,14 @@ def shop(client: LoraplexClient, packages: Path) -> Iterator[Adapter]:
     ).adapter
     with suppress(NotFoundError):  # the test did so
         client.adapters.delete("shop")
+
+
+@pytest.fixture
+def filler(client: LoraplexClient, new_adapter: NewAdapter) -> Iterator[None]:
+    """An adapter "filler", one more than slots."""
+    client.adapters.upload("filler", new_adapter("filler"))
+    yield
+    client.adapters.delete("filler")
 
 
 def served(client: LoraplexClient, adapter: str = "shop", **options: Any) -> str:
@@ -242,13 +239,14 @@ def change_is_seen(client: LoraplexClient, packages: Path, event: Any) -> bool:
     return bool(event.done())
 
 
+@pytest.mark.usefixtures("filler")
 def test_warming_brings_a_version_into_a_slot_before_anyone_asks(
-    client: LoraplexClient, shop: Adapter, release_server: LiveServer
+    client: LoraplexClient, shop: Adapter, few_slots_server: LiveServer
 ) -> None:
     for name in ("red", "blue", ""):  # others in the slots
         served(client, name)
     make_cold(client, shop.aliases["canary"])
-    loads = release_server.metric("loraplex_adapter_loads_total")
+    loads = few_slots_server.metric("loraplex_adapter_loads_total")
 
     (warmed,) = client.adapters.warm("shop@canary")
 
@@ -257,7 +255,7 @@ def test_warming_brings_a_version_into_a_slot_before_anyone_asks(
     assert warmed.residency.activate_time is not None
     assert client.adapters.get("shop").version("canary").is_resident
     assert client.generate(PROMPT, adapter="shop@canary", **SHORT).timings.adapter_load_seconds == 0
-    eventually(lambda: release_server.metric("loraplex_adapter_loads_total") == loads + 1)
+    eventually(lambda: few_slots_server.metric("loraplex_adapter_loads_total") == loads + 1)
 
 
 def make_cold(client: LoraplexClient, digest: str) -> None:
@@ -272,13 +270,7 @@ def make_cold(client: LoraplexClient, digest: str) -> None:
     eventually(is_cold)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def filler(release_server: LiveServer, new_adapter: NewAdapter) -> None:
-    """One adapter more than slots, for whoever needs pressure."""
-    with release_server.client() as client:
-        client.adapters.upload("filler", new_adapter("filler"))
-
-
+@pytest.mark.usefixtures("filler")
 def test_what_is_pinned_stays_in_its_slot_whatever_others_need(
     client: LoraplexClient, packages: Path, new_adapter: NewAdapter
 ) -> None:
@@ -428,7 +420,7 @@ def test_validating_tells_what_would_be_and_changes_nothing(
 
 
 def test_a_package_can_come_from_a_url(
-    client: LoraplexClient, packages: Path, release_server: LiveServer
+    client: LoraplexClient, packages: Path, few_slots_server: LiveServer
 ) -> None:
     site = Site(packages / "red")
     try:
@@ -440,7 +432,7 @@ def test_a_package_can_come_from_a_url(
     assert by_http.digest == by_file.digest == client.adapters.get("red").digest
     assert by_file.version.source.startswith("file://")
     assert by_http.version.source == f"{site.url}/adapters/red"
-    assert "s3cr3t" not in release_server.log()
+    assert "s3cr3t" not in few_slots_server.log()
     assert served(client, "by-url/http") == by_http.digest
     with pytest.raises(PreconditionError) as caught:
         client.adapters.create("by-url/nowhere", url=f"{site.url}/adapters/red")
