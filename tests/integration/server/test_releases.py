@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
 from loraplex_client import (
     Adapter,
     AdapterEventKind,
     AlreadyExistsError,
     ConflictError,
+    DeadlineError,
     InvalidRequestError,
     LoraplexApiError,
     LoraplexClient,
@@ -28,6 +32,7 @@ from loraplex_client import (
 )
 from tests.integration.conftest import ADAPTERS, NewAdapter
 from tests.integration.live_server import LiveServer, eventually, free_port, running_server
+from tests.integration.raw_calls import failure_of, raw_channel
 from tests.integration.streams import ENDLESS, GREEDY, PROMPT
 from tests.unit.admission.test_sources import Site
 
@@ -271,6 +276,21 @@ def make_cold(client: LoraplexClient, digest: str) -> None:
 
 
 @pytest.mark.usefixtures("filler")
+def test_warming_where_every_slot_stays_in_use_ends_with_its_deadline(client: LoraplexClient) -> None:
+    streams = [client.stream(PROMPT, adapter=name, **ENDLESS) for name in ADAPTERS]
+    for stream in streams:
+        next(stream)
+    assert not client.adapters.get("filler").stable.is_resident
+
+    with pytest.raises(DeadlineError):
+        client.adapters.warm("filler", timeout_s=0.5)
+
+    for stream in streams:
+        stream.cancel()
+    assert client.adapters.warm("filler")[0].is_resident
+
+
+@pytest.mark.usefixtures("filler")
 def test_what_is_pinned_stays_in_its_slot_whatever_others_need(
     client: LoraplexClient, new_adapter: NewAdapter
 ) -> None:
@@ -456,6 +476,47 @@ def test_a_server_reads_no_url_of_a_private_network_unless_it_is_allowed_to(
         assert site.requests == []
     finally:
         site.close()
+
+
+def test_an_upload_that_broke_off_is_gone_on_with(
+    client: LoraplexClient, few_slots_server: LiveServer, packages: Path
+) -> None:
+    config = (packages / "red" / "adapter_config.json").read_bytes()
+    total = len(config) + (packages / "red" / "adapter_model.safetensors").stat().st_size
+    over = threading.Event()
+
+    def half() -> Iterator[adapter_pb2.UploadAdapterRequest]:
+        registration = adapter_pb2.Registration(name="resumed")
+        header = adapter_pb2.UploadAdapterRequest.Header(registration=registration, upload_id="ci-17")
+        chunk = adapter_pb2.UploadAdapterRequest.Chunk(file_name="adapter_config.json", data=config)
+        yield adapter_pb2.UploadAdapterRequest(header=header)
+        yield adapter_pb2.UploadAdapterRequest(chunk=chunk)
+        over.wait(60)
+
+    with raw_channel(few_slots_server) as channel:
+        stub = adapter_pb2_grpc.AdapterServiceStub(channel)
+        request = adapter_pb2.GetUploadRequest(upload_id="ci-17")
+
+        def has_arrived() -> bool:
+            with suppress(grpc.RpcError):
+                return dict(stub.GetUpload(request).received_bytes) == {"adapter_config.json": len(config)}
+            return False
+
+        broken = stub.UploadAdapter.future(half())
+        eventually(has_arrived)
+        assert failure_of(lambda: stub.UploadAdapter(half())).reason == "UPLOAD_BUSY"
+        broken.cancel()
+        over.set()
+        sent: list[int] = []
+        registered = client.adapters.upload(
+            "resumed", packages / "red", upload_id="ci-17", on_progress=lambda done, of: sent.append(done)
+        )
+
+        assert sent[0] > len(config)  # the configuration was not sent again
+        assert sent[-1] == total
+        assert registered.digest == client.adapters.get("red").digest
+        assert failure_of(lambda: stub.GetUpload(request)).code is grpc.StatusCode.NOT_FOUND
+    client.adapters.delete("resumed")
 
 
 def test_requests_that_run_finish_on_the_version_they_began_with(
