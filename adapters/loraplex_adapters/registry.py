@@ -379,8 +379,7 @@ def _pinned(connection: Connection) -> list[Adapter]:
 def _check_pins(connection: Connection, adapter: Adapter, max_pinned: int) -> None:
     if not adapter.is_pinned:
         return
-    others = [one for one in _pinned(connection) if one.name != adapter.name]
-    digests = {version.digest for one in (*others, adapter) for version in one.served_by_name()}
+    digests = {v.digest for one in (*_pinned(connection), adapter) for v in one.served_by_name()}
     if len(digests) > max_pinned:
         raise TooManyPinnedError(
             f"pinned adapters would take {len(digests)} adapter slots, and at most {max_pinned} may be; let go of some"

@@ -84,15 +84,19 @@ INPUT_REASONS = frozenset(
 """Reasons whose cause is what the user gave, not what happened."""
 
 EXTRA_OF = {
+    "alembic": "server",
     "bitsandbytes": "server",
+    "cryptography": "signing",
     "datasets": "trainer",
     "filelock": "server",
+    "fsspec": "server",
     "gguf": "server",
     "grpc_health": "server",
     "grpc_reflection": "server",
     "huggingface_hub": "server",
     "jinja2": "server",
     "llvmlite": "server",
+    "model_signing": "signing",
     "msgspec": "server",
     "numba": "server",
     "numpy": "server",
@@ -100,11 +104,13 @@ EXTRA_OF = {
     "prometheus_client": "server",
     "psutil": "server",
     "safetensors": "server",
+    "sigstore_models": "signing",
     "sqlalchemy": "server",
     "tokenizers": "server",
     "torch": "server",
     "transformers": "server",
     "trl": "trainer",
+    "xxhash": "server",
     "zmq": "server",
 }
 """Library that the light installation lacks -> the extra that brings it."""

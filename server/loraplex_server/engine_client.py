@@ -245,7 +245,14 @@ class EngineClient:
             command_address, message_address = f"ipc://{folder}/commands", f"ipc://{folder}/messages"
             commands.bind(command_address)
             messages.bind(message_address)
-            self._process = await asyncio.to_thread(_spawn, self._config, command_address, message_address)
+            spawning = asyncio.ensure_future(
+                asyncio.to_thread(_spawn, self._config, command_address, message_address)
+            )
+            try:
+                self._process = await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                self._process = await spawning  # it cannot be stopped; what it makes must be ended
+                raise
             reader = asyncio.create_task(self._read(messages), name="engine-reader")
             try:
                 await _wait_for_exit(self._process)

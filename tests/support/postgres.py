@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: one server a session, a database of its own for each test that asks."""
+"""A real PostgreSQL for tests: one server a session, an empty database for each test that asks."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class PostgresServer:
         # A socket's path may have about a hundred characters, fewer than the paths of pytest.
         self._folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp" if os.path.isdir("/tmp") else None))
         self._numbers = itertools.count()
+        self._emptied: list[str] = []
         self._server: Any = get_server(self._folder, cleanup_mode=None, start=False)
         self._server.ensure_pgdata_inited()
         with (self._folder / "postgresql.conf").open("a") as settings:
@@ -45,13 +46,35 @@ class PostgresServer:
         return str(self._server.get_postmaster_info().socket_path)
 
     def new_database(self) -> str:
-        """URL of a database without tables."""
+        """URL of a database without tables, which stays until the server goes."""
         name = f"registry_{next(self._numbers)}"
-        connection = pg8000.dbapi.connect("postgres", unix_sock=self._socket, timeout=60)
+        self._execute("postgres", f"CREATE DATABASE {name}")
+        return self._url(name)
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """URL of a database without tables, for the length of a `with` block. It is emptied and used again: that is
+        much quicker than to make another one of a thousand files.
+        """
+        if not self._emptied:
+            self._emptied.append(f"emptied_{next(self._numbers)}")
+            self._execute("postgres", f"CREATE DATABASE {self._emptied[-1]}")
+        name = self._emptied.pop()
+        yield self._url(name)
+        others = f"SELECT pid FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        self._execute(name, f"SELECT pg_terminate_backend(pid, 60000) FROM ({others})")
+        self._execute(name, "DROP SCHEMA public CASCADE")
+        self._execute(name, "CREATE SCHEMA public")
+        self._emptied.append(name)
+
+    def _url(self, name: str) -> str:
+        return f"postgresql+pg8000://postgres@/{name}?unix_sock={self._socket}"
+
+    def _execute(self, database: str, statement: str) -> None:
+        connection = pg8000.dbapi.connect("postgres", unix_sock=self._socket, database=database, timeout=60)
         connection.autocommit = True
         with closing(connection):
-            connection.cursor().execute(f"CREATE DATABASE {name}")
-        return f"postgresql+pg8000://postgres@/{name}?unix_sock={self._socket}"
+            connection.cursor().execute(statement)
 
     def start(self) -> None:
         """Start it, again after `stop`, and wait until it takes connections."""

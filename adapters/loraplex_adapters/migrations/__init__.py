@@ -23,6 +23,10 @@ HEAD = "head"
 BEFORE_MIGRATIONS = "0001"
 """The revision of databases from before there were migrations, which have no version table."""
 
+_COLUMNS_BEFORE_MIGRATIONS = {
+    *("name", "digest", "state", "size_bytes", "rank", "target_modules", "served_module_count"),
+    *("base_fingerprint", "created_at_us"),
+}
 _POSTGRESQL_LOCK = 0x10_AA_91_EC  # any number that nothing else in the database locks
 _LOCK_ATTEMPTS = 300
 _LOCK_PAUSE_S = 0.2
@@ -41,8 +45,7 @@ def migrate(engine: Engine, revision: str = HEAD) -> None:
         config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
         config.attributes["connection"] = connection
         try:
-            tables = set(inspect(connection).get_table_names())
-            if "adapters" in tables and "alembic_version" not in tables:
+            if _is_from_before_migrations(connection):
                 command.stamp(config, BEFORE_MIGRATIONS)
             command.upgrade(config, revision) if revision == HEAD else command.downgrade(config, revision)
         except CommandError as error:
@@ -50,6 +53,17 @@ def migrate(engine: Engine, revision: str = HEAD) -> None:
                 f"the registry's tables cannot be brought to revision {revision}: they may be of a newer release; "
                 "update this server"
             ) from error
+
+
+def _is_from_before_migrations(connection: Connection) -> bool:
+    """Whether there are our tables without a version. Raises StorageError for those of another program."""
+    tables = set(inspect(connection).get_table_names())
+    if "adapters" not in tables or "alembic_version" in tables:
+        return False
+    columns = {str(column["name"]) for column in inspect(connection).get_columns("adapters")}
+    if columns != _COLUMNS_BEFORE_MIGRATIONS:
+        raise StorageError("the registry's database holds another program's tables; give it one of its own")
+    return True
 
 
 def _wait_for_others(connection: Connection) -> None:

@@ -8,6 +8,7 @@ way delays only the sequences that name it.
 from __future__ import annotations
 
 import enum
+import logging
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from loraplex_server.engine.adapter_loader import AdapterLoader, AdapterReader, 
 from loraplex_server.engine.adapter_slots import AdapterSlots, Occupant
 from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.messages import AdapterLoadFailure, AdapterMove, Tier
+
+log = logging.getLogger(__name__)
 
 
 class _Stage(enum.Enum):
@@ -356,7 +359,8 @@ class AdapterResidency:
         reading, load.reading = load.reading, None
         try:
             loaded = reading.result()
-        except (LoraplexError, OSError) as error:
+        except (LoraplexError, OSError, RuntimeError, MemoryError) as error:  # the latter: no memory for it
+            log.warning("an adapter cannot be read", extra={"digest": load.digest, "cause": str(error)})
             load.stage = _Stage.QUEUED
             load.failure = _unavailable(error)  # sequences are told when they next ask
         else:

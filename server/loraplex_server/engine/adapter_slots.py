@@ -186,7 +186,9 @@ class AdapterSlots:
         start = move.ends[first - 1] if first else 0
         stop = move.ends[first]
         move.num_moved += 1
-        while move.num_moved < len(move.ends) and move.ends[move.num_moved] - start <= budget:
+        while move.num_moved < len(move.ends) and (
+            stop == start or move.ends[move.num_moved] <= max(stop, start + budget)
+        ):
             stop = move.ends[move.num_moved]
             move.num_moved += 1
         old_start = occupant.extent.start

@@ -51,7 +51,7 @@ class EngineConfig:
     adapter_arena_bytes: int = 256 * 2**20
     images_path: Path | None = None  # adapter images; None: "images" beside the store
     host_cache_bytes: int | None = None  # None: 1 GiB or 1/8 of a CPU's memory, 4 GiB or 1/4 with a GPU
-    adapter_copy_bytes: int | None = None  # into the arena per step; None: 4 MiB on a CPU, 64 MiB on a GPU
+    adapter_copy_bytes: int | None = None  # into the arena per step; None: 2 MiB on a CPU, 64 MiB on a GPU
     adapter_load_threads: int | None = None  # that read one adapter; None: 1 on a CPU, 4 on a GPU
     max_lora_rank: int = 128
     prefix_cache: bool = True
@@ -78,7 +78,7 @@ class EngineConfig:
         if is_gpu:
             suited = ResidencySizes(min(4 * 2**30, memory_bytes // 4), 64 * 2**20, 4)
         else:
-            suited = ResidencySizes(min(2**30, memory_bytes // 8), 4 * 2**20, 1)
+            suited = ResidencySizes(min(2**30, memory_bytes // 8), 2 * 2**20, 1)
         return ResidencySizes(
             self.host_cache_bytes or suited.host_cache_bytes,
             self.adapter_copy_bytes or suited.copy_bytes,

@@ -73,12 +73,14 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         return pb.GetUploadResponse(received_bytes=await self._releases.received(request.upload_id))
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.GetAdapterResponse:
-        adapter = await self._releases.directory.get(AdapterName.parse(request.name))
+        directory = self._releases.directory
+        adapter = await directory.get(AdapterName.parse(request.name))
         return pb.GetAdapterResponse(adapter=self._message(adapter))
 
     async def ListAdapters(
         self, request: pb.ListAdaptersRequest, context: Context
     ) -> pb.ListAdaptersResponse:
+        registry = self._releases.directory.registry
         if request.page_size > _MAX_PAGE_SIZE:
             raise messages.invalid("page_size", f"must be at most {_MAX_PAGE_SIZE}")
         page_size = request.page_size or _DEFAULT_PAGE_SIZE
@@ -86,7 +88,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         if name is not None:
             raise messages.invalid("parent", "must be tenants/TENANT or empty")
         adapters = await asyncio.to_thread(
-            self._releases.directory.registry.list_page,
+            registry.list_page,
             page_size + 1,  # one more than a page tells whether there is another
             messages.name_before_page(request.page_token),
             tenant,
@@ -145,9 +147,10 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         return pb.PinAdapterResponse(adapter=await self._change(request, write))
 
     async def WarmVersion(self, request: pb.WarmVersionRequest, context: Context) -> pb.WarmVersionResponse:
+        releases = self._releases
         reference = AdapterReference.parse(request.adapter)
-        versions = await self._releases.warm(reference, context.time_remaining())
-        view = self._releases.residency
+        versions = await releases.warm(reference, context.time_remaining())
+        view = releases.residency
         return pb.WarmVersionResponse(
             versions=[messages.version_message(version, view.of(version.digest)) for version in versions]
         )
@@ -209,9 +212,10 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
 
     async def _change(self, request: Any, write: Callable[..., Adapter]) -> pb.Adapter:
         """Carry out a registry write for a request that has `name`, `etag` and `request_id`."""
+        directory = self._releases.directory
         name = AdapterName.parse(request.name)
         once = messages.once(request)
-        adapter = await self._releases.directory.change(partial(write, name, etag=request.etag, once=once))
+        adapter = await directory.change(partial(write, name, etag=request.etag, once=once))
         return self._message(adapter)
 
     def _message(self, adapter: Adapter) -> pb.Adapter:

@@ -66,11 +66,13 @@ def test_an_adapter_is_registered_listed_shown_asked_and_deleted(serving: Servin
     )
 
     stored = document(run(serving, "adapters", "register", "team/a", str(adapter), "--json"))["adapter"]
-    assert document(run(serving, "adapters", "list", "--json"))["adapters"] == [stored]
+    (listed,) = document(run(serving, "adapters", "list", "--json"))["adapters"]
+    assert (listed["name"], listed["digest"], listed["etag"]) == ("team/a", stored["digest"], stored["etag"])
     answer = document(run(serving, "generate", "aaa", *FEW, "--adapter", "team/a", "--json"))
     assert answer["adapter_digest"] == stored["digest"] == checked["adapter"]["digest"]
     shown = document(run(serving, "adapters", "show", "team/a", "--json"))["adapter"]
-    assert (shown["rank"], shown["is_resident"]) == (4, True)
+    (version,) = shown["versions"]
+    assert (version["rank"], version["residency"]["tier"]) == (4, "slot")
 
     assert document(run(serving, "adapters", "delete", "team/a", "--json")) == {"deleted": "team/a"}
     assert run(serving, "adapters", "show", "team/a").exit_code == ExitCode.REFUSED
@@ -94,15 +96,7 @@ def test_a_wrong_digest_is_refused(serving: Serving, adapter: Path) -> None:
     result = run(serving, "adapters", "register", "b", str(adapter), "--expect-digest", "0" * 64, "--json")
 
     assert result.exit_code == ExitCode.REFUSED
-    assert json.loads(result.stdout)["error"]["reason"] == "ADAPTER_INVALID"
-
-
-def test_a_digest_cannot_be_expected_of_a_folder_that_is_not_sent(serving: Serving, adapter: Path) -> None:
-    result = run(
-        serving, "adapters", "register", "b", str(adapter), "--on-server", "--expect-digest", "0" * 64
-    )
-
-    assert result.exit_code == ExitCode.BAD_INPUT
+    assert json.loads(result.stdout)["error"]["reason"] == "DIGEST_MISMATCH"
 
 
 def test_a_folder_on_the_server_outside_its_roots_is_refused(serving: Serving, adapter: Path) -> None:
@@ -118,5 +112,5 @@ def test_the_size_of_what_is_sent_is_shown_on_standard_error_only(
 ) -> None:
     result = run(serving, "adapters", "register", "c", str(adapter), "--dry-run", *arguments)
 
-    assert "sending c" in result.stderr
-    assert "sending c" not in result.stdout
+    assert "sending" in result.stderr
+    assert "sending" not in result.stdout

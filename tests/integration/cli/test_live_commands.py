@@ -145,7 +145,7 @@ def test_a_folder_on_the_server_is_registered_as_the_same_package_as_one_that_is
     table = run("adapters", "list").stdout.splitlines()
     text = run("adapters", "show", "cli/sent").stdout
 
-    names = sorted([*ADAPTERS, "cli/kept", "cli/sent"])
+    names = ["cli/kept", "cli/sent", *sorted(ADAPTERS)]  # by tenant, then by adapter
     assert on_server["digest"] == sent["digest"]
     assert sent["digest"] in text
     assert [adapter["name"] for adapter in listed] == names
@@ -165,7 +165,7 @@ def test_a_refused_package_ends_with_4_and_says_why(run: Any, packages: Path, tm
 
     assert (refused.exit_code, document(refused)["error"]["reason"]) == (4, "ADAPTER_INVALID")
     assert "DoRA" in refused.stderr
-    assert (mismatch.exit_code, document(mismatch)["error"]["reason"]) == (4, "ADAPTER_INVALID")
+    assert (mismatch.exit_code, document(mismatch)["error"]["reason"]) == (4, "DIGEST_MISMATCH")
 
 
 def test_ctrl_c_ends_generate_with_130_and_the_request_with_it(

@@ -41,6 +41,7 @@ class Totals:
     preemptions: int = 0
     prefix_hit_tokens: int = 0
     adapter_loads: int = 0
+    adapter_activations: int = 0
     adapter_evictions: int = 0
     compacted_bytes: int = 0
     load_failures: list[AdapterLoadFailure] = field(default_factory=list)
@@ -138,6 +139,7 @@ class EngineRun:
         totals.preemptions += stats.preemptions
         totals.prefix_hit_tokens += stats.prefix_hit_tokens
         totals.adapter_loads += len(stats.adapter_load_seconds)
+        totals.adapter_activations += len(stats.adapter_copy_seconds)
         totals.adapter_evictions += stats.adapter_evictions
         totals.compacted_bytes += stats.compacted_bytes
         totals.load_failures += stats.load_failures

@@ -82,7 +82,8 @@ def test_what_a_kill_interrupts_is_there_whole_or_not_at_all(
         assert len(set(acknowledged) ^ set(found)) <= 1
         assert {adapter.stable.state for adapter in found.values()} == {VersionState.READY}
         eventually(lambda: {adapter.digest for adapter in found.values()} == stored_packages(server))
-        assert os.listdir(server.data_dir / "uploads") == []
+        # What was under way can be gone on with.
+        assert len(os.listdir(server.data_dir / "uploads")) <= 1
         for digest, name in {adapter.digest: name for name, adapter in found.items()}.items():
             assert client.generate(PROMPT, adapter=name, **GREEDY).adapter_digest == digest
 

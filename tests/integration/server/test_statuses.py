@@ -94,9 +94,12 @@ class Rows:
         rollback = adapter_pb2.RollbackAliasRequest(name="released")
         yield adapter_errors.NothingToRollBackError, failure_of(lambda: adapters.RollbackAlias(rollback))
         wrong = {"expected_digest": "0" * 64}
-        assert failure_of(lambda: upload("other", old, **wrong)).reason == "DIGEST_MISMATCH"
+        assert failure_of(lambda: upload("another", old, **wrong)).reason == "DIGEST_MISMATCH"
         upload("released", new, on_existing=adapter_pb2.EXISTING_ADAPTER_ADD_VERSION, request_id="once")
-        yield adapter_errors.RequestIdReusedError, failure_of(lambda: upload("other", new, request_id="once"))
+        yield (
+            adapter_errors.RequestIdReusedError,
+            failure_of(lambda: upload("another", new, request_id="once")),
+        )
         one = adapter_pb2.DeleteVersionRequest(name="released", version=digest)
         yield adapter_errors.VersionInUseError, failure_of(lambda: adapters.DeleteVersion(one))
         alias = adapter_pb2.DeleteAliasRequest(name="released", alias="stable")
@@ -244,7 +247,9 @@ def rows(own_server: StartServer, packages: Path, new_adapter: NewAdapter, tmp_p
     for name, rank in (("big", 16), ("wide", 12)):  # past the package's bound, and past the arena's alone
         if not (packages / name).exists():
             new_adapter(name, r=rank)
-    server = own_server(**{**TIGHT, "default_deadline_s": 60, "adapter_arena_bytes": 80_000})
+    server = own_server(
+        **{**TIGHT, "default_deadline_s": 60, "adapter_arena_bytes": 80_000, "allow_private_hosts": True}
+    )
     if not (packages / "idle").exists():  # changes nothing: as PEFT begins
         idle = new_adapter("idle", r=2)
         tensors = load_file(idle / WEIGHTS)

@@ -33,6 +33,7 @@ from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.registry_database import open_engine, writing
 from loraplex_adapters.registry_schema import metadata
 from loraplex_adapters.releases import OnExisting, Version, VersionState
+from tests.support.postgres import PostgresServer
 from tests.unit.adapters.registry_processes import open_and_count
 from tests.unit.adapters.release_case import A, B, version
 
@@ -189,6 +190,18 @@ def test_the_tables_after_all_migrations_are_those_of_the_code(engine: Engine) -
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "0002"
+
+
+def test_names_sort_by_code_point_whatever_the_language_of_postgresql(postgres: PostgresServer) -> None:
+    engine = open_engine(postgres.new_database())
+    migrate(engine)
+
+    with engine.connect() as connection:
+        query = "SELECT table_name, column_name FROM information_schema.columns WHERE collation_name = 'C'"
+        sorted_columns = {tuple(row) for row in connection.execute(text(query))}
+
+    assert sorted_columns >= {("adapters", "tenant"), ("adapters", "adapter"), ("versions", "digest")}
+    engine.dispose()
 
 
 def test_a_database_of_a_newer_release_is_refused_and_left_alone(engine: Engine, database_url: str) -> None:

@@ -7,11 +7,13 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.registry import AdapterRegistry
-from loraplex_adapters.releases import EventKind
+from loraplex_adapters.releases import EventKind, OnExisting, TrafficShare
 from tests.unit.adapters.registry_processes import register_and_increment, send_one_request_often
 from tests.unit.adapters.release_case import SHOP, version
 
@@ -46,6 +48,28 @@ def test_one_request_sent_twenty_times_at_once_has_one_effect(
     assert all(answer == answers[0] for answer in answers)
     assert registry.get(SHOP) == answers[0]
     assert registry.revision() == 2
+
+
+def test_a_reader_never_sees_half_of_a_write(registry: AdapterRegistry) -> None:
+    registry.register(SHOP, version())
+    is_done = threading.Event()
+
+    def write() -> None:
+        for i in range(60):
+            digest = f"{i:064x}"
+            registry.register(SHOP, version(digest), on_existing=OnExisting.PROMOTE, labels={"a": "b"})
+            registry.split(SHOP, [TrafficShare(digest, 1)])
+            registry.delete(SHOP)
+            registry.register(SHOP, version())
+        is_done.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        while not is_done.is_set() and not writer.done():
+            for adapter in registry.list_page(10):
+                assert adapter.served_by_name()  # every alias and share names a version that is there
+                assert adapter.stable
+        writer.result()
 
 
 def test_what_was_acknowledged_survives_the_death_of_its_writer(

@@ -27,6 +27,12 @@ CANARY = CANARY_DIGEST[:12]
 PACKAGE = "PACKAGE"
 """Stands for a folder that is made by the test."""
 
+
+def _shown(value: object) -> str:
+    """A test's id, the same in every process: sets have no order."""
+    return str(sorted(value) if isinstance(value, set) else value)[:40]
+
+
 COMMANDS: list[tuple[str, tuple[str, ...], set[str]]] = [
     ("register", ("shop", PACKAGE), {"adapter", "version", "stored"}),
     ("register", ("shop", "s3://bucket/shop"), {"adapter", "version", "stored"}),
@@ -84,7 +90,11 @@ def document(result: Result) -> Any:
     return json.loads(line)
 
 
-@pytest.mark.parametrize(("command", "arguments", "keys"), COMMANDS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("command", "arguments", "keys"),
+    COMMANDS,
+    ids=_shown,
+)
 def test_a_command_prints_one_document_or_text(
     run: Any, command: str, arguments: tuple[str, ...], keys: set[str]
 ) -> None:
@@ -95,7 +105,7 @@ def test_a_command_prints_one_document_or_text(
     assert as_text.stdout.strip()
 
 
-@pytest.mark.parametrize(("command", "arguments", "keys"), COMMANDS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("command", "arguments", "keys"), COMMANDS, ids=_shown)
 def test_a_refusal_ends_with_its_exit_code_and_the_servers_reason(
     run: Any, server: ScriptedServer, command: str, arguments: tuple[str, ...], keys: set[str]
 ) -> None:

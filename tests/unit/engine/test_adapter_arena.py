@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.compatibility import LoraModule, LoraWeights
-from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, Extent, FreeExtents
+from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, Extent, FreeExtents, Placement
 from loraplex_server.model.projections import PROJECTIONS, module_slices
 from tests.support.tiny_peft import FFN, HIDDEN, KV, NUM_LAYERS
 
@@ -110,7 +110,8 @@ def test_the_views_of_an_extent_are_the_matrices_of_each_module(ranks: dict[tupl
     extent = arena.allocate(packed.flat.numel())
     assert extent is not None
 
-    arena.place(3, extent, packed)
+    arena.copy(extent.start, packed.flat)
+    arena.publish(3, Placement.at(extent.start, packed.ranks))
     layers = arena.layers_of_slot(3)
 
     found = set()

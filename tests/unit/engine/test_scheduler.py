@@ -108,6 +108,61 @@ def test_a_sequence_that_waits_for_a_slot_is_passed_a_bounded_number_of_times() 
     assert passed == MAX_BYPASSES
 
 
+def test_hot_adapters_in_every_slot_leave_one_to_a_rare_one_after_a_bounded_number_of_sequences() -> None:
+    sim = Simulation(limits=limits(max_running=8), residency=FakeResidency(num_slots=3))
+    brief = SamplingParams(max_tokens=3, ignore_eos=True)
+    next_id = 0
+    rare_id = 10
+    while rare_id not in sim.finished and next_id < 20 * MAX_BYPASSES:
+        for digest in ("hot-0", "hot-1", "hot-2"):
+            name = "rare" if next_id == rare_id else digest
+            sim.add(add_command(next_id, [1], digest=name, sampling=ONE if name == "rare" else brief))
+            next_id += 1
+        sim.step()
+
+    assert rare_id in sim.finished
+    admitted = sum(i in sim.finished or bool(sim.tokens[i]) for i in range(rare_id + 1, next_id))
+    assert admitted <= MAX_BYPASSES + 8  # the last of them beside the rare one itself
+
+
+def test_sequences_that_need_no_slot_pass_one_that_waits_for_a_slot() -> None:
+    residency = FakeResidency(num_slots=2)
+    residency.pinned = {"pinned"}
+    sim = Simulation(num_blocks=256, limits=limits(max_running=4), residency=residency)
+    sim.add(add_command(0, [1], digest="popular", sampling=ENDLESS))
+    sim.add(add_command(1, [1], digest="pinned", sampling=ENDLESS))
+    sim.step()
+    sim.add(add_command(2, [1], digest="rare", sampling=ONE))
+    last = 2 + 2 * MAX_BYPASSES
+    for sequence_id in range(3, last):
+        sim.add(add_command(sequence_id, [1], digest=["pinned", None][sequence_id % 2], sampling=ONE))
+        sim.step()
+    sim.add(add_command(last, [1], digest="popular", sampling=ONE))
+    sim.step()
+
+    assert set(range(3, last)) <= sim.finished.keys()
+    assert last in sim.finished, "bases and pinned adapters were counted"
+    sim.abort([0])
+    sim.step()
+    sim.step()
+    assert 2 in sim.finished
+
+
+def test_a_pinned_adapter_that_waits_for_a_slot_is_passed_a_bounded_number_of_times() -> None:
+    residency = FakeResidency(num_slots=1)
+    sim = Simulation(limits=limits(max_running=2), residency=residency)
+    residency.is_pin_waiting = True
+    for sequence_id in range(2 * MAX_BYPASSES):
+        sim.add(add_command(sequence_id, [1], digest="popular", sampling=ONE))
+        sim.step()
+    assert len(sim.finished) == MAX_BYPASSES
+
+    residency.is_pin_waiting = False
+    sim.run()
+
+    assert len(sim.finished) == 2 * MAX_BYPASSES
+
+
 def test_a_preempted_sequence_returns_to_its_place_and_repeats_no_token() -> None:
     sim = Simulation(num_blocks=6, block_size=2, prefix_cache=False)
     commands = [

@@ -1,0 +1,233 @@
+"""An image is, bit for bit, what the engine's own layouts make of a package; and whatever is not whole is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
+from loraplex_adapters.compatibility import Place, load_lora_weights, match_to_base
+from loraplex_adapters.package import AdapterPackage
+from loraplex_adapters.store import PackageStore
+from loraplex_server.adapter_image import (
+    PIECE_BYTES,
+    DeviceKind,
+    ElementType,
+    delete_image,
+    image_path,
+    layout_name,
+    remove_leftovers,
+    write_image,
+)
+from loraplex_server.engine.adapter_arena import AdapterLayout, PackedAdapter
+from loraplex_server.engine.gpu_adapters import GpuAdapterLayout
+from loraplex_server.engine.store_reader import StorePlaces, StoreReader
+from tests.unit.engine.packages import save_package
+
+SPEC = BaseSpec(
+    "LlamaForCausalLM",
+    "f" * 64,
+    2,
+    {
+        "q_proj": (16, 24),
+        "k_proj": (16, 8),
+        "v_proj": (16, 8),
+        "o_proj": (24, 16),
+        "gate_proj": (16, 40),
+        "up_proj": (16, 40),
+        "down_proj": (40, 16),
+    },
+)
+RANKS = st.dictionaries(
+    st.tuples(st.integers(0, 1), st.sampled_from(LORA_MODULES)), st.integers(1, 9), min_size=1
+)
+ALL_RANKS = {(layer, module): 2 + layer for layer in range(2) for module in LORA_MODULES}
+DTYPES: dict[ElementType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FOREIGN = layout_name("cpu", "float32", BaseSpec("LlamaForCausalLM", "e" * 64, 2, SPEC.module_shapes))
+
+
+def packed_by_layout(package: AdapterPackage, device: DeviceKind, dtype: torch.dtype) -> PackedAdapter:
+    layout = AdapterLayout(SPEC) if device == "cpu" else GpuAdapterLayout(SPEC)
+    return layout.pack(load_lora_weights(package, SPEC, max_rank=16), dtype)
+
+
+class ImageWorld:
+    """A store with one package, and its image for a CPU's arena."""
+
+    def __init__(self, root: Path, spec: BaseSpec = SPEC, ranks: dict[Place, int] | None = None) -> None:
+        self.store, self.images = root / "store", root / "images"
+        self.layout = layout_name("cpu", "float32", spec)
+        self.spec = spec
+        save_package(root / "made", spec, ranks or ALL_RANKS)
+        self.package = PackageStore(self.store).put(root / "made")
+        self.write()
+
+    @property
+    def path(self) -> Path:
+        return image_path(self.images, self.layout, self.package.digest)
+
+    def write(self) -> None:
+        plan = match_to_base(self.package, self.spec, 16)
+        write_image(self.package, plan, self.spec, self.layout, self.images)
+
+    def read(self, num_threads: int = 1) -> PackedAdapter:
+        layout = AdapterLayout(self.spec)
+        reader = StoreReader(
+            StorePlaces(self.store, self.images, self.layout),
+            self.spec,
+            16,
+            lambda weights: layout.pack(weights, torch.float32),
+            num_threads,
+        )
+        return reader(self.package.digest, lambda num_elements: torch.empty(num_elements))
+
+    def expected(self) -> PackedAdapter:
+        weights = load_lora_weights(self.package, self.spec, 16)
+        return AdapterLayout(self.spec).pack(weights, torch.float32)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> ImageWorld:
+    return ImageWorld(tmp_path)
+
+
+def bits(flat: torch.Tensor) -> bytes:
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ranks=RANKS,
+    stored=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    element=st.sampled_from(["float32", "bfloat16"]),
+    device=st.sampled_from(["cpu", "gpu"]),
+    seed=st.integers(0, 1000),
+)
+def test_an_image_holds_the_bits_that_the_engine_would_pack(
+    tmp_path: Path,
+    ranks: dict[Place, int],
+    stored: torch.dtype,
+    element: ElementType,
+    device: DeviceKind,
+    seed: int,
+) -> None:
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    package = save_package(tmp_path / "made", SPEC, ranks, dtype=stored, seed=seed)
+    layout = layout_name(device, element, SPEC)
+    write_image(package, match_to_base(package, SPEC, 16), SPEC, layout, tmp_path)
+    nowhere = StorePlaces(tmp_path / "no store", tmp_path, layout)
+    reader = StoreReader(nowhere, SPEC, 16, lambda weights: pytest.fail("it was packed"), num_threads=1)
+
+    image = reader(package.digest, lambda num_elements: torch.empty(num_elements, dtype=DTYPES[element]))
+
+    expected = packed_by_layout(package, device, DTYPES[element])
+    assert bits(image.flat) == bits(expected.flat)
+    assert image.ranks == expected.ranks
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_an_image_of_several_pieces_is_read_whole(tmp_path: Path, num_threads: int) -> None:
+    wide = BaseSpec("LlamaForCausalLM", "f" * 64, 1, dict.fromkeys(LORA_MODULES, (2**16, 2**16)))
+    world = ImageWorld(tmp_path, wide, {(0, "q_proj"): 16, (0, "down_proj"): 9})
+    assert world.path.stat().st_size > PIECE_BYTES
+    expected = bits(world.expected().flat)
+    shutil.rmtree(world.store)
+
+    assert bits(world.read(num_threads).flat) == expected
+
+
+def damage(path: Path, kind: str) -> None:
+    content = bytearray(path.read_bytes())
+    match kind:
+        case "cut":
+            content = content[:-1]
+        case "cut in the header":
+            content = content[:20]
+        case "emptied":
+            content = bytearray()
+        case "longer":
+            content += b"\0"
+        case "weights changed":
+            content[-5] ^= 4
+        case "header changed":
+            content[40] ^= 1
+        case "magic changed":
+            content[0] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["cut", "cut in the header", "emptied", "longer", "weights changed", "header changed", "magic changed"],
+)
+def test_a_damaged_image_is_made_again_from_the_package(world: ImageWorld, kind: str) -> None:
+    sound = world.path.read_bytes()
+    damage(world.path, kind)
+
+    assert bits(world.read().flat) == bits(world.expected().flat)
+    assert world.path.read_bytes() == sound
+
+
+def test_an_image_of_another_base_or_adapter_is_not_taken_for_this_one(
+    world: ImageWorld, tmp_path: Path
+) -> None:
+    sound = world.path.read_bytes()
+    other = ImageWorld(tmp_path / "other", ranks={(0, "q_proj"): 3})
+    world.path.write_bytes(other.path.read_bytes())
+    assert bits(world.read().flat) == bits(world.expected().flat)
+
+    plan = match_to_base(world.package, SPEC, 16)
+    write_image(world.package, plan, SPEC, FOREIGN, world.images)
+    shutil.copy(image_path(world.images, FOREIGN, world.package.digest), world.path)
+    assert bits(world.read().flat) == bits(world.expected().flat)
+    assert world.path.read_bytes() == sound
+
+
+def test_a_missing_image_is_made_and_kept(world: ImageWorld) -> None:
+    world.path.unlink()
+
+    world.read()
+
+    assert world.path.is_file()
+
+
+def test_where_no_image_can_be_written_the_package_is_packed(world: ImageWorld) -> None:
+    shutil.rmtree(world.images)
+    world.images.write_text("a file where a folder should be")
+
+    assert bits(world.read().flat) == bits(world.expected().flat)
+
+
+def test_deleting_removes_the_image_in_every_layout(world: ImageWorld) -> None:
+    plan = match_to_base(world.package, SPEC, 16)
+    write_image(world.package, plan, SPEC, layout_name("gpu", "bfloat16", SPEC), world.images)
+
+    delete_image(world.images, world.package.digest)
+    delete_image(world.images, world.package.digest)
+
+    assert not [path for path in world.images.rglob("*") if path.is_file()]
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(world: ImageWorld) -> None:
+    old, young = (world.path.parent / f".unfinished-{name}" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+
+    remove_leftovers(world.images)
+
+    assert young.exists()
+    assert not old.exists()
+    assert world.path.exists()
+
+
+@pytest.mark.parametrize("layout", ["cpu-2-float32-f", "../cpu-1-float32-f", "cpu-1-int8-f", ""])
+def test_a_malformed_layout_is_refused(layout: str) -> None:
+    with pytest.raises(ValueError, match="no image is named"):
+        image_path(Path("images"), layout, "a" * 64)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loraplex_server.engine.config import EngineConfig, ResidencySizes
+
+GIB = 2**30
+
+
+def config(**changes: int) -> EngineConfig:
+    return EngineConfig(base_path=Path("base"), store_path=Path("data/store"), **changes)  # type: ignore[arg-type]
+
+
+def test_residency_suits_the_device_and_the_host_memory() -> None:
+    assert config().residency_sizes(is_gpu=False, memory_bytes=64 * GIB) == ResidencySizes(GIB, 2**21, 1)
+    assert config().residency_sizes(is_gpu=False, memory_bytes=4 * GIB).host_cache_bytes == GIB // 2
+    assert config().residency_sizes(is_gpu=True, memory_bytes=64 * GIB) == ResidencySizes(4 * GIB, 2**26, 4)
+    assert config().residency_sizes(is_gpu=True, memory_bytes=8 * GIB).host_cache_bytes == 2 * GIB
+
+
+def test_what_was_asked_for_is_taken() -> None:
+    asked = config(host_cache_bytes=5, adapter_copy_bytes=6, adapter_load_threads=7)
+
+    assert asked.residency_sizes(is_gpu=True, memory_bytes=GIB) == ResidencySizes(5, 6, 7)
+
+
+@pytest.mark.parametrize("name", ["host_cache_bytes", "adapter_copy_bytes", "adapter_load_threads"])
+def test_none_of_them_may_be_0(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        config(**{name: 0})
+
+
+def test_images_are_beside_the_store() -> None:
+    assert config().images_root == Path("data/images")

@@ -1,0 +1,227 @@
+"""Whatever sequences, operators and the disk do: nobody loses weights in use, and everybody gets a slot."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
+
+from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
+from loraplex_adapters.errors import AdapterError, AdapterInvalidError
+from loraplex_server.engine.adapter_arena import (
+    CopyMark,
+    FreeExtents,
+    PackedAdapter,
+    Placement,
+    projection_ends,
+)
+from loraplex_server.engine.adapter_loader import Allocate
+from loraplex_server.engine.adapter_residency import AdapterResidency
+from loraplex_server.engine.host_cache import HostCache
+
+SPEC = BaseSpec("LlamaForCausalLM", "f" * 64, 2, dict.fromkeys(LORA_MODULES, (1, 1)))
+RANK_OF = {name: 1 + index % 4 for index, name in enumerate("abcdefgh")}
+BROKEN = "h"
+DIGESTS = st.sampled_from("abcdefgh")
+
+
+def ranks_of(digest: str) -> dict[tuple[int, str], int]:
+    return {(0, "q_proj"): RANK_OF[digest], (1, "down_proj"): RANK_OF[digest]}
+
+
+class _Mark:
+    def __init__(self, memory: FakeMemory, number: int) -> None:
+        self._memory = memory
+        self._number = number
+
+    def is_over(self) -> bool:
+        return self._memory.num_copied >= self._number
+
+
+class FakeMemory(FreeExtents):
+    """An arena whose copies land when the test says so, as on a GPU."""
+
+    element_bytes = 4
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.buffer = torch.full((capacity,), float("nan"))
+        self.placements: dict[int, Placement] = {}
+        self.queue: list[tuple[int, Tensor]] = []
+        self.num_queued = self.num_copied = 0
+
+    def projection_ends(self, ranks: dict[tuple[int, str], int]) -> list[int]:
+        return projection_ends(SPEC, ranks)
+
+    def copy(self, target: int, source: Tensor) -> None:
+        self.queue.append((target, source))
+        self.num_queued += 1
+
+    def mark(self) -> CopyMark:
+        return _Mark(self, self.num_queued)
+
+    def land(self) -> None:
+        for target, source in self.queue:
+            self.buffer[target : target + source.numel()] = source
+            self.num_copied += 1
+        self.queue.clear()
+
+    def shift(self, source: int, target: int, length: int) -> None:
+        self.buffer[target : target + length] = self.buffer[source : source + length].clone()
+
+    def publish(self, slot: int, placement: Placement) -> None:
+        self.placements[slot] = placement
+
+    def weights(self, slot: int) -> Tensor:
+        placement = self.placements[slot]
+        found, start = [], 0
+        for index, end in enumerate(self.projection_ends(placement.ranks)):
+            base = placement.start if index < placement.num_moved else placement.old_start
+            found.append(self.buffer[base + start : base + end])
+            start = end
+        return torch.cat(found)
+
+
+class Disk:
+    """Reads wait for the test, and one package is broken."""
+
+    def __init__(self) -> None:
+        self.permits = threading.Semaphore(0)
+        self.is_open = False
+
+    def read(self, digest: str, allocate: Allocate) -> PackedAdapter:
+        if not self.is_open:
+            self.permits.acquire(timeout=30)
+        if digest == BROKEN:
+            raise AdapterInvalidError("cut off")
+        ranks = ranks_of(digest)
+        flat = allocate(4 * RANK_OF[digest])
+        flat.fill_(float(ord(digest)))
+        return PackedAdapter(digest, flat, ranks)
+
+
+class ResidencyMachine(RuleBasedStateMachine):
+    """Sequences wait for adapters and run with them, as the scheduler has it: the earliest first."""
+
+    @initialize(
+        num_slots=st.integers(1, 4),
+        arena=st.integers(16, 44),
+        host=st.integers(8, 60),
+        copy=st.integers(1, 12),
+    )
+    def start(self, num_slots: int, arena: int, host: int, copy: int) -> None:
+        self.memory = FakeMemory(arena)
+        self.cache = HostCache(host, torch.float32, pin_memory=False)
+        self.disk = Disk()
+        self.residency = AdapterResidency(
+            num_slots, self.memory, self.cache, self.disk.read, copy_bytes=copy * 4
+        )
+        self.waiting: list[str] = []
+        self.running: list[tuple[str, int]] = []
+        self.pinned: set[str] = set()
+
+    @rule(digest=DIGESTS)
+    def request(self, digest: str) -> None:
+        self.residency.prefetch(digest)
+        self.waiting.append(digest)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        self.leave_queue(data.draw(st.integers(0, len(self.waiting) - 1)))
+
+    def leave_queue(self, index: int) -> None:
+        digest = self.waiting.pop(index)
+        if digest not in self.waiting:
+            self.residency.cancel_prefetch(digest)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        digest, _ = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        self.residency.release(digest)
+
+    @rule(digests=st.sets(DIGESTS, max_size=2))
+    def pin(self, digests: set[str]) -> None:
+        self.residency.pin(sorted(digests))
+        self.pinned = digests
+
+    @rule(digest=DIGESTS)
+    def warm(self, digest: str) -> None:
+        self.residency.warm(digest)
+
+    @rule(digest=DIGESTS)
+    def forget(self, digest: str) -> None:
+        if digest not in self.waiting:
+            self.residency.forget(digest)
+            self.pinned.discard(digest)
+
+    @rule()
+    def read_one(self) -> None:
+        self.disk.permits.release()
+
+    @rule()
+    def land(self) -> None:
+        self.memory.land()
+
+    @rule(is_idle=st.booleans())
+    def step(self, is_idle: bool) -> None:
+        before = {digest for digest in self.pinned if digest in self.residency.active_digests}
+        self.residency.advance()
+        index = 0
+        while index < len(self.waiting):
+            digest = self.waiting[index]
+            try:
+                slot = self.residency.acquire(digest)
+            except AdapterError:
+                self.leave_queue(index)
+                continue
+            if slot is None:
+                index += 1
+            else:
+                self.running.append((digest, slot))
+                self.leave_queue(index)
+        self.residency.copy(is_idle=is_idle)
+        assert before <= set(self.residency.active_digests), "a pinned adapter was evicted"
+        self.residency.take_events()
+
+    @invariant()
+    def running_sequences_keep_their_weights(self) -> None:
+        for digest, slot in getattr(self, "running", []):
+            weights = self.memory.weights(slot)
+            assert weights.numel() == 4 * RANK_OF[digest]
+            assert torch.all(weights == ord(digest))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "residency"):
+            return
+        self.disk.is_open = True
+        for _ in range(100):
+            self.disk.permits.release()
+        self.pin(set())
+        for _ in range(20_000):  # sequences come to their end, so that everybody has a turn
+            if not self.waiting and not self.running and not self.residency.is_busy:
+                break
+            self.step(is_idle=False)
+            self.memory.land()
+            if self.running:
+                digest, _ = self.running.pop(0)
+                self.residency.release(digest)
+            elif not self.memory.queue:
+                threading.Event().wait(0.0002)
+        assert not self.waiting, "an adapter never got its slot"
+        for digest in RANK_OF:
+            self.residency.forget(digest)
+        assert self.residency.num_loading == self.residency.num_leases == 0
+        assert self.residency.num_slots_used == 0
+        assert self.residency.arena_bytes_used == self.residency.host_bytes_used == 0
+        assert self.memory.allocate(self.memory.capacity) is not None
+        self.residency.close()
+
+
+TestResidencyMachine = ResidencyMachine.TestCase
+TestResidencyMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
