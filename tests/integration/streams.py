@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from loraplex_client import (
     Started,
     StreamEvent,
 )
+from tests.integration.live_server import LiveServer
 
 PROMPT = "How much is the fee of the account?"
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 24, "include_token_ids": True}
@@ -70,6 +72,37 @@ async def answer_all(
             return await client.generate(**request)
 
     return await asyncio.gather(*map(answer, requests))
+
+
+@asynccontextmanager
+async def unchanged_streams(server: LiveServer, adapters: Sequence[str]) -> AsyncIterator[None]:
+    """Within the block a greedy stream of each adapter and of the base runs again and again, at the same time.
+
+    Each must have, token for token, what it has when it is alone, and none may fail.
+    """
+    over = asyncio.Event()
+    long = {**GREEDY, "max_tokens": 200}
+    async with AsyncLoraplexClient(server.target, timeout_s=120) as client:
+
+        async def ask(adapter: str) -> tuple[int, ...]:
+            return (await collect_async(client.stream(PROMPT, adapter=adapter, **long))).token_ids
+
+        async def repeat(adapter: str) -> int:
+            rounds = 0
+            while not over.is_set():
+                assert await ask(adapter) == alone[adapter]
+                rounds += 1
+            return rounds
+
+        alone = {adapter: await ask(adapter) for adapter in ("", *adapters)}
+        assert len(set(alone.values())) == len(alone)
+        running = [asyncio.create_task(repeat(adapter)) for adapter in alone]
+        try:
+            yield
+        finally:
+            over.set()
+            rounds = await asyncio.gather(*running)
+        assert min(rounds) > 0
 
 
 def _checked(events: list[StreamEvent]) -> Collected:

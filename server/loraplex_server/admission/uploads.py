@@ -66,8 +66,8 @@ class UploadStaging:
     ) -> None:
         """`max_bytes` bounds one upload, `max_total_bytes` all that are here together (None: four of the largest).
 
-        An upload that broke off is kept for `keep_s`. `clock` gives the seconds of the files' times. Raises
-        StorageError.
+        An upload that broke off is kept for `keep_s`, or until one that goes on needs its room. `clock` gives the
+        seconds of the files' times. Raises StorageError.
         """
         self._root = root
         self._max_bytes = max_bytes
@@ -89,7 +89,7 @@ class UploadStaging:
 
         Its folder is removed at the end; but where the upload has an id and breaks off, by an error that says nothing
         against the package, it is kept. Raises InvalidRequestError for an id out of range, UploadBusyError where
-        another call is at it, QuotaExceededError where too many are kept already, StorageError.
+        another call is at it, QuotaExceededError where too many with an id go on already, StorageError.
         """
         upload = await asyncio.to_thread(self._begin, upload_id)
         is_kept = False
@@ -115,7 +115,7 @@ class UploadStaging:
     def purge(self) -> None:
         """Remove what broke off too long ago. To be called from time to time. Raises StorageError."""
         with disk_faults(), self._lock:
-            for folder in self._root.glob(f"{_NAMED_PREFIX}*"):
+            for folder in self._named():
                 if folder.name not in self._busy and self._clock() - folder.stat().st_mtime > self._keep_s:
                     log.info("removing an upload that was not finished")
                     self._remove(folder)
@@ -134,11 +134,8 @@ class UploadStaging:
                     raise UploadBusyError(
                         f"another call is at upload '{upload_id}'; end it, or choose another id"
                     )
-                if not folder.is_dir() and len(list(self._root.glob(f"{_NAMED_PREFIX}*"))) >= MAX_KEPT:
-                    raise QuotaExceededError(
-                        f"{MAX_KEPT} unfinished ones are kept, the limit; finish one or try again later",
-                        "uploads",
-                    )
+                if not folder.is_dir():
+                    self._make_room_for_another()
                 folder.mkdir(mode=0o700, exist_ok=True)
             self._busy.add(folder.name)
             return folder
@@ -158,14 +155,35 @@ class UploadStaging:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _reserve(self, num_bytes: int) -> None:
-        """Raises QuotaExceededError where all uploads together would become too large."""
+        """Raises QuotaExceededError where the uploads that go on would together become too large."""
         with self._lock:
+            while self._total_bytes + num_bytes > self._max_total_bytes and self._remove_oldest_kept():
+                pass
             if self._total_bytes + num_bytes > self._max_total_bytes:
                 raise QuotaExceededError(
                     f"all together may take {self._max_total_bytes} bytes; try again when others have ended",
                     "uploads",
                 )
             self._total_bytes += num_bytes
+
+    def _make_room_for_another(self) -> None:
+        """With the lock held. Raises QuotaExceededError where MAX_KEPT with an id go on."""
+        if len(self._named()) >= MAX_KEPT and not self._remove_oldest_kept():
+            raise QuotaExceededError(
+                f"{MAX_KEPT} with an id may go on at once; try again when others have ended", "uploads"
+            )
+
+    def _remove_oldest_kept(self) -> bool:
+        """With the lock held; False where none is kept that no call is at."""
+        kept = [folder for folder in self._named() if folder.name not in self._busy]
+        if not kept:
+            return False
+        log.info("removing an upload that was not finished, for the room it takes")
+        self._remove(min(kept, key=lambda folder: folder.stat().st_mtime))
+        return True
+
+    def _named(self) -> list[Path]:
+        return list(self._root.glob(f"{_NAMED_PREFIX}*"))
 
 
 class Upload:

@@ -49,6 +49,7 @@ def floats_of(world: World, adapter: str) -> int:
 def test_a_damaged_package_fails_only_the_requests_that_name_it(
     world: World, cases: list[Case], damage: str
 ) -> None:
+    """vLLM #5105: one tenant's missing file ended the engine of all."""
     with EngineRun(start_engine(world)) as run:
         add_all(run, world, cases[:3])
         for _ in range(2):
@@ -131,6 +132,7 @@ def test_a_rank_above_the_limit_fails_alone(world: World, cases: list[Case]) -> 
 
 
 def test_a_rank_up_to_the_limit_is_served_however_high_the_limit_is(world: World, tmp_path: Path) -> None:
+    """vLLM #2847, gpustack #5438: a rank above a constant of the start."""
     own = replace(world, store=tmp_path / "store")
     folder = save_adapter(world.base, tmp_path / "wide", 7, {"r": 300, "target_modules": ["q_proj"]})
     digest = PackageStore(own.store, PackageLimits(max_rank=300)).put(folder).digest

@@ -87,6 +87,7 @@ def test_a_request_that_finds_its_prefix_gets_the_same_tokens(world: World, case
 def test_requests_that_share_a_beginning_across_adapters_do_not_share_its_values(
     world: World, cases: list[Case]
 ) -> None:
+    """vLLM #42125: cached blocks of other weights were reused."""
     sharing = [case for case in cases if case.prompt[:12] == cases[1].prompt[:12]]
     assert len({case.adapter for case in sharing}) == len(ADAPTERS) + 1
     with EngineRun(start_engine(world)) as run:

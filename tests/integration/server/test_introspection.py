@@ -162,6 +162,8 @@ def _await_cancelled(server: LiveServer) -> None:
 async def test_labels_are_those_of_registered_adapters_and_go_with_them(
     server: LiveServer, client: LoraplexClient, aclient: AsyncLoraplexClient, packages: Path
 ) -> None:
+    """vLLM #13303: several adapters in one label. triton server #8181: no metrics of adapters."""
+
     def labels() -> set[str]:
         return {sample.labels["adapter"] for sample in server.samples() if "adapter" in sample.labels}
 

@@ -26,6 +26,7 @@ SETTINGS = {"adapter_slots": NUM_SLOTS, "max_running": 32, "golden_prompts": Fal
 
 
 def test_two_thousand_adapters_share_sixteen_slots(tiny_base: Path, packages: Path, tmp_path: Path) -> None:
+    """Row 19. KServe #6174: seven adapters and the base were more than a gateway's routes could hold."""
     with running_server(tiny_base, tmp_path / "few", **SETTINGS) as server:
         few_bytes = front_end_bytes(server)
     started_s = time.monotonic()

@@ -56,6 +56,7 @@ def test_a_served_answer_is_the_one_peft_gives_on_the_same_weights(
 async def test_requests_of_different_adapters_share_steps_and_answer_as_if_alone(
     server: LiveServer, aclient: AsyncLoraplexClient
 ) -> None:
+    """llama.cpp #10374, #10377: another adapter disturbed running requests; since then each waits for its turn."""
     requests: list[dict[str, Any]] = [
         # Long enough that the last request arrives while the first still runs, however fast a step is.
         {"prompt": f"{PROMPT} Question {number}.", "adapter": adapter, **GREEDY, "max_tokens": 320}

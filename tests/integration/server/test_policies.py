@@ -48,6 +48,7 @@ def signed_copy(folder: Path, key: Key, tmp_path: Path, name: str) -> Path:
 def test_a_signed_package_names_its_signer_and_any_other_is_refused(
     strict_client: LoraplexClient, packages: Path, key: Key, tmp_path: Path
 ) -> None:
+    """Row 12."""
     with pytest.raises(PreconditionError) as caught:
         strict_client.adapters.upload("signed/red", packages / "red")
     assert caught.value.reason == "SIGNATURE_REQUIRED"
@@ -67,6 +68,7 @@ def test_a_signed_package_names_its_signer_and_any_other_is_refused(
 def test_a_tenant_registers_as_much_as_its_quota_and_no_more(
     strict_client: LoraplexClient, new_adapter: NewAdapter, packages: Path, key: Key, tmp_path: Path
 ) -> None:
+    """Row 13."""
     for number in range(MAX_ADAPTERS):
         folder = signed_copy(packages / "red", key, tmp_path, f"copy{number}")
         strict_client.adapters.upload(f"small/a{number}", folder)

@@ -101,6 +101,7 @@ def copy_of_red(packages: Path, tmp_path: Path) -> Iterator[Path]:
 def test_a_package_that_cannot_be_served_exactly_is_refused_and_the_cause_is_named(
     server: LiveServer, client: LoraplexClient, copy_of_red: Path, what: str
 ) -> None:
+    """Rows 7 to 11. vLLM #9280: what PEFT trains is refused when it is loaded, and nobody says why."""
     damage, code, reason, cause = REFUSED[what]
     damage(copy_of_red)
     stored = set(os.listdir(server.data_dir / "adapters"))
@@ -121,6 +122,7 @@ def test_a_package_that_cannot_be_served_exactly_is_refused_and_the_cause_is_nam
 def test_a_folder_with_a_pickle_is_refused_though_a_sound_file_lies_beside_it(
     client: LoraplexClient, copy_of_red: Path
 ) -> None:
+    """Row 7. TensorRT-LLM #13391: weights were unpickled from a path of the caller's choice."""
     torch.save({"x": torch.zeros(1)}, copy_of_red / "adapter_model.bin")
 
     with pytest.raises(InvalidRequestError, match=r"adapter_model\.bin"):
@@ -130,6 +132,7 @@ def test_a_folder_with_a_pickle_is_refused_though_a_sound_file_lies_beside_it(
 def test_a_rank_above_the_servers_limit_is_refused(
     tight_client: LoraplexClient, new_adapter: NewAdapter
 ) -> None:
+    """Row 10. vLLM #2847: told when it is registered, not when it is asked for."""
     folder = new_adapter("high-rank", r=17, target_modules=["q_proj"])
 
     with pytest.raises(InvalidRequestError, match="rank 17 is above the limit of 16"):
@@ -198,6 +201,7 @@ def _long_path(folder: Path) -> str:
 def test_a_path_that_is_no_folder_below_the_roots_is_refused_and_not_repeated(
     client: LoraplexClient, copy_of_red: Path, path_of: Callable[[Path], str]
 ) -> None:
+    """Row 6. vLLM #46287: absolute paths, '..' and links led out of the resolver's folder."""
     path = path_of(copy_of_red)
 
     with pytest.raises(InvalidRequestError) as caught:
@@ -212,6 +216,7 @@ def test_a_path_that_is_no_folder_below_the_roots_is_refused_and_not_repeated(
 def test_a_link_or_a_pipe_in_place_of_a_file_is_refused(
     client: LoraplexClient, copy_of_red: Path, packages: Path, name: str
 ) -> None:
+    """Row 6."""
     (copy_of_red / name).unlink()
     (copy_of_red / name).symlink_to(packages / "red" / name)
     with pytest.raises(InvalidRequestError, match=f"{name} is a link"):

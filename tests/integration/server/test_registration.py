@@ -68,6 +68,7 @@ def test_registering_the_same_package_again_changes_nothing(client: LoraplexClie
 
 
 def test_a_name_in_use_is_not_given_to_other_weights(client: LoraplexClient, packages: Path) -> None:
+    """Row 15."""
     before = client.generate(PROMPT, adapter="red", **GREEDY)
 
     for register in (client.adapters.create, client.adapters.upload):
@@ -115,6 +116,7 @@ def test_validating_checks_everything_and_stores_nothing(
 def test_a_malformed_name_is_refused_however_it_is_registered(
     client: LoraplexClient, packages: Path, name: str
 ) -> None:
+    """Row 5. vLLM #46287: a name from a request left the folder of adapters."""
     for register in (client.adapters.create, client.adapters.upload):
         with pytest.raises(InvalidRequestError) as caught:
             register(name, packages / "red")
@@ -175,6 +177,7 @@ def test_a_page_that_was_never_offered_is_refused(
 def test_deleting_takes_the_name_the_package_and_the_slot(
     server: LiveServer, client: LoraplexClient, new_adapter: NewAdapter
 ) -> None:
+    """Row 16, without streams."""
     adapter = client.adapters.create("short-lived", new_adapter("short-lived"))
     client.generate(PROMPT, adapter="short-lived", **GREEDY)
     slots_used = client.server_info().load.adapter_slots_used

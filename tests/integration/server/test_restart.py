@@ -29,6 +29,7 @@ def kill(server: LiveServer) -> None:
 def test_registered_adapters_answer_as_before_after_a_restart(
     tiny_base: Path, packages: Path, tmp_path: Path, end: Callable[[LiveServer], None]
 ) -> None:
+    """vLLM #12174: what was loaded at run time did not survive a restart."""
     with running_server(tiny_base, tmp_path) as server:
         register_all(server, packages)
         with server.client() as client:

@@ -58,6 +58,7 @@ def digest_served(client: LoraplexClient, adapter: str) -> str:
 def test_what_one_server_registers_promotes_and_deletes_the_other_serves(
     pair: Pair, new_adapter: NewAdapter
 ) -> None:
+    """vLLM #12174: what was loaded at run time reached one replica."""
     first, second = pair.clients
     old = first.adapters.upload("both/shop", new_adapter("shop-old"))
     assert digest_served(second, "both/shop") == old.digest  # fetched from the shared home

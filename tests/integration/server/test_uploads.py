@@ -78,6 +78,7 @@ WRONG: dict[str, tuple[list[Message], str]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_malformed_upload_is_refused_by_the_name_of_the_field(upload: Any, what: str) -> None:
+    """Row 13: gaps among them."""
     messages, field = WRONG[what]
 
     failure = failure_of(lambda: upload(iter(messages)))
@@ -105,6 +106,7 @@ def test_pieces_of_both_files_may_come_in_turns(
 def test_an_upload_above_the_byte_budget_is_cut_off(
     tight_client: LoraplexClient, new_adapter: NewAdapter
 ) -> None:
+    """Row 13."""
     folder = new_adapter("too-large", r=16)
 
     with pytest.raises(OverloadedError, match="larger than 100000 bytes") as caught:
@@ -115,6 +117,7 @@ def test_an_upload_above_the_byte_budget_is_cut_off(
 
 
 def test_an_upload_that_never_ends_is_cut_off_at_the_budget(upload: Any) -> None:
+    """Row 13."""
     sent = 0
 
     def endless() -> Iterator[Message]:
@@ -130,12 +133,14 @@ def test_an_upload_that_never_ends_is_cut_off_at_the_budget(upload: Any) -> None
 def test_a_package_with_another_digest_than_announced_is_refused(
     tight_client: LoraplexClient, packages: Path
 ) -> None:
+    """Row 12."""
     with pytest.raises(InvalidRequestError, match="digest"):
         tight_client.adapters.upload("sent", packages / "red", expected_digest="0" * 64)
 
 
 @pytest.mark.parametrize("sent_before", [[], [header()], [header(), chunk(CONFIG, 0, b"{")]], ids=len)
 def test_an_upload_that_falls_silent_is_ended(upload: Any, sent_before: list[Message]) -> None:
+    """Row 13."""
     over = threading.Event()
 
     def messages() -> Iterable[Message]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from loraplex_adapters.errors import (
     AdapterIncompatibleError,
@@ -33,8 +28,8 @@ from loraplex_server.admission.jobs import AdmissionBudget
 from loraplex_server.admission.pool import AdmissionPool
 from loraplex_server.admission.signature_trust import SignatureTrust
 from loraplex_server.errors import DrainingError
+from tests.support import bad_packages
 from tests.unit.admission.packages import (
-    CONFIG,
     WEIGHTS,
     job,
     raw_safetensors,
@@ -47,220 +42,12 @@ _MIB = 2**20
 _ANY_TIME_S = 30.0  # for what takes some milliseconds on a machine that is not busy
 
 
-def a_pickle(folder: Path) -> None:
-    (folder / "adapter_model.bin").write_bytes(b"\x80\x04.")
-
-
-def only_a_pickle(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "adapter_model.pt")
-
-
-def code_in_the_configuration(folder: Path) -> None:
-    change_config(folder, auto_map={"AutoModel": "evil.Model"})
-
-
-def a_truncated_file(folder: Path) -> None:
-    raw = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(raw[:-5])
-
-
-def a_header_longer_than_the_file(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 10_000) + b"{}")
-
-
-def a_header_of_2_to_the_63_bytes(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2**63) + b"{}")
-
-
-def overlapping_offsets(folder: Path) -> None:
-    rewrite_header(folder, lambda header: shift(header, -4))
-
-
-def gapped_offsets(folder: Path) -> None:
-    rewrite_header(folder, lambda header: shift(header, 4))
-
-
-def duplicate_keys(folder: Path) -> None:
-    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {}}'
-    (folder / WEIGHTS).write_bytes(raw_safetensors(header, bytes(4)))
-
-
-def duplicate_keys_in_the_configuration(folder: Path) -> None:
-    (folder / CONFIG).write_text('{"r": 4, ' + (folder / CONFIG).read_text()[1:])
-
-
-def a_million_tensors(folder: Path) -> None:
-    entries = ",".join(
-        f'"t{n}":{{"dtype":"F16","shape":[1],"data_offsets":[{2 * n},{2 * n + 2}]}}' for n in range(10**6)
-    )
-    (folder / WEIGHTS).write_bytes(raw_safetensors(f"{{{entries}}}".encode(), bytes(2 * 10**6)))
-
-
-def as_many_tensors_as_a_header_holds(folder: Path) -> None:
-    entries = ",".join(f'"{n}":{{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}' for n in range(70_000))
-    header = f"{{{entries}}}".encode()
-    assert len(header) < 4 * _MIB
-    (folder / WEIGHTS).write_bytes(raw_safetensors(header, bytes(2)))
-
-
-def deeply_nested_json(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(raw_safetensors(b'{"a":' * 500_000, b""))
-
-
-def a_named_pipe(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    os.mkfifo(folder / WEIGHTS)
-
-
-def a_device(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    (folder / WEIGHTS).symlink_to("/dev/zero")
-
-
-def a_link_to_a_file_outside(folder: Path) -> None:
-    shutil.move(folder / CONFIG, folder.parent / "elsewhere.json")
-    (folder / CONFIG).symlink_to(folder.parent / "elsewhere.json")
-
-
-def not_a_number(folder: Path) -> None:
-    weights = load_file(folder / WEIGHTS)
-    next(iter(weights.values()))[0, 0] = np.nan
-    save_file(weights, folder / WEIGHTS)
-
-
-def infinity(folder: Path) -> None:
-    weights = load_file(folder / WEIGHTS)
-    next(iter(weights.values()))[0, 0] = np.inf
-    save_file(weights, folder / WEIGHTS)
-
-
-def rank_0(folder: Path) -> None:
-    change_config(folder, r=0)
-
-
-def a_negative_rank(folder: Path) -> None:
-    change_config(folder, r=-4)
-
-
-def another_rank_than_the_tensors(folder: Path) -> None:
-    change_config(folder, r=8)
-
-
-def a_rank_pattern_that_the_tensors_do_not_have(folder: Path) -> None:
-    change_config(folder, rank_pattern={"q_proj": 8})
-
-
-def an_alpha_that_is_no_number(folder: Path) -> None:
-    (folder / CONFIG).write_text(
-        (folder / CONFIG).read_text().replace('"lora_alpha": 8', '"lora_alpha": NaN')
-    )
-
-
-def a_huge_alpha(folder: Path) -> None:
-    change_config(folder, lora_alpha=1e30)
-
-
-def dora(folder: Path) -> None:
-    change_config(folder, use_dora=True)
-
-
-def modules_to_save(folder: Path) -> None:
-    change_config(folder, modules_to_save=["lm_head"])
-
-
-def a_pattern_that_never_ends(folder: Path) -> None:
-    # For a matcher that goes back; ours selects nothing, at once.
-    change_config(folder, target_modules="((((a*)*)*)*)*b")
-
-
-def a_manifest_that_is_no_json(folder: Path) -> None:
-    (folder / "manifest.json").write_text("{")
-
-
-def a_manifest_of_other_files(folder: Path) -> None:
-    write_manifest(folder)
-    change_config(folder, lora_alpha=9)
-
-
 def a_rank_above_the_servers(folder: Path) -> None:
     write_package(folder, rank=32)
 
 
-def shapes_of_another_base(folder: Path) -> None:
-    save_file(
-        {key: np.ascontiguousarray(w[..., :3]) if "lora_A" in key else w for key, w in tensors().items()},
-        folder / WEIGHTS,
-    )
-
-
-def a_layer_that_the_base_has_not(folder: Path) -> None:
-    save_file({key.replace("layers.1.", "layers.7."): w for key, w in tensors().items()}, folder / WEIGHTS)
-
-
-def the_manifest_of_another_base(folder: Path) -> None:
-    write_manifest(folder, fingerprint="0" * 64)
-
-
-def the_manifest_of_another_template(folder: Path) -> None:
-    write_manifest(folder, template_sha256="0" * 64)
-
-
-INVALID: list[Callable[[Path], None]] = [
-    a_pickle,
-    only_a_pickle,
-    code_in_the_configuration,
-    a_truncated_file,
-    a_header_longer_than_the_file,
-    a_header_of_2_to_the_63_bytes,
-    overlapping_offsets,
-    gapped_offsets,
-    duplicate_keys,
-    duplicate_keys_in_the_configuration,
-    a_million_tensors,
-    as_many_tensors_as_a_header_holds,
-    deeply_nested_json,
-    a_named_pipe,
-    a_device,
-    a_link_to_a_file_outside,
-    not_a_number,
-    infinity,
-    rank_0,
-    a_negative_rank,
-    another_rank_than_the_tensors,
-    a_rank_pattern_that_the_tensors_do_not_have,
-    an_alpha_that_is_no_number,
-    a_huge_alpha,
-    dora,
-    modules_to_save,
-    a_manifest_that_is_no_json,
-    a_manifest_of_other_files,
-]
-FOREIGN: list[Callable[[Path], None]] = [
-    a_pattern_that_never_ends,
-    a_rank_above_the_servers,
-    shapes_of_another_base,
-    a_layer_that_the_base_has_not,
-    the_manifest_of_another_base,
-    the_manifest_of_another_template,
-]
-
-
-def change_config(folder: Path, **fields: Any) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
-
-
-def rewrite_header(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    raw = (folder / WEIGHTS).read_bytes()
-    (length,) = struct.unpack("<Q", raw[:8])
-    header = json.loads(raw[8 : 8 + length])
-    change(header)
-    (folder / WEIGHTS).write_bytes(raw_safetensors(json.dumps(header).encode(), raw[8 + length :]))
-
-
-def shift(header: dict[str, Any], by: int) -> None:
-    second = sorted(header, key=lambda key: header[key]["data_offsets"])[1]
-    header[second]["data_offsets"] = [offset + by for offset in header[second]["data_offsets"]]
+INVALID = [spoil for spoils in bad_packages.INVALID.values() for spoil in spoils]
+FOREIGN = [*bad_packages.FOREIGN, a_rank_above_the_servers]
 
 
 def peak_bytes(process_id: int) -> int:
@@ -287,7 +74,7 @@ async def test_a_sound_package_is_admitted_with_what_the_registry_keeps(
 async def test_every_malformed_package_is_refused_quickly_in_bounded_memory_by_the_same_process(
     pool: AdmissionPool, tmp_path: Path
 ) -> None:
-    """wire.md 6.5, rows 7 to 12; then 50 more in a row, and a sound one is still admitted."""
+    """Rows 6 to 12 of the list of faults; then 50 more in a row, and a sound one is still admitted."""
     (process_id,) = pool.process_ids
     refusals: dict[str, tuple[type[LoraplexError], float]] = {}
     for spoil in (*INVALID, *FOREIGN):
@@ -300,7 +87,7 @@ async def test_every_malformed_package_is_refused_quickly_in_bounded_memory_by_t
         assert str(tmp_path) not in str(refused.value)
     for _ in range(50):
         with pytest.raises(AdapterInvalidError):
-            await pool.check(job(tmp_path / duplicate_keys.__name__))
+            await pool.check(job(tmp_path / bad_packages.duplicate_keys.__name__))
 
     expected: dict[str, type[LoraplexError]] = {spoil.__name__: AdapterInvalidError for spoil in INVALID}
     expected |= {spoil.__name__: AdapterIncompatibleError for spoil in FOREIGN}
@@ -374,7 +161,7 @@ async def test_a_package_that_takes_too_long_is_refused_and_its_process_replaced
 async def test_a_package_that_takes_too_much_memory_is_refused_and_the_next_one_is_admitted(
     tmp_path: Path, package: Path
 ) -> None:
-    as_many_tensors_as_a_header_holds(write_package(tmp_path / "wide"))
+    bad_packages.as_many_tensors_as_a_header_holds(write_package(tmp_path / "wide"))
     small = AdmissionPool(AdmissionBudget(memory_bytes=24 * _MIB))
     await small.start()
     (process_id,) = small.process_ids

@@ -168,28 +168,49 @@ async def test_the_budget_is_of_all_files_and_all_calls_together(staging: Upload
             upload.append(CONFIG, 400, b"x")
 
 
-async def test_all_uploads_together_are_bounded(staging: UploadStaging) -> None:
-    await break_off(staging, "one", bytes(1000))
-    await break_off(staging, "two", bytes(1000))
+async def test_uploads_that_go_on_are_bounded_together(staging: UploadStaging) -> None:
+    async with staging.open("one") as one, staging.open("") as two, staging.open("three") as three:
+        one.append(WEIGHTS, 0, bytes(1000))
+        two.append(WEIGHTS, 0, bytes(1000))
+        three.append(WEIGHTS, 0, bytes(500))
+        with pytest.raises(QuotaExceededError, match="2500 bytes"):
+            three.append(CONFIG, 0, b"x")
+    async with staging.open("four") as four:
+        four.append(WEIGHTS, 0, bytes(1000))
+
+
+async def test_what_is_kept_gives_way_to_what_goes_on_the_oldest_first(
+    staging: UploadStaging, clock: Clock
+) -> None:
+    """A client that is refused again and again, each time with an id of its own, takes nobody's room."""
+    for upload_id in ("one", "two"):
+        with pytest.raises(AdapterExistsError):
+            await refuse(staging, upload_id, AdapterExistsError("taken"), bytes(1000))
+        clock.ahead_s += 10
 
     async with staging.open("three") as upload:
         upload.append(WEIGHTS, 0, bytes(500))
-        with pytest.raises(QuotaExceededError, match="2500 bytes"):
-            upload.append(CONFIG, 0, b"x")
-    async with staging.open("one"):
-        pass
-    async with staging.open("three") as upload:
-        upload.append(WEIGHTS, 0, bytes(1000))
+        upload.append(CONFIG, 0, bytes(100))
+
+    assert staging.received("two") == {WEIGHTS: 1000}
+    with pytest.raises(AdapterNotFoundError):
+        staging.received("one")
 
 
-async def test_no_more_than_so_many_are_kept(staging: UploadStaging, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_than_so_many_are_kept(
+    staging: UploadStaging, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uploads, "MAX_KEPT", 2)
-    await break_off(staging, "one")
-    await break_off(staging, "two")
+    for upload_id in ("one", "two", "three"):
+        await break_off(staging, upload_id)
+        clock.ahead_s += 10
 
-    with pytest.raises(QuotaExceededError, match="2 unfinished"):
-        await break_off(staging, "three")
-    await break_off(staging, "")
+    with pytest.raises(AdapterNotFoundError):
+        staging.received("one")
+    async with staging.open("two"), staging.open("three"):
+        with pytest.raises(QuotaExceededError, match="2 with an id"):
+            await break_off(staging, "four")
+        await break_off(staging, "")
 
 
 async def test_an_upload_of_nothing_is_not_kept(staging: UploadStaging, tmp_path: Path) -> None:
@@ -236,8 +257,10 @@ async def test_a_restart_keeps_what_can_be_gone_on_with_and_counts_it(
         assert again.received("ci-17") == {WEIGHTS: 900}
         assert [folder.name for folder in folders(tmp_path)] == ["id-ci-17"]
     async with again.open("") as upload:
-        with pytest.raises(QuotaExceededError):
-            upload.append(WEIGHTS, 0, bytes(101))
+        upload.append(WEIGHTS, 0, bytes(101))
+        with pytest.raises(AdapterNotFoundError):  # both would have been a byte too many
+            again.received("ci-17")
+    await break_off(again, "ci-18")
     clock.ahead_s = 4000
     UploadStaging(tmp_path / "staging", _MAX_BYTES, clock=clock)
     assert folders(tmp_path) == []

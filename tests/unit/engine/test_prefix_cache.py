@@ -35,6 +35,7 @@ def test_the_last_token_is_computed_even_if_its_block_is_known() -> None:
 
 @pytest.mark.parametrize(("digest", "salt"), [("a", b""), (None, b"other"), ("base", b"")])
 def test_another_adapter_or_salt_shares_nothing(digest: str | None, salt: bytes) -> None:
+    """vLLM #42125, #45981, #48352: blocks were found again by the adapter's name."""
     sim = Simulation()
     hits(sim, 0, PROMPT, None, b"")
 

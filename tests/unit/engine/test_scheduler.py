@@ -68,6 +68,7 @@ def test_a_later_short_prompt_does_not_take_the_blocks_that_the_oldest_waits_for
 
 
 def test_an_adapter_that_loads_delays_only_its_own_sequences() -> None:
+    """vLLM #31941: a request's load blocked the step of everybody."""
     sim = Simulation(residency=FakeResidency(num_slots=2, arrives_at_once=False))
     sim.add(add_command(0, [1], digest="slow", sampling=ENDLESS))
     sim.add(add_command(1, [1], sampling=ENDLESS))
@@ -90,6 +91,7 @@ def test_rows_of_one_adapter_are_adjacent_and_the_base_comes_first() -> None:
 
 
 def test_a_sequence_that_waits_for_a_slot_is_passed_a_bounded_number_of_times() -> None:
+    """SGLang #15129, #17913: a hot adapter kept its slot for ever."""
     sim = Simulation(limits=limits(max_running=2), residency=FakeResidency(num_slots=1))
     brief = SamplingParams(max_tokens=2, ignore_eos=True)  # two steps, so that two of them overlap for ever
     sim.add(add_command(0, [1], digest="popular", sampling=brief))

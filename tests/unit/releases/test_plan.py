@@ -34,6 +34,7 @@ def test_an_adapter_takes_its_rank_times_both_sides_of_its_modules() -> None:
 
 
 def test_the_arena_or_the_slots_bound_how_many_are_resident() -> None:
+    """vLLM #20160, #17003: 'users should compute it themselves'."""
     assert plan(AdapterGroup(50, 1), arena=10 * ONE_RANK) == (10, False, [10])
     assert plan(AdapterGroup(50, 1), arena=100 * ONE_RANK, slots=8) == (8, False, [8])
     assert plan(AdapterGroup(5, 1), arena=10 * ONE_RANK) == (5, True, [5])
