@@ -28,7 +28,9 @@ DEFAULT_PROMPTS = (
     "The customer asked for a refund because",
     "List three steps to get started.",
 )
-MAX_TOKENS = 8  # of each answer: few, since the first tells already, and admission waits for them
+MAX_TOKENS = (
+    1  # of each answer: its log-probabilities tell already, and running streams feel one step instead of many
+)
 CLEAR_EFFECT = 1.0  # largest difference of log-probabilities that is still asked again
 NOISE_FLOOR = 1e-5  # difference of log-probabilities that is none
 _REPEATS = 5  # comparisons side by side; noise that differs in all of them passes for an effect

@@ -57,6 +57,9 @@ class AddSequence(msgspec.Struct, frozen=True, tag=True):
     cache_salt: bytes  # part of the prefix-cache key besides the digest; sequences share blocks only if equal
     sampling: SamplingParams
     arrival_s: float
+    is_background: bool = (
+        False  # begins beside others only once in many steps, so that their steps stay short
+    )
 
 
 class AbortSequences(msgspec.Struct, frozen=True, tag=True):

@@ -27,6 +27,11 @@ MAX_BYPASSES = 64
 """Admissions that may pass a sequence or a pinned adapter which waits for nothing but a slot; then it goes first."""
 
 
+BACKGROUND_EVERY = 150
+"""Steps between two that begin a background sequence while others run: fewer than 1 in 100, so that the slower steps
+stay beyond the 99th percentile of the times between tokens."""
+
+
 class AdapterResidency(Protocol):
     """Where adapters are; see `loraplex_server.engine.adapter_residency`."""
 
@@ -87,6 +92,7 @@ class Scheduler:
         self._blocked: Sequence | None = None  # oldest that waits for nothing but a slot
         self._num_bypasses = 0
         self._is_pin_waiting = False  # as of the last admissions
+        self._steps_without_background = BACKGROUND_EVERY
 
     @property
     def num_waiting(self) -> int:
@@ -139,6 +145,7 @@ class Scheduler:
             self._admit(batch, budget)
         if batch.num_sequences == 0:
             return None
+        self._steps_without_background += 1
         for row in (*batch.decodes, *batch.prefills):
             row.sequence.num_computed_tokens = row.stop
             row.sequence.num_pending_tokens += row.is_last_chunk
@@ -228,6 +235,8 @@ class Scheduler:
         for sequence in list(self._waiting):
             if budget == 0 or len(self._running) >= self._limits.max_running:
                 return
+            if sequence.is_background and not self._may_begin_background(batch):
+                continue
             is_bypass = self._is_bypass(sequence)
             if is_bypass and self._num_bypasses >= MAX_BYPASSES:
                 continue
@@ -242,8 +251,14 @@ class Scheduler:
             batch.prefix_hit_tokens += num_cached
             self._schedule_row(batch, sequence, num_tokens)
             budget -= num_tokens
+            if sequence.is_background:
+                self._steps_without_background = 0
             if is_bypass:
                 self._num_bypasses += 1
+
+    def _may_begin_background(self, batch: ScheduledBatch) -> bool:
+        """Whether nobody else runs in this step, or enough steps went by for the few that may be slower."""
+        return batch.num_sequences == 0 or self._steps_without_background >= BACKGROUND_EVERY
 
     def _is_bypass(self, sequence: Sequence) -> bool:
         """Whether its adapter would keep a slot busy that an earlier sequence, or a pinned adapter, waits for."""

@@ -21,6 +21,7 @@ class Sequence:
     sampling: SamplingParams
     arrival_s: float
     order: int  # of admission; a preempted sequence returns to its place in the queue
+    is_background: bool = False  # see AddSequence
     output_token_ids: list[int] = field(default_factory=list)
     num_pending_tokens: int = 0  # sampled by steps that are not committed yet: counted, but not known here
     num_computed_tokens: int = (
@@ -49,6 +50,7 @@ class Sequence:
             sampling=command.sampling,
             arrival_s=command.arrival_s,
             order=order,
+            is_background=command.is_background,
         )
 
     @property

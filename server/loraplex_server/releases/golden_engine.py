@@ -25,7 +25,9 @@ class GoldenCompleter:
             temperature=0.0, max_tokens=max_tokens, ignore_eos=True, top_logprobs=_TOP_LOGPROBS
         )
         sequence_id, stream = self._engine.submit(
-            AddSequence(0, token_ids, digest, self._cache_salt, sampling, time.monotonic())
+            AddSequence(
+                0, token_ids, digest, self._cache_salt, sampling, time.monotonic(), is_background=True
+            )
         )
         answer: list[int] = []
         logprobs: list[list[float]] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from loraplex_server.engine.messages import FinishReason, SamplingParams, SequenceTimings
-from loraplex_server.engine.scheduler import MAX_BYPASSES, SchedulerLimits
+import msgspec
+
+from loraplex_server.engine.messages import AddSequence, FinishReason, SamplingParams, SequenceTimings
+from loraplex_server.engine.scheduler import BACKGROUND_EVERY, MAX_BYPASSES, SchedulerLimits
 from tests.unit.engine.simulation import FakeResidency, Simulation, add_command, naive_completion
 
 ENDLESS = SamplingParams(max_tokens=10_000, ignore_eos=True)
@@ -161,6 +163,39 @@ def test_a_pinned_adapter_that_waits_for_a_slot_is_passed_a_bounded_number_of_ti
     sim.run()
 
     assert len(sim.finished) == 2 * MAX_BYPASSES
+
+
+def background(sequence_id: int) -> AddSequence:
+    return msgspec.structs.replace(add_command(sequence_id, [1, 2], sampling=ONE), is_background=True)
+
+
+def test_a_background_sequence_begins_at_once_where_nobody_else_runs() -> None:
+    sim = Simulation(limits=limits())
+    for sequence_id in range(3):
+        sim.add(background(sequence_id))
+        assert running_of(sim) == [sequence_id]
+
+
+def test_beside_others_a_background_sequence_begins_once_in_many_steps() -> None:
+    sim = Simulation(num_blocks=200, limits=limits())
+    sim.add(add_command(0, [1, 2], sampling=ENDLESS))
+    sim.step()
+    for sequence_id in range(1, 4):
+        sim.add(background(sequence_id))
+
+    begun = [step for step in range(3 * BACKGROUND_EVERY) if len(running_of(sim)) > 1]
+
+    assert begun == [0, BACKGROUND_EVERY, 2 * BACKGROUND_EVERY]
+
+
+def test_a_background_sequence_holds_up_nobody_behind_it() -> None:
+    sim = Simulation(num_blocks=200, limits=limits())
+    sim.add(add_command(0, [1, 2], sampling=ENDLESS))
+    sim.step()
+    for command in (background(1), background(2), add_command(3, [1, 2], sampling=ENDLESS)):
+        sim.add(command)
+
+    assert running_of(sim) == [0, 1, 3]
 
 
 def test_a_preempted_sequence_returns_to_its_place_and_repeats_no_token() -> None:
