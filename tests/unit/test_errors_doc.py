@@ -26,10 +26,8 @@ from loraplex_server.rpc.status import STATUS_OF, internal_status, malformed_sta
 
 ROOT = Path(__file__).parents[2]
 AGAIN = ("yes", "no", "maybe")
-REFINED = (
-    DigestMismatchError,
-    SignatureRequiredError,
-)  # sent with reasons of their own, and an ancestor's status
+# The last two have reasons of their own, and an ancestor's status.
+SENT: list[type[LoraplexError]] = [*STATUS_OF, DigestMismatchError, SignatureRequiredError]
 
 
 def _table(heading: str) -> list[list[str]]:
@@ -68,7 +66,7 @@ def _tree(kind: type[LoraplexError] = LoraplexError) -> Iterator[type[LoraplexEr
 
 
 def test_every_answer_of_the_server_is_in_the_table_with_its_status_and_retry() -> None:
-    statuses = [rich_status(_error(kind), "id") for kind in (*STATUS_OF, *REFINED)]
+    statuses = [rich_status(_error(kind), "id") for kind in SENT]
     answers = {_answer(status) for status in (*statuses, internal_status("id"), malformed_status("id"))}
 
     documented = {
@@ -88,7 +86,7 @@ def test_every_row_says_whether_to_repeat_what_it_means_and_what_to_do() -> None
 
 
 def test_every_other_reason_is_in_the_table_of_the_command_line_with_its_exit_code() -> None:
-    answered = {kind.reason for kind in (*STATUS_OF, *REFINED)}
+    answered = {kind.reason for kind in SENT}
     local = {
         kind.reason: ExitCode.BAD_INPUT if kind.reason in INPUT_REASONS else ExitCode.FAILURE
         for kind in _tree()

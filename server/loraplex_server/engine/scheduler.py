@@ -32,6 +32,10 @@ BACKGROUND_EVERY = 150
 stay beyond the 99th percentile of the times between tokens."""
 
 
+BACKGROUND_AFTER_S = 5.0
+"""… or so long since the last one, where steps are long."""
+
+
 class AdapterResidency(Protocol):
     """Where adapters are; see `loraplex_server.engine.adapter_residency`."""
 
@@ -93,6 +97,7 @@ class Scheduler:
         self._num_bypasses = 0
         self._is_pin_waiting = False  # as of the last admissions
         self._steps_without_background = BACKGROUND_EVERY
+        self._last_background_s = clock()
 
     @property
     def num_waiting(self) -> int:
@@ -253,12 +258,18 @@ class Scheduler:
             budget -= num_tokens
             if sequence.is_background:
                 self._steps_without_background = 0
+                self._last_background_s = self._clock()
             if is_bypass:
                 self._num_bypasses += 1
 
     def _may_begin_background(self, batch: ScheduledBatch) -> bool:
         """Whether nobody else runs in this step, or enough steps went by for the few that may be slower."""
-        return batch.num_sequences == 0 or self._steps_without_background >= BACKGROUND_EVERY
+        is_one_of_them = any(
+            row.sequence.is_background for row in batch.prefills
+        )  # they share the slower step
+        is_due = self._steps_without_background >= BACKGROUND_EVERY
+        is_due |= self._clock() - self._last_background_s >= BACKGROUND_AFTER_S
+        return batch.num_sequences == 0 or is_one_of_them or is_due
 
     def _is_bypass(self, sequence: Sequence) -> bool:
         """Whether its adapter would keep a slot busy that an earlier sequence, or a pinned adapter, waits for."""

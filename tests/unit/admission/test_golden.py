@@ -46,7 +46,8 @@ async def test_an_adapter_that_changes_an_answer_clearly_is_taken_at_once() -> N
 
     await GoldenPrompts(engine, _PROMPTS).prove_effect("a" * 64)
 
-    assert engine.asked == [None, "a" * 64]
+    assert set(engine.asked) == {None, "a" * 64}
+    assert len(engine.asked) == 2
 
 
 @pytest.mark.parametrize("noise", [0.0, 2e-5, 0.002, 0.25])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
+import math
 
+import msgspec
+import pytest
+
+from loraplex_server.engine import scheduler
 from loraplex_server.engine.messages import AddSequence, FinishReason, SamplingParams, SequenceTimings
 from loraplex_server.engine.scheduler import BACKGROUND_EVERY, MAX_BYPASSES, SchedulerLimits
 from tests.unit.engine.simulation import FakeResidency, Simulation, add_command, naive_completion
@@ -176,14 +180,20 @@ def test_a_background_sequence_begins_at_once_where_nobody_else_runs() -> None:
         assert running_of(sim) == [sequence_id]
 
 
-def test_beside_others_a_background_sequence_begins_once_in_many_steps() -> None:
+def test_beside_others_background_sequences_begin_together_once_in_many_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "BACKGROUND_AFTER_S", math.inf)
     sim = Simulation(num_blocks=200, limits=limits())
     sim.add(add_command(0, [1, 2], sampling=ENDLESS))
     sim.step()
-    for sequence_id in range(1, 4):
-        sim.add(background(sequence_id))
-
-    begun = [step for step in range(3 * BACKGROUND_EVERY) if len(running_of(sim)) > 1]
+    begun = []
+    for step in range(3 * BACKGROUND_EVERY):
+        if step % 100 == 0:
+            sim.add(background(step + 1))
+            sim.add(background(step + 2))
+        if len(running_of(sim)) > 1:
+            begun.append(step)
 
     assert begun == [0, BACKGROUND_EVERY, 2 * BACKGROUND_EVERY]
 
@@ -195,7 +205,10 @@ def test_a_background_sequence_holds_up_nobody_behind_it() -> None:
     for command in (background(1), background(2), add_command(3, [1, 2], sampling=ENDLESS)):
         sim.add(command)
 
-    assert running_of(sim) == [0, 1, 3]
+    assert running_of(sim) == [0, 1, 2, 3]
+    sim.add(background(4))
+    sim.add(add_command(5, [1, 2], sampling=ENDLESS))
+    assert running_of(sim) == [0, 3, 5]
 
 
 def test_a_preempted_sequence_returns_to_its_place_and_repeats_no_token() -> None:
