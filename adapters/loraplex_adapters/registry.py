@@ -47,6 +47,14 @@ class Quota:
     max_bytes: int | None = None  # sum of size_bytes over the tenant's distinct digests
 
 
+@dataclass(frozen=True, slots=True)
+class PinLimits:
+    """What pinned names may serve together on this server; the rest is for everybody else."""
+
+    max_versions: int  # adapter slots
+    arena_elements: int  # weights of the whole arena, of which the largest version needs its place
+
+
 class AdapterRegistry:
     """Registered adapters. Calls block on the database (SQLite: well under 10 ms); any thread may make them.
 
@@ -72,6 +80,7 @@ class AdapterRegistry:
         """
         self._quota = quota
         self._clock = clock
+        self.pin_limits: PinLimits | None = None  # None: any number; set by the server that knows its arena
         self._engine = open_engine(url)
         try:
             migrate(self._engine)
@@ -315,6 +324,10 @@ class AdapterRegistry:
             change = decide(before)
             if change is not None and check is not None:
                 check(connection, change.release.adapter)
+            if (
+                change is not None and change.kind is not EventKind.ROLLED_BACK
+            ):  # which must always be possible
+                _check_room_for_pins(connection, self.pin_limits, before.adapter, change.release.adapter)
             adapter = self._commit(connection, journal, before, change)
             journal.remember(once, adapter)
             return adapter
@@ -374,6 +387,31 @@ def _check_etag(adapter: Adapter, etag: str) -> None:
 def _pinned(connection: Connection) -> list[Adapter]:
     query = select(adapters).where(adapters.c.is_pinned).order_by(adapters.c.tenant, adapters.c.adapter)
     return [release.adapter for release in registry_rows.load_all(connection, query)]
+
+
+def _check_room_for_pins(
+    connection: Connection, limits: PinLimits | None, before: Adapter, after: Adapter
+) -> None:
+    """Raises TooManyPinnedError where a change lets pinned names serve more than may be."""
+    if limits is None or not after.is_pinned:
+        return
+    had = {v.digest for v in before.served_by_name()} if before.is_pinned else set()
+    if {v.digest for v in after.served_by_name()} <= had:
+        return
+    adapters_pinned = [one for one in _pinned(connection) if one.name != after.name] + [after]
+    pinned = {v.digest: v for one in adapters_pinned for v in one.served_by_name()}
+    if len(pinned) > limits.max_versions:
+        raise TooManyPinnedError(
+            f"pinned adapters would take {len(pinned)} adapter slots, and at most {limits.max_versions} may be; "
+            "let go of some"
+        )
+    taken = sum(version.num_elements for version in pinned.values())
+    largest = connection.scalar(select(func.max(versions.c.num_elements))) or 0
+    if taken + largest > limits.arena_elements:
+        raise TooManyPinnedError(
+            f"pinned adapters would take {taken} of the {limits.arena_elements} weights that the adapter arena holds, "
+            f"and leave no room for the largest version, of {largest}; let go of some"
+        )
 
 
 def _check_pins(connection: Connection, adapter: Adapter, max_pinned: int) -> None:

@@ -126,10 +126,12 @@ class AdmissionPool:
         renewal.add_done_callback(self._renewals.discard)
 
     async def _renew(self, worker: _Worker) -> None:
-        await worker.stop()
-        with contextlib.suppress(StorageError):  # logged; the next package tries again
-            await worker.start()
-        self._free.put_nowait(worker)
+        try:
+            await worker.stop()
+            with contextlib.suppress(StorageError):  # logged; the next package tries again
+                await worker.start()
+        finally:
+            self._free.put_nowait(worker)
 
 
 class _Worker:

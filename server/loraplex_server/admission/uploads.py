@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from loraplex_adapters.errors import (
+    AdapterExistsError,
     AdapterIncompatibleError,
     AdapterInvalidError,
     AdapterNotFoundError,
@@ -23,9 +24,12 @@ from loraplex_adapters.errors import (
     InvalidRequestError,
     NoEffectError,
     QuotaExceededError,
+    RequestIdReusedError,
     SignatureError,
     StorageError,
+    TooManyVersionsError,
     UploadBusyError,
+    VersionDeprecatedError,
 )
 from loraplex_adapters.storage_faults import disk_faults
 from loraplex_server.admission.file_names import PACKAGE_FILES
@@ -36,14 +40,18 @@ MAX_KEPT = 256  # uploads that broke off
 _UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NAMED_PREFIX, _UNNAMED_PREFIX = "id-", "once-"
 
-# What a refused package meets again, however often it is sent.
+# What the same registration meets again, however often it is sent.
 _AGAINST_THE_PACKAGE = (
+    AdapterExistsError,
     AdapterIncompatibleError,
     AdapterInvalidError,
     AdapterTooLargeError,
     NoEffectError,
+    RequestIdReusedError,
     SignatureError,
+    TooManyVersionsError,
     UploadTooLargeError,
+    VersionDeprecatedError,
 )
 
 log = logging.getLogger(__name__)
@@ -194,6 +202,13 @@ class Upload:
         self._max_bytes = max_bytes
         self._reserve = reserve
         self._sizes = _sizes(folder)
+
+    def count_files(self) -> None:
+        """Count what was written into the folder by other means. Blocks. Raises QuotaExceededError."""
+        sizes = _sizes(self.folder)
+        added = sum(sizes.values()) - sum(self._sizes.values())
+        self._sizes = sizes
+        self._reserve(added)
 
     def append(self, file_name: str, offset: int, data: bytes) -> None:
         """Write a piece of a file behind what is there. Blocks.

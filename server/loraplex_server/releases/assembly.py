@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.package import PackageLimits
-from loraplex_adapters.registry import AdapterRegistry, Quota
+from loraplex_adapters.registry import AdapterRegistry, PinLimits, Quota
 from loraplex_adapters.store import PackageStore
 from loraplex_server.admission.golden import DEFAULT_PROMPTS, GoldenPrompts
 from loraplex_server.admission.jobs import AdmissionBudget, AdmissionJob
@@ -57,10 +58,14 @@ def build_releases(
 ) -> Releases:
     """Everything joined, and nothing begun. Blocks for one look into the registry."""
     registry, store = storage
+    # One slot stays for the adapters that are not pinned.
+    registry.pin_limits = PinLimits(ready.adapter_slots - 1, ready.adapter_arena_elements)
     packages = ServerPackages(registry, store, config.images_path, is_shared=config.package_url is not None)
     packages.on_retired = engine.forget_adapter
     directory = AdapterDirectory(registry, packages, spec, owns_registry=config.registry_url is None)
-    admission = AdmissionPool(_budget(config), checks_signatures=config.signature_policy != "off")
+    admission = AdmissionPool(
+        _budget(config), num_workers=2, checks_signatures=config.signature_policy != "off"
+    )
     base_template = template_hash(base_path)
     job_for = partial(_job, config, spec, ready, base_template, tokenizer_hash(base_path))
     registrar = Registrar(
@@ -87,6 +92,7 @@ def build_releases(
         engine=engine,
         spec=spec,
         max_lora_rank=config.max_lora_rank,
+        fetching=asyncio.Semaphore(2),
         background=[],
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.errors import (
+    AdapterError,
     AdapterIncompatibleError,
     AdapterNotFoundError,
     AdapterUnavailableError,
@@ -22,6 +24,8 @@ from loraplex_server.releases.adapter_cache import AdapterCache
 from loraplex_server.releases.packages import ServerPackages
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 ChangeListener = Callable[[AdapterName, Adapter | None, Adapter | None], None]
 """Told (name, before, after) of every change, after it has taken effect; None: not known, or gone."""
@@ -56,6 +60,7 @@ class AdapterDirectory:
         self._cache = cache or AdapterCache(registry.get)
         self._changing = asyncio.Lock()
         self._listeners: list[ChangeListener] = []
+        self.on_forgotten: Callable[[], None] = lambda: None
         self.num_adapters = registry.count()
 
     def subscribe(self, listener: ChangeListener) -> None:
@@ -96,18 +101,11 @@ class AdapterDirectory:
 
     async def change(self, write: Callable[[], Adapter]) -> Adapter:
         """Carry out a registry write in a thread and let it take effect here in the same instant."""
-        async with self._changing:
-            adapter = await asyncio.to_thread(write)
-            await self._refresh(adapter.name, adapter.revision)
-        return adapter
+        return await _to_the_end(self._change(write))
 
     async def delete(self, name: AdapterName, delete: Callable[[], Adapter | None]) -> None:
         """Carry out a registry deletion; running requests finish on what they have."""
-        async with self._changing:
-            gone = await asyncio.to_thread(delete)
-            if gone is not None:
-                self._cache.drop(name, gone.revision)
-                await self._tell(name, gone, None)
+        await _to_the_end(self._delete(name, delete))
 
     async def mark_failed(self, name: AdapterName, digest: str) -> None:
         """The stored package of a version turned out missing or damaged; brought back if it can be."""
@@ -136,6 +134,20 @@ class AdapterDirectory:
     def forget_all(self) -> None:
         """Events were missed: read every adapter anew when it is asked for."""
         self._cache.clear()
+        self.on_forgotten()
+
+    async def _change(self, write: Callable[[], Adapter]) -> Adapter:
+        async with self._changing:
+            adapter = await asyncio.to_thread(write)
+            await self._refresh(adapter.name, adapter.revision)
+        return adapter
+
+    async def _delete(self, name: AdapterName, delete: Callable[[], Adapter | None]) -> None:
+        async with self._changing:
+            gone = await asyncio.to_thread(delete)
+            if gone is not None:
+                self._cache.drop(name, gone.revision)
+                await self._tell(name, gone, None)
 
     async def _refresh(self, name: AdapterName, revision: int) -> None:
         """Let what was written at `revision` take effect."""
@@ -165,10 +177,18 @@ class AdapterDirectory:
         if reference.target:
             return Resolved(adapter, adapter.version(reference.target))
         version = adapter.choose(routing_key)
+        return Resolved(adapter, version, self._servable_shadow(adapter, version, routing_key))
+
+    def _servable_shadow(self, adapter: Adapter, served: Version, routing_key: str) -> Version | None:
+        """What answers unseen besides `served`, unless it is the same or could not answer."""
         shadow = adapter.shadow_of(routing_key)
-        return Resolved(
-            adapter, version, shadow if shadow is not None and shadow.digest != version.digest else None
-        )
+        if shadow is None or shadow.digest == served.digest:
+            return None
+        try:
+            self.check_servable(shadow)
+        except AdapterError:
+            return None
+        return shadow
 
     def check_servable(self, version: Version) -> None:
         """Raises AdapterIncompatibleError, AdapterUnavailableError."""
@@ -181,3 +201,19 @@ class AdapterDirectory:
             raise AdapterUnavailableError(
                 f"the package of version {version.digest[:12]} is missing or damaged; register it again"
             )
+
+
+async def _to_the_end(work: Coroutine[None, None, _Result]) -> _Result:
+    """Its result, awaited even where the caller is cancelled meanwhile: a write under way in a thread takes effect
+    whoever waits for it, and what its caller holds must be held until then.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is left to be told
+        raise

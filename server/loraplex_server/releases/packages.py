@@ -13,7 +13,7 @@ from loraplex_adapters.leases import PackageLeases
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.storage_faults import disk_faults
 from loraplex_adapters.store import PackageStore
-from loraplex_server.adapter_image import delete_image
+from loraplex_server.adapter_image import delete_image, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,12 @@ class ServerPackages:
         return True
 
     async def _fetch(self, digest: str) -> None:
-        await asyncio.to_thread(self._store.fetch, digest)
+        await asyncio.to_thread(self._fetch_files, digest)
         log.info("package fetched", extra={"digest": digest[:12]})
+
+    def _fetch_files(self, digest: str) -> None:
+        with disk_faults():
+            self._store.fetch(digest)
 
     def _fetched(self, digest: str, task: asyncio.Task[None]) -> None:
         self._fetches.pop(digest, None)
@@ -147,9 +151,13 @@ class ServerPackages:
                 await asyncio.to_thread(self._delete_everywhere, digest)
 
     def _delete_everywhere(self, digest: str) -> None:
-        self._delete_files(digest)
         if self._is_shared:
             self._store.delete_shared(digest)
+            if self._registry.referenced({digest}):  # another server registered it meanwhile: put it back
+                with disk_faults():
+                    self._store.share(digest)
+                return
+        self._delete_files(digest)
 
     def _delete_files(self, digest: str) -> None:
         with disk_faults():
@@ -161,6 +169,7 @@ class ServerPackages:
             for digest in self._store.sweep(self._needed, older_than_s):
                 log.info("removed a package that no adapter needs", extra={"digest": digest[:12]})
                 delete_image(self._images_root, digest)
+            remove_leftovers(self._images_root)
 
     def _needed(self, digests: set[str]) -> set[str]:
         """Runs in a thread: a count may be stale by one, but a lease begins on a package that is new or referenced."""

@@ -15,6 +15,8 @@ from loraplex_server.releases.packages import ServerPackages
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 2.0  # while the database is lost
+
 
 class PinnedVersions:
     """What pinned adapters serve by name, on this base. Owned by the event loop."""
@@ -48,22 +50,26 @@ class PinnedVersions:
             self._refresh = asyncio.get_running_loop().create_task(self._tell())
 
     def engine_restarted(self) -> None:
-        """It must be told again."""
-        self._told = set()
+        """It must be told again: at once what was true before, and then what is."""
+        if self._told:
+            self._pin(sorted(self._told))
         self.refresh()
 
-    async def settled(self) -> None:
-        """Until the engine was told of every change so far."""
+    async def close(self) -> None:
+        """Look no more."""
         if self._refresh is not None:
-            await asyncio.shield(self._refresh)
+            self._refresh.cancel()
+            await asyncio.gather(self._refresh, return_exceptions=True)
 
     async def _tell(self) -> None:
         while self._is_stale:
             self._is_stale = False
             try:
                 pinned = await asyncio.to_thread(self._registry.pinned)
-            except StorageError:
-                return  # what the engine was told before stays true enough
+            except StorageError:  # until then, what the engine was told before stays true enough
+                self._is_stale = True
+                await asyncio.sleep(_RETRY_S)
+                continue
             digests = {
                 version.digest
                 for adapter in pinned

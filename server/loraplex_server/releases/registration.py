@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from loraplex_adapters.errors import StorageError
+from loraplex_adapters.errors import AdapterError, StorageError
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.registry import Once
 from loraplex_adapters.releases import Adapter, OnExisting, Version
@@ -89,17 +89,25 @@ class Registrar:
 
     async def _register_stored(self, request: RegistrationRequest, admitted: AdmittedPackage) -> Registered:
         """With a lease on the package, which goes when that ends unless a version has it."""
+        version = self._version(request, admitted)
+        is_certain = True  # that no write is under way, or was lost with the database
         try:
+            await self._trial(request, version)  # before seconds are spent on golden prompts
             await self._prove_effect(admitted.digest)
+            if request.validate_only:
+                return Registered(await self._trial(request, version), version)
             await self._packages.share(admitted.digest)
-            version = self._version(request, admitted)
+            is_certain = False
             adapter = await self._enter(request, version)
+            is_certain = True
+            await self._packages.share(admitted.digest)  # another server's deletion may have come between
+        except AdapterError:
+            is_certain = True  # the registry refused
+            raise
         finally:
-            await self._packages.retire_unreferenced({admitted.digest})
-        if not request.validate_only:
-            log.info(
-                "version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]}
-            )
+            if is_certain:  # else the sweep will tell
+                await self._packages.retire_unreferenced({admitted.digest})
+        log.info("version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]})
         return Registered(adapter, adapter.version(version.digest))
 
     def _version(self, request: RegistrationRequest, admitted: AdmittedPackage) -> Version:
@@ -117,19 +125,24 @@ class Registrar:
             created_at=self._clock(),
         )
 
+    async def _trial(self, request: RegistrationRequest, version: Version) -> Adapter:
+        """What would come of entering it. Raises what the registry would."""
+        return await asyncio.to_thread(self._write(request, version), is_trial=True)
+
     async def _enter(self, request: RegistrationRequest, version: Version) -> Adapter:
-        """Write it into the registry, or see what would come of that."""
-        write = partial(
+        """Write it into the registry."""
+        return await self._directory.change(self._write(request, version))
+
+    def _write(self, request: RegistrationRequest, version: Version) -> partial[Adapter]:
+        return partial(
             self._directory.registry.register,
             request.name,
             version,
             on_existing=request.on_existing,
             alias=request.alias,
             labels=request.labels,
+            once=_once(request, version),
         )
-        if request.validate_only:
-            return await asyncio.to_thread(write, is_trial=True)
-        return await self._directory.change(partial(write, once=_once(request, version)))
 
 
 def _once(request: RegistrationRequest, version: Version) -> Once | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 from loraplex_adapters.base_spec import BaseSpec
+from loraplex_adapters.errors import StorageError
 from loraplex_adapters.names import AdapterName, AdapterReference
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.releases import AdapterEvent, Version
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _DEFAULT_WARM_S = 60.0
 _EVENTS_AT_ONCE = 200
+_PURGE_EVERY_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +51,16 @@ class Releases:
     engine: EngineClient
     spec: BaseSpec
     max_lora_rank: int
+    fetching: asyncio.Semaphore  # bounds the packages that come from URLs at the same time
     background: list[asyncio.Task[None]]
 
     async def start(self) -> None:
         """Begin to follow the registry and to clean up, and tell the engine what is pinned. Raises StorageError."""
         await self.admission.start()
         self.directory.subscribe(self.pins.adapter_changed)
+        self.directory.on_forgotten = self.pins.refresh
         self.pins.refresh()
-        for job in (self.sync.run, self.packages.keep_swept):
+        for job in (self.sync.run, self.packages.keep_swept, self._keep_staging_purged):
             self.background.append(asyncio.create_task(job()))
 
     async def end_watches(self) -> None:
@@ -68,6 +72,7 @@ class Releases:
         for task in self.background:
             task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)
+        await self.pins.close()
         await self.shadows.close()
         await self.admission.close()
         await self.packages.close()
@@ -90,7 +95,11 @@ class Releases:
     async def register_url(self, request: RegistrationRequest, url: str) -> Registered:
         """Register a folder that a URL names."""
         async with self.upload("") as upload:
-            await self.sources.fetch(url, upload.folder)
+            async with self.fetching:
+                try:
+                    await self.sources.fetch(url, upload.folder)
+                finally:
+                    await asyncio.to_thread(upload.count_files)
             return await self.registrar.register(request, upload.folder)
 
     def upload(self, upload_id: str) -> AbstractAsyncContextManager[Upload]:
@@ -130,6 +139,13 @@ class Releases:
             if len(events) < _EVENTS_AT_ONCE:
                 after = max(after, looked_up_to)
                 await self.sync.wait_beyond(after)
+
+    async def _keep_staging_purged(self) -> None:
+        """Uploads that broke off go when their time is over, though no other begins."""
+        while True:
+            await asyncio.sleep(_PURGE_EVERY_S)
+            with suppress(StorageError):
+                await asyncio.to_thread(self.staging.purge)
 
     async def _warm(self, version: Version) -> None:
         self.directory.check_servable(version)

@@ -105,7 +105,13 @@ async def test_an_upload_without_an_id_is_removed_whatever_happens(
 
 
 @pytest.mark.parametrize(
-    "error", [AdapterInvalidError("bad"), NoEffectError("none"), UploadTooLargeError("large")]
+    "error",
+    [
+        AdapterInvalidError("bad"),
+        AdapterExistsError("taken"),
+        NoEffectError("none"),
+        UploadTooLargeError("large"),
+    ],
 )
 async def test_a_refused_package_is_not_kept(
     staging: UploadStaging, tmp_path: Path, error: LoraplexError
@@ -116,11 +122,16 @@ async def test_a_refused_package_is_not_kept(
     assert folders(tmp_path) == []
 
 
-async def test_a_package_whose_name_was_refused_is_kept(staging: UploadStaging) -> None:
-    with pytest.raises(AdapterExistsError):
-        await refuse(staging, "ci-17", AdapterExistsError("taken"))
-
-    assert staging.received("ci-17") == {WEIGHTS: 3}
+async def test_files_that_came_by_other_means_count_too(tmp_path: Path) -> None:
+    staging = UploadStaging(tmp_path, 100, max_total_bytes=10)
+    for _ in range(3):  # what was counted is given back
+        async with staging.open("") as upload:
+            (upload.folder / WEIGHTS).write_bytes(b"x" * 8)
+            upload.count_files()
+    async with staging.open("") as upload:
+        (upload.folder / WEIGHTS).write_bytes(b"x" * 11)
+        with pytest.raises(QuotaExceededError):
+            upload.count_files()
 
 
 async def test_an_id_is_for_one_call_at_a_time(staging: UploadStaging) -> None:
@@ -182,10 +193,9 @@ async def test_uploads_that_go_on_are_bounded_together(staging: UploadStaging) -
 async def test_what_is_kept_gives_way_to_what_goes_on_the_oldest_first(
     staging: UploadStaging, clock: Clock
 ) -> None:
-    """A client that is refused again and again, each time with an id of its own, takes nobody's room."""
+    """A client that breaks off again and again, each time with an id of its own, takes nobody's room."""
     for upload_id in ("one", "two"):
-        with pytest.raises(AdapterExistsError):
-            await refuse(staging, upload_id, AdapterExistsError("taken"), bytes(1000))
+        await break_off(staging, upload_id, bytes(1000))
         clock.ahead_s += 10
 
     async with staging.open("three") as upload:

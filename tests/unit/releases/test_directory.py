@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from loraplex_adapters.errors import (
     AdapterIncompatibleError,
     AdapterNotFoundError,
     AdapterUnavailableError,
+    StorageError,
     VersionInUseError,
 )
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.package import AdapterPackage
 from loraplex_adapters.releases import Adapter, OnExisting, VersionState
 from loraplex_server.releases.directory import AdapterDirectory
-from tests.unit.releases.conftest import SPEC, OpenFrontEnd, settle
+from tests.unit.releases.conftest import SPEC, OpenFrontEnd, settle, version_of
 
 FAQ = AdapterName("default", "faq")
 
@@ -229,3 +231,63 @@ async def test_listeners_are_told_what_was_and_what_is(
     await here.delete("faq")
 
     assert told == [("faq", "", digests[0]), ("faq", digests[0], digests[1]), ("faq", digests[1], "")]
+
+
+async def test_a_cancelled_change_takes_effect_before_its_caller_goes_on(
+    open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
+) -> None:
+    """Else what the caller holds for the change would be let go while the write is under way."""
+    here = open_front_end()
+    begun, may_write = threading.Event(), threading.Event()
+    version = version_of(here.store, package_folders[0])
+
+    def write_slowly() -> Adapter:
+        begun.set()
+        may_write.wait(30)
+        return here.registry.register(FAQ, version)
+
+    with here.packages.lease(version.digest):
+        change = asyncio.create_task(here.directory.change(write_slowly))
+        await asyncio.to_thread(begun.wait, 30)
+        change.cancel()
+        await asyncio.sleep(0.02)
+        assert not change.done()
+        may_write.set()
+        with pytest.raises(asyncio.CancelledError):
+            await change
+        assert (await here.resolve("faq")).version.digest == digests[0]
+
+
+async def test_a_package_that_another_server_registers_while_it_is_deleted_is_put_back(
+    open_front_end: OpenFrontEnd,
+    package_folders: list[Path],
+    digests: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there = open_front_end("a", shared=True), open_front_end("b", shared=True)
+    await here.register("faq", package_folders[0])
+    delete_shared = here.store.delete_shared
+
+    def delete_late(digest: str) -> None:
+        there.registry.register(AdapterName("default", "again"), version_of(there.store, package_folders[0]))
+        delete_shared(digest)
+
+    monkeypatch.setattr(here.store, "delete_shared", delete_late)
+    await here.delete("faq")
+    await settle()
+    third = open_front_end("c", shared=True)
+    assert (await third.resolve("again")).version.digest == digests[0]
+
+
+async def test_a_full_disk_is_told_as_such_where_a_package_is_fetched(
+    open_front_end: OpenFrontEnd, package_folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = open_front_end("a", shared=True), open_front_end("b", shared=True)
+    await here.register("faq", package_folders[0])
+
+    def fail(digest: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(there.store, "fetch", fail)
+    with pytest.raises(StorageError, match="No space left"):
+        await there.resolve("faq")

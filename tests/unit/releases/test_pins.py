@@ -1,0 +1,85 @@
+"""What is pinned stays resident: across engines, through a lost database, and never at the cost of everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from loraplex_adapters.errors import StorageError, TooManyPinnedError
+from loraplex_adapters.names import AdapterName
+from loraplex_adapters.registry import PinLimits
+from loraplex_adapters.releases import Adapter, OnExisting, TrafficShare
+from loraplex_server.releases import pins as pins_module
+from loraplex_server.releases.pins import PinnedVersions
+from tests.unit.releases.conftest import SPEC, FrontEnd, OpenFrontEnd
+
+FAQ = AdapterName("default", "faq")
+
+
+async def pinned_front_end(open_front_end: OpenFrontEnd, folders: list[Path]) -> FrontEnd:
+    here = open_front_end()
+    await here.register("faq", folders[0])
+    here.registry.set_pinned(FAQ, True, max_pinned=8)
+    return here
+
+
+async def until(told: list[list[str]], expected: list[list[str]]) -> None:
+    async with asyncio.timeout(30):
+        while told != expected:  # noqa: ASYNC110  # nothing else tells
+            await asyncio.sleep(0.002)
+
+
+def watch(here: FrontEnd) -> tuple[PinnedVersions, list[list[str]]]:
+    told: list[list[str]] = []
+    return PinnedVersions(here.registry, here.packages, SPEC.fingerprint, told.append), told
+
+
+async def test_a_new_engine_is_told_at_once_though_the_database_is_lost(
+    open_front_end: OpenFrontEnd,
+    package_folders: list[Path],
+    digests: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = await pinned_front_end(open_front_end, package_folders)
+    pins, told = watch(here)
+    pins.refresh()
+    await until(told, [[digests[0]]])
+    read = here.registry.pinned
+
+    def lost() -> list[Adapter]:
+        raise StorageError("the registry cannot be used; try again later")
+
+    monkeypatch.setattr(pins_module, "_RETRY_S", 0.01)
+    monkeypatch.setattr(here.registry, "pinned", lost)
+    pins.engine_restarted()
+    assert told == [[digests[0]]] * 2
+
+    here.registry.promote(FAQ, here.registry.get(FAQ).stable.digest, alias="canary")
+    await here.register("faq", package_folders[1], OnExisting.PROMOTE)
+    monkeypatch.setattr(here.registry, "pinned", read)
+    await until(told, [[digests[0]], [digests[0]], [digests[1]]])  # asked again by itself
+    await pins.close()
+
+
+async def test_pins_leave_a_slot_and_room_for_the_largest_adapter(
+    open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
+) -> None:
+    here = await pinned_front_end(open_front_end, package_folders)
+    await here.register("faq", package_folders[1], OnExisting.ADD_VERSION, alias="canary")
+    shares = [TrafficShare("stable", 1), TrafficShare("canary", 1)]
+    size = here.registry.get(FAQ).stable.num_elements
+
+    here.registry.pin_limits = PinLimits(1, 100 * size)
+    with pytest.raises(TooManyPinnedError, match="2 adapter slots, and at most 1"):
+        here.registry.split(FAQ, shares)
+    here.registry.pin_limits = PinLimits(8, 3 * size - 1)
+    with pytest.raises(TooManyPinnedError, match="no room for the largest"):
+        here.registry.split(FAQ, shares)
+    here.registry.pin_limits = PinLimits(8, 3 * size)
+    here.registry.split(FAQ, shares)
+
+    here.registry.promote(FAQ, digests[1])
+    here.registry.pin_limits = PinLimits(0, 0)
+    assert here.registry.rollback(FAQ).stable.digest == digests[0]  # must always be possible
