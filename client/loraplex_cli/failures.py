@@ -32,6 +32,11 @@ class Failure:
     message: str
     details: dict[str, Any]
 
+    @property
+    def hint(self) -> str:
+        """What to type next; empty where nobody can know."""
+        return _HINTS.get(self.reason, "")
+
     def document(self) -> dict[str, Any]:
         return {
             "error": {
@@ -68,6 +73,14 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
         return Failure(ExitCode.BAD_INPUT, "EXTRA_MISSING", message, {})
     return None
 
+
+_HOW_TO_REACH_ONE = "start one with `loraplex serve`, or name one with `--server HOST:PORT`"
+
+_HINTS = {
+    "ADAPTER_NOT_FOUND": "`loraplex adapters list` shows what names there are, `loraplex adapters show NAME` "
+    "the versions and aliases of one",
+}
+"""Reason -> what text says behind the message. The document has the reason, and needs none."""
 
 INPUT_REASONS = frozenset(
     {
@@ -133,9 +146,10 @@ def api_details(error: LoraplexApiError) -> dict[str, Any]:
 def _api_failure(error: LoraplexApiError) -> Failure:
     from loraplex_client.errors import ServerFaultError, ServerUnreachableError
 
-    code = ExitCode.REFUSED
+    code, message = ExitCode.REFUSED, error.message
     if isinstance(error, ServerUnreachableError):
         code = ExitCode.UNREACHABLE
+        message = f"no server answers; {_HOW_TO_REACH_ONE}: {message}"
     elif isinstance(error, ServerFaultError):
         code = ExitCode.FAILURE
-    return Failure(code, error.reason or error.code.name, error.message, api_details(error))
+    return Failure(code, error.reason or error.code.name, message, api_details(error))

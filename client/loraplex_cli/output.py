@@ -48,6 +48,8 @@ def command(as_json: bool, extra: str | None = None) -> Iterator[Output]:
         if as_json:
             typer.echo(json.dumps(failure.document(), ensure_ascii=False))
         output.note(f"error: {failure.message} ({failure.reason})")
+        if failure.hint and not as_json:
+            output.note(failure.hint)
         raise typer.Exit(failure.exit_code) from None
 
 

@@ -17,7 +17,11 @@ from google.rpc import error_details_pb2
 from typer.testing import CliRunner, Result
 
 from loraplex.v1 import adapter_pb2
+from loraplex_adapters import package as package_of_the_server
+from loraplex_adapters.errors import AdapterInvalidError
+from loraplex_cli.commands.adapters import local_package
 from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.failures import CommandError
 from loraplex_cli.main import app
 from tests.unit.client.faults import Fault, error_info
 from tests.unit.client.scripted_adapters import CANARY_DIGEST, STABLE_DIGEST, event
@@ -49,6 +53,7 @@ COMMANDS: list[tuple[str, tuple[str, ...], set[str]]] = [
     ("shadow", ("shop", "canary", "--percent", "5"), {"adapter"}),
     ("shadow", ("shop", "--end"), {"adapter"}),
     ("label", ("shop", "team=search"), {"adapter"}),
+    ("label", ("shop", "--clear"), {"adapter"}),
     ("pin", ("shop",), {"adapter"}),
     ("unpin", ("shop",), {"adapter"}),
     ("warm", ("shop", "shop@canary"), {"warmed"}),
@@ -125,8 +130,14 @@ def test_a_refusal_ends_with_its_exit_code_and_the_servers_reason(
         ("register", "shop", PACKAGE, "--add-version", "--promote"),
         ("register", "shop", PACKAGE, "--label", "team"),
         ("register", "shop", "s3://bucket/shop", "--on-server"),
+        ("register", "shop", PACKAGE, "--expect-digest", "abcd"),
+        ("register", "shop", PACKAGE, "--expect-digest", ""),
+        ("verify", PACKAGE, "--expect-digest", "g" * 64),
+        ("label", "shop"),
+        ("label", "shop", "team=search", "--clear"),
         ("split", "shop"),
         ("split", "shop", "stable=1", "--end"),
+        ("split", "shop", "stable"),
         ("split", "shop", "stable=none"),
         ("split", "shop", "stable=0"),
         ("split", "shop", "stable=1", "stable=2"),
@@ -147,6 +158,66 @@ def test_what_makes_no_sense_is_not_sent(
     assert result.exit_code == ExitCode.BAD_INPUT
     assert document(result)["error"]["reason"] == "BAD_USAGE"
     assert server.num_calls == 0
+
+
+def test_a_share_without_a_weight_is_told_as_one(run: Any) -> None:
+    assert "'stable' must be TARGET=WEIGHT" in run("split", "finance", "stable").stderr
+
+
+PICKLES = ("adapter_model.bin", "weights.PT", "a.pth", "a.ckpt", "a.pkl", "optimizer2.pt")
+LEFTOVERS = (
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state.pth",
+    "rng_state_0.pth",
+)
+
+
+@pytest.mark.parametrize("command", [("register", "shop"), ("verify",)], ids=" ".join)
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_folder_with_a_pickle_is_not_sent(
+    run: Any, server: ScriptedServer, package: Path, command: tuple[str, ...], name: str
+) -> None:
+    (package / name).touch()
+
+    result = run(*command, PACKAGE, "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    error = document(result)["error"]
+    assert error["reason"] == "ADAPTER_INVALID"
+    assert f"'{name}' is a pickle file" in error["message"]
+    assert server.num_calls == 0
+
+
+def test_a_folder_that_has_only_a_pickle_says_how_to_save_it(run: Any, package: Path) -> None:
+    (package / "adapter_model.safetensors").rename(package / "adapter_model.bin")
+
+    told = run("verify", PACKAGE).stderr
+
+    assert "pickles are refused; save the adapter as adapter_model.safetensors" in told
+
+
+def test_what_a_trainer_leaves_beside_an_adapter_is_no_pickle_of_it(run: Any, package: Path) -> None:
+    for name in LEFTOVERS:
+        (package / name).touch()
+
+    assert run("verify", PACKAGE).exit_code == ExitCode.OK
+
+
+@pytest.mark.parametrize("name", [*PICKLES, *LEFTOVERS, "README.md"])
+def test_a_file_is_a_pickle_here_where_it_is_one_to_the_server(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+
+    def is_refused(refuse: Any) -> bool:
+        try:
+            refuse(tmp_path)
+        except (CommandError, AdapterInvalidError):
+            return True
+        return False
+
+    assert is_refused(local_package.refuse_pickles) == is_refused(package_of_the_server.refuse_pickles)
 
 
 def test_register_sends_all_that_it_is_told(run: Any, server: ScriptedServer, package: Path) -> None:
@@ -216,7 +287,7 @@ def test_a_package_that_verify_refuses_is_bad_input(
     error = document(result)["error"]
     assert (error["reason"], error["message"], error["request_id"]) == (
         "ADAPTER_INVALID",
-        "fail: NaN in q_proj",
+        "NaN in q_proj",
         "q",
     )
 
@@ -265,6 +336,26 @@ def test_a_version_that_is_not_there_is_refused(run: Any) -> None:
 
     assert result.exit_code == ExitCode.REFUSED
     assert document(result)["error"]["reason"] == "ADAPTER_NOT_FOUND"
+
+
+def test_whoever_names_what_is_not_there_reads_in_text_how_to_find_it(
+    run: Any, server: ScriptedServer
+) -> None:
+    server.faults = [Fault(grpc.StatusCode.NOT_FOUND, "no 'shop'", (error_info("ADAPTER_NOT_FOUND"),))] * 2
+
+    as_text, as_json = run("promote", "shop", CANARY), run("promote", "shop", CANARY, "--json")
+
+    assert as_text.exit_code == as_json.exit_code == ExitCode.REFUSED
+    first, hint = as_text.stderr.splitlines()
+    assert "no 'shop'" in first
+    assert "loraplex adapters list" in hint
+    assert "loraplex adapters list" not in as_json.output
+
+
+def test_labels_go_only_where_that_is_asked_for(run: Any, server: ScriptedServer) -> None:
+    run("label", "shop", "--clear")
+
+    assert server.adapters.request(adapter_pb2.UpdateAdapterRequest).labels == {}
 
 
 def test_promote_and_rollback_take_an_alias(run: Any, server: ScriptedServer) -> None:

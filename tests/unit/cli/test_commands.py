@@ -69,7 +69,7 @@ def test_without_a_server_a_command_ends_as_unreachable(command: tuple[str, ...]
 
     assert result.exit_code == ExitCode.UNREACHABLE
     assert document(result)["error"]["status"] == "UNAVAILABLE"
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.startswith("error: no server answers; start one with `loraplex serve`")
 
 
 def test_a_folder_without_an_adapter_is_bad_input(tmp_path: Path) -> None:

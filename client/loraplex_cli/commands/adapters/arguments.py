@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -15,19 +16,22 @@ VersionArgument = Annotated[str, typer.Argument(help="Digest, of which 12 digits
 DigestArgument = Annotated[str, typer.Argument(help="Digest, of which 12 digits are enough.")]
 AliasOption = Annotated[str, typer.Option("--alias", help="The alias.")]
 EndOption = Annotated[bool, typer.Option("--end", help="End it.")]
+ExpectDigestOption = Annotated[
+    str | None, typer.Option(help="SHA-256 that the package must have, 64 hexadecimal digits.")
+]
 
 
 def bad_usage(message: str) -> CommandError:
     return CommandError(message, ExitCode.BAD_INPUT, "BAD_USAGE")
 
 
-def read_pairs(words: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE words. Raises CommandError."""
+def read_pairs(words: Sequence[str], form: str = "KEY=VALUE") -> dict[str, str]:
+    """KEY=VALUE words; `form` is what the user knows them as. Raises CommandError."""
     pairs: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
-            raise bad_usage(f"'{word}' must be KEY=VALUE")
+            raise bad_usage(f"'{word}' must be {form}")
         if key in pairs:
             raise bad_usage(f"'{key}' is given twice")
         pairs[key] = value
@@ -36,9 +40,8 @@ def read_pairs(words: Sequence[str]) -> dict[str, str]:
 
 def read_traffic(words: Sequence[str]) -> dict[str, int]:
     """TARGET=WEIGHT words. Raises CommandError."""
-    return {
-        target: read_count(weight, f"weight of '{target}'") for target, weight in read_pairs(words).items()
-    }
+    pairs = read_pairs(words, "TARGET=WEIGHT")
+    return {target: read_count(weight, f"weight of '{target}'") for target, weight in pairs.items()}
 
 
 def read_count(text: str, what: str) -> int:
@@ -46,3 +49,15 @@ def read_count(text: str, what: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise bad_usage(f"{what} must be a whole number of at least 1, not '{text}'")
     return int(text)
+
+
+def read_digest(text: str | None) -> str:
+    """A whole digest; "" where none is given. Raises CommandError.
+
+    One given empty is refused: a script whose variable is not set must not pass unchecked.
+    """
+    if text is None:
+        return ""
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise bad_usage(f"--expect-digest must be 64 hexadecimal digits, not '{text}'")
+    return text.lower()

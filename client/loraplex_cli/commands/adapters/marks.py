@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from loraplex_cli.commands.adapters.arguments import DigestArgument, NameArgument, read_pairs
+from loraplex_cli.commands.adapters.arguments import DigestArgument, NameArgument, bad_usage, read_pairs
 from loraplex_cli.commands.adapters.changes import change
+from loraplex_cli.commands.adapters.text import pairs_text
 from loraplex_cli.options import DEFAULT_SERVER, JsonOption, ServerOption, TimeoutOption
 from loraplex_cli.output import command
 
@@ -17,21 +18,22 @@ def label(
     labels: Annotated[
         list[str] | None, typer.Argument(help="KEY=VALUE, any number of them; they replace all labels.")
     ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all labels.")] = False,
     server: ServerOption = DEFAULT_SERVER,
     timeout: TimeoutOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace an adapter's labels; without any, remove them."""
+    """Replace an adapter's labels, all of them."""
     with command(as_json) as output:
+        if bool(labels) == clear:
+            raise bad_usage("give labels, e.g. team=search, or --clear to remove all")
         pairs = read_pairs(labels or ())
         change(
             output,
             server,
             timeout,
             lambda adapters: adapters.update_labels(name, pairs),
-            lambda adapter: " ".join(
-                [f"{adapter.name}:", *(f"{key}={value}" for key, value in adapter.labels.items())]
-            ),
+            lambda adapter: f"{adapter.name}: {pairs_text(adapter.labels) or 'no labels'}",
         )
 
 

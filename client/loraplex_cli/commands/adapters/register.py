@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraplex_cli.commands.adapters.arguments import NameArgument, bad_usage, read_pairs
+from loraplex_cli.commands.adapters.arguments import (
+    ExpectDigestOption,
+    NameArgument,
+    bad_usage,
+    read_digest,
+    read_pairs,
+)
+from loraplex_cli.commands.adapters.local_package import refuse_pickles
 from loraplex_cli.commands.adapters.text import adapter_document, version_document, version_facts
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError, api_details
@@ -27,7 +34,6 @@ SourceArgument = Annotated[
 OnServerOption = Annotated[
     bool, typer.Option("--on-server", help="The folder lies on the server's machine; nothing is sent.")
 ]
-ExpectDigestOption = Annotated[str, typer.Option(help="SHA-256 that the package must have.")]
 
 
 def register(
@@ -45,7 +51,7 @@ def register(
         list[str] | None, typer.Option(help="KEY=VALUE mark of a new adapter; repeatable.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Prove everything, store nothing.")] = False,
-    expect_digest: ExpectDigestOption = "",
+    expect_digest: ExpectDigestOption = None,
     request_id: Annotated[
         str, typer.Option(help="Given again, the same registration happens once; left out: drawn.")
     ] = "",
@@ -62,7 +68,7 @@ def register(
             "alias": alias,
             "labels": read_pairs(label or ()),
             "validate_only": dry_run,
-            "expected_digest": expect_digest,
+            "expected_digest": read_digest(expect_digest),
             "request_id": request_id,
         }
         made = _register(server, timeout, name, source, on_server, options)
@@ -82,7 +88,7 @@ def verify(
     name: Annotated[
         str, typer.Option(help="Adapter that it is meant for; left out: any that is not there yet.")
     ] = "",
-    expect_digest: ExpectDigestOption = "",
+    expect_digest: ExpectDigestOption = None,
     server: ServerOption = DEFAULT_SERVER,
     timeout: TimeoutOption = 300.0,
     as_json: JsonOption = False,
@@ -95,15 +101,14 @@ def verify(
         options: RegisterOptions = {
             "on_existing": "add_version",
             "validate_only": True,
-            "expected_digest": expect_digest,
+            "expected_digest": read_digest(expect_digest),
         }
         name = name or f"verify-{drawn_id()}"
         try:
             made = _register(server, timeout, name, source, on_server, options)
         except (InvalidRequestError, PreconditionError) as error:
-            raise CommandError(
-                f"fail: {error.message}", ExitCode.BAD_INPUT, error.reason, api_details(error)
-            ) from None
+            details = api_details(error)
+            raise CommandError(error.message, ExitCode.BAD_INPUT, error.reason, details) from None
         output.result(
             {"ok": True, "version": version_document(made.version)},
             "pass\n" + facts(_verified(made)),
@@ -128,6 +133,8 @@ def _register(
     is_url = "://" in source
     if is_url and on_server:
         raise bad_usage("--on-server takes a folder: a URL is read by the server anyway")
+    if not is_url and not on_server:
+        refuse_pickles(Path(source))
     with LoraplexClient(server, timeout_s=timeout_s) as client:
         if is_url:
             with spinner(f"proving {source}"):

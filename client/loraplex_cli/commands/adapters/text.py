@@ -59,14 +59,14 @@ def adapter_text(adapter: Adapter) -> str:
         {
             "name": adapter.name,
             "stable": adapter.digest,
-            "aliases": _pairs({alias: short(digest) for alias, digest in adapter.aliases.items()}),
+            "aliases": pairs_text({alias: short(digest) for alias, digest in adapter.aliases.items()}),
             "traffic": traffic_text(adapter),
             "shadow": "none"
             if shadow is None
             else f"{shadow.target} answers {shadow.percent} %: {shadow.compared} compared, {shadow.equal} equal, "
             f"{shadow.dropped} dropped",
             "pinned": yes_no(adapter.pinned),
-            "labels": _pairs(adapter.labels) or "none",
+            "labels": pairs_text(adapter.labels) or "none",
             "etag": adapter.etag,
             "created": adapter.create_time.isoformat(),
             "updated": adapter.update_time.isoformat(),
@@ -124,6 +124,11 @@ def residency_cells(residency: Residency) -> tuple[str, str, str, str]:
     )
 
 
+def pairs_text(pairs: Mapping[str, str]) -> str:
+    """KEY=VALUE words."""
+    return " ".join(f"{key}={value}" for key, value in pairs.items())
+
+
 def yes_no(value: bool) -> str:
     return "yes" if value else "no"
 
@@ -135,10 +140,6 @@ def _residency(residency: Residency) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.3f} s" if seconds else "-"
-
-
-def _pairs(pairs: Mapping[str, str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in pairs.items())
 
 
 def _values(value: Any) -> Any:
