@@ -1,4 +1,4 @@
-"""Streams that decode without end, and the times between their tokens. A process of its own."""
+"""Streams that decode side by side, and the times between their tokens. A process of its own."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
+from typing import Any
 
 from loraplex_client import AsyncLoraplexClient, Delta
 
 _PROMPT = "Tell me everything that you know about"
-_READY_TIMEOUT_S = 300.0
+_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
     """Between two tokens of one stream."""
 
-    at_s: float  # when the second came, CLOCK_MONOTONIC
+    index: int  # of the second token in its stream
+    at_s: float  # when it came, CLOCK_MONOTONIC
     seconds: float
 
 
 class StreamsProcess:
-    """`adapters` are the streams: one each, in a spawned process. A context manager that lasts as long as they do."""
+    """One stream for each of `adapters`, in a spawned process. A context manager around them."""
 
     def __init__(self, target: str, adapters: Sequence[str], num_tokens: int) -> None:
-        """`num_tokens` of each stream; it fails if they end before it is left."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, target, list(adapters), num_tokens))
 
     def __enter__(self) -> StreamsProcess:
+        """Returns when every stream has its first token. Raises RuntimeError if one fails."""
         self._process.start()
-        if not self._connection.poll(_READY_TIMEOUT_S):
-            self._process.kill()
-            raise RuntimeError("the streams did not begin")
-        self._receive()  # all have begun
+        self._receive()
         return self
 
     def __exit__(
@@ -47,14 +46,15 @@ class StreamsProcess:
         self._process.kill()
         self._process.join()
 
-    def finish(self) -> list[Gap]:
-        """End the streams; the gaps of all of them, in no order. Raises RuntimeError if any had ended by itself."""
-        self._connection.send("finish")
+    def gaps(self) -> list[Gap]:
+        """Of all streams, in no order, once they have all their tokens. Raises RuntimeError if one fails."""
         gaps = self._receive()
         assert isinstance(gaps, list)
         return gaps
 
     def _receive(self) -> object:
+        if not self._connection.poll(_TIMEOUT_S):
+            raise RuntimeError("the streams do not come to an end")
         try:
             answer = self._connection.recv()
         except EOFError:
@@ -73,41 +73,34 @@ def _serve(connection: Connection, target: str, adapters: list[str], num_tokens:
 
 async def _run(connection: Connection, target: str, adapters: list[str], num_tokens: int) -> None:
     gaps: list[Gap] = []
-    async with AsyncLoraplexClient(target, timeout_s=600.0) as client:
+    async with AsyncLoraplexClient(target, timeout_s=_TIMEOUT_S) as client:
         begun = [asyncio.Event() for _ in adapters]
         streams = [
             asyncio.create_task(_stream(client, adapter, num_tokens, event, gaps))
             for adapter, event in zip(adapters, begun, strict=True)
         ]
-        for event in begun:
-            await event.wait()
-        connection.send("begun")
-        told = asyncio.Event()
-        asyncio.get_running_loop().add_reader(connection.fileno(), told.set)
-        done, _ = await asyncio.wait(
-            {*streams, asyncio.ensure_future(told.wait())}, return_when=asyncio.FIRST_COMPLETED
-        )
-        ended = [stream for stream in streams if stream in done]
-        for stream in streams:
-            stream.cancel()
-        await asyncio.gather(*streams, return_exceptions=True)
-    if ended:
-        raise RuntimeError(f"a stream ended too early: {ended[0].exception() or 'all its tokens came'}")
+        beginning = asyncio.gather(*(event.wait() for event in begun))
+        failing = asyncio.gather(*streams)
+        either: list[asyncio.Future[Any]] = [beginning, failing]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if beginning.done():
+            connection.send("begun")
+        await failing
     connection.send(gaps)
 
 
 async def _stream(
     client: AsyncLoraplexClient, adapter: str, num_tokens: int, begun: asyncio.Event, gaps: list[Gap]
 ) -> None:
-    stream = client.stream(_PROMPT, adapter=adapter, temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
     previous_s = None
-    try:
-        async for event in stream:
-            if isinstance(event, Delta):
-                now_s = time.monotonic()
-                if previous_s is not None:
-                    gaps.append(Gap(now_s, now_s - previous_s))
-                previous_s = now_s
-                begun.set()
-    finally:
-        stream.cancel()
+    index = 0
+    async for event in client.stream(
+        _PROMPT, adapter=adapter, temperature=0.0, max_tokens=num_tokens, ignore_eos=True
+    ):
+        if isinstance(event, Delta):
+            now_s = time.monotonic()
+            if previous_s is not None:
+                gaps.append(Gap(index, now_s, now_s - previous_s))
+            index += event.token_count
+            previous_s = now_s
+            begun.set()

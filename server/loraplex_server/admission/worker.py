@@ -20,7 +20,7 @@ from loraplex_server.admission.jobs import Admission, AdmissionBudget, Answer, R
 from loraplex_server.admission.validation import validate
 
 READY = b"ready\n"
-_NICENESS = 10
+_NICENESS = 19
 _MAX_OPEN_FILES = 64
 _IMAGE_SHARE = 4  # an image takes at most as many times the bytes of its weights: bf16 widened, padded
 _MAX_MESSAGE = 4000  # characters

@@ -63,9 +63,7 @@ def build_releases(
     packages = ServerPackages(registry, store, config.images_path, is_shared=config.package_url is not None)
     packages.on_retired = engine.forget_adapter
     directory = AdapterDirectory(registry, packages, spec, owns_registry=config.registry_url is None)
-    admission = AdmissionPool(
-        _budget(config), num_workers=2, checks_signatures=config.signature_policy != "off"
-    )
+    admission = AdmissionPool(_budget(config), checks_signatures=config.signature_policy != "off")
     base_template = template_hash(base_path)
     job_for = partial(_job, config, spec, ready, base_template, tokenizer_hash(base_path))
     registrar = Registrar(
