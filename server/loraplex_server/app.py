@@ -172,7 +172,9 @@ class Server:
         directory = releases.directory
         directory.subscribe(self._adapter_changed)
         self._metrics.watch_adapters(
-            lambda: directory.num_adapters, lambda label: directory.is_known(AdapterName.parse(label))
+            lambda: directory.num_adapters,
+            lambda label: directory.is_known(AdapterName.parse(label)),
+            releases.place_of,
         )
         generation = GenerationService(
             engine, tokenizer, directory, self._limits(ready), releases.shadows.begin

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 
+from loraplex_server.adapter_gauges import AdapterGauge
 from loraplex_server.engine.messages import EngineReady, EngineStats
 from loraplex_server.errors import PortInUseError
 from loraplex_server.histogram import LoopHistogram
@@ -61,6 +63,15 @@ _LOAD_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 _COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterPlace:
+    """Where what an adapter's name serves is, and how long its last way there took."""
+
+    tier: float  # 0 disk, 1 host memory, 2 slot
+    read_s: float
+    copy_s: float
+
+
 class Metrics:
     """Owned by the front end's event loop."""
 
@@ -68,6 +79,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._labels: set[str] = set()
         self._is_registered: Callable[[str], bool] = lambda adapter: False
+        self._place_of: Callable[[str], AdapterPlace | None] = lambda adapter: None
         self._time_to_first_token = _histogram(
             registry, "time_to_first_token_seconds", "Admission until the first token.", _LATENCY_S
         )
@@ -150,6 +162,24 @@ class Metrics:
             registry=registry,
         )
         self._adapters = _gauge(registry, "adapters_registered", "Registered adapters.")
+        AdapterGauge(
+            registry,
+            "loraplex_adapter_tier",
+            "Where its stable version is: 0 disk, 1 host memory, 2 slot.",
+            lambda: {adapter: place.tier for adapter, place in self._places().items()},
+        )
+        AdapterGauge(
+            registry,
+            "loraplex_adapter_last_read_seconds",
+            "Of its last read into host memory; 0: none yet.",
+            lambda: {adapter: place.read_s for adapter, place in self._places().items()},
+        )
+        AdapterGauge(
+            registry,
+            "loraplex_adapter_last_copy_seconds",
+            "Of its last copy into a slot; 0: none yet.",
+            lambda: {adapter: place.copy_s for adapter, place in self._places().items()},
+        )
         self._build = Info("loraplex_build", "Version and base model.", registry=registry)
 
     def serve(self, port: int, host: str) -> int:
@@ -236,10 +266,16 @@ class Metrics:
     def rpc_ended(self, method: str, code: str, seconds: float) -> None:
         self._rpc.labels(method, code).observe(seconds)
 
-    def watch_adapters(self, count: Callable[[], int], is_registered: Callable[[str], bool]) -> None:
-        """`count` is called from the scrape's thread, `is_registered` before an adapter gets a label of its own."""
+    def watch_adapters(
+        self,
+        count: Callable[[], int],
+        is_registered: Callable[[str], bool],
+        place_of: Callable[[str], AdapterPlace | None] = lambda adapter: None,
+    ) -> None:
+        """`is_registered` is called before an adapter gets a label of its own, the others from the scrape's thread."""
         self._adapters.set_function(count)
         self._is_registered = is_registered
+        self._place_of = place_of
 
     def adapter_deleted(self, adapter: str) -> None:
         """Drop the adapter's series."""
@@ -249,6 +285,11 @@ class Metrics:
             self._completion_tokens.remove(adapter)
             self._requests.remove_by_labels({"adapter": adapter})
             self._shadow_requests.remove_by_labels({"adapter": adapter})
+
+    def _places(self) -> dict[str, AdapterPlace]:
+        """Of the adapters that have a label."""
+        places = {adapter: self._place_of(adapter) for adapter in list(self._labels)}
+        return {adapter: place for adapter, place in places.items() if place is not None}
 
     def _adapter_label(self, adapter: str) -> str:
         """A caller cannot invent labels, nor can a request that outlives its adapter bring the label back."""

@@ -72,6 +72,10 @@ class AdapterDirectory:
         """Of the resident base."""
         return self._spec.fingerprint
 
+    def peek(self, name: AdapterName) -> Adapter | None:
+        """What is known of it without asking; None for one that no request has named lately."""
+        return self._cache.peek(name)
+
     def is_known(self, name: AdapterName) -> bool:
         """Whether requests have named it and it is there."""
         return self._cache.peek(name) is not None

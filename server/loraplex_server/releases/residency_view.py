@@ -10,12 +10,15 @@ from datetime import UTC, datetime
 from loraplex_server.engine.messages import AdapterLoadFailure, AdapterMove, EngineStats
 from loraplex_server.engine_failures import engine_error
 
+TIERS = ("disk", "host", "slot")
+"""From the farthest to the nearest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Residency:
     """Of one version on this server."""
 
-    tier: str = "disk"  # "disk", "host" or "slot"
+    tier: str = "disk"  # of TIERS
     read_s: float = 0.0  # of the last read into host memory; 0: none since the engine started
     copy_s: float = 0.0  # of the last copy into a slot; 0: none
     activated_at: datetime | None = None  # UTC; when it last came into a slot

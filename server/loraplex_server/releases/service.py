@@ -17,13 +17,14 @@ from loraplex_server.admission.pool import AdmissionPool
 from loraplex_server.admission.uploads import Upload, UploadStaging
 from loraplex_server.engine_client import EngineClient
 from loraplex_server.errors import DeadlineExceededError, EngineRestartedError
+from loraplex_server.metrics import AdapterPlace
 from loraplex_server.releases.directory import AdapterDirectory
 from loraplex_server.releases.package_sources import PackageSources
 from loraplex_server.releases.packages import ServerPackages
 from loraplex_server.releases.pins import PinnedVersions
 from loraplex_server.releases.registration import Registered, Registrar, RegistrationRequest
 from loraplex_server.releases.registry_sync import RegistrySync
-from loraplex_server.releases.residency_view import ResidencyView
+from loraplex_server.releases.residency_view import TIERS, ResidencyView
 from loraplex_server.releases.shadowing import Shadows
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,14 @@ class Releases:
                 finally:
                     await asyncio.to_thread(upload.count_files)
             return await self.registrar.register(request, upload.folder)
+
+    def place_of(self, label: str) -> AdapterPlace | None:
+        """For the metrics; None for an adapter that nobody asked for lately. Any thread may ask."""
+        adapter = self.directory.peek(AdapterName.parse(label))
+        if adapter is None:
+            return None
+        residency = self.residency.of(adapter.stable.digest)
+        return AdapterPlace(TIERS.index(residency.tier), residency.read_s, residency.copy_s)
 
     def upload(self, upload_id: str) -> AbstractAsyncContextManager[Upload]:
         """A folder for what a client sends; see `UploadStaging.open`."""

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loraplex_server.engine.messages import EngineReady, EngineStats
-from loraplex_server.metrics import MAX_ADAPTER_LABELS, Metrics
+from loraplex_server.metrics import MAX_ADAPTER_LABELS, AdapterPlace, Metrics
 
 
 @pytest.fixture
@@ -149,6 +149,21 @@ def test_a_message_without_a_step_is_no_empty_batch(metrics: Metrics) -> None:
     metrics.engine_step(EngineStats(num_waiting=1))
     assert value(metrics, "step_seconds_count") == value(metrics, "batch_sequences_count") == 0
     assert value(metrics, "waiting_sequences") == 1
+
+
+def test_where_an_adapter_is_is_told_as_long_as_it_has_a_label(metrics: Metrics, deleted: set[str]) -> None:
+    """vLLM #45325: an adapter left the metrics the moment it was idle, so that routers sent its traffic elsewhere."""
+    places = {"shop": AdapterPlace(2, 0.5, 0.25)}
+    metrics.watch_adapters(lambda: 1, lambda name: name not in deleted, places.get)
+    end_request(metrics, "shop")
+    end_request(metrics, "elsewhere")
+
+    assert value(metrics, "adapter_tier", adapter="shop") == 2
+    assert value(metrics, "adapter_last_read_seconds", adapter="shop") == 0.5
+    assert value(metrics, "adapter_last_copy_seconds", adapter="shop") == 0.25
+    assert value(metrics, "adapter_tier", adapter="elsewhere") is None
+    metrics.adapter_deleted("shop")
+    assert value(metrics, "adapter_tier", adapter="shop") is None
 
 
 def test_latencies_and_refusals_are_counted(metrics: Metrics) -> None:
