@@ -11,7 +11,6 @@ DEFAULT_TENANT = "default"
 STABLE = "stable"
 """The alias that every adapter has; it answers the bare name where traffic is not split."""
 MAX_PART_CHARACTERS = 63
-MAX_NAME_CHARACTERS = 2 * MAX_PART_CHARACTERS + len("tenants/") + len("/adapters/")
 MIN_DIGEST_CHARACTERS = 12
 """So many hex digits of a digest name a version."""
 RESERVED_NAMES = frozenset({"base", "other"})

@@ -7,7 +7,7 @@ import time
 from loraplex_server.admission.golden import GoldenAnswer
 from loraplex_server.engine.messages import AddSequence, SamplingParams
 from loraplex_server.engine_client import EngineClient
-from loraplex_server.engine_failures import raise_failure
+from loraplex_server.releases.unseen_run import run_unseen
 
 _TOP_LOGPROBS = 5
 
@@ -24,22 +24,12 @@ class GoldenCompleter:
         sampling = SamplingParams(
             temperature=0.0, max_tokens=max_tokens, ignore_eos=True, top_logprobs=_TOP_LOGPROBS
         )
-        sequence_id, stream = self._engine.submit(
-            AddSequence(
-                0, token_ids, digest, self._cache_salt, sampling, time.monotonic(), is_background=True
-            )
+        command = AddSequence(
+            0, token_ids, digest, self._cache_salt, sampling, time.monotonic(), is_background=True
         )
-        answer: list[int] = []
-        logprobs: list[list[float]] = []
-        is_ended = False
-        try:
-            while not is_ended:
-                for output in await stream.take():
-                    is_ended = output.finish_reason is not None
-                    raise_failure(output)
-                    answer += output.token_ids
-                    for position in output.logprobs or ():
-                        logprobs.append([position.logprob, *(logprob for _, logprob in position.top)])
-        finally:
-            self._engine.finish(sequence_id, abort=not is_ended)
-        return GoldenAnswer(answer, logprobs)
+        outputs = await run_unseen(self._engine, command)
+        positions = [position for output in outputs for position in output.logprobs or ()]
+        return GoldenAnswer(
+            [token_id for output in outputs for token_id in output.token_ids],
+            [[each.logprob, *(logprob for _, logprob in each.top)] for each in positions],
+        )

@@ -13,10 +13,10 @@ from loraplex_adapters.errors import LoraplexError
 from loraplex_adapters.names import AdapterName
 from loraplex_server.engine.messages import AddSequence
 from loraplex_server.engine_client import EngineClient
-from loraplex_server.engine_failures import raise_failure
 from loraplex_server.metrics import Metrics
 from loraplex_server.releases.directory import Resolved
 from loraplex_server.releases.packages import ServerPackages
+from loraplex_server.releases.unseen_run import run_unseen
 
 log = logging.getLogger(__name__)
 
@@ -128,18 +128,8 @@ class Shadows:
 
     async def _tokens(self, digest: str, command: AddSequence) -> list[int]:
         """Raises what the engine says of the sequence."""
-        sequence_id, stream = self._engine.submit(msgspec.structs.replace(command, adapter_digest=digest))
-        tokens: list[int] = []
-        is_ended = False
-        try:
-            while not is_ended:
-                for output in await stream.take():
-                    is_ended = output.finish_reason is not None
-                    raise_failure(output)
-                    tokens += output.token_ids
-        finally:
-            self._engine.finish(sequence_id, abort=not is_ended)
-        return tokens
+        outputs = await run_unseen(self._engine, msgspec.structs.replace(command, adapter_digest=digest))
+        return [token_id for output in outputs for token_id in output.token_ids]
 
     def _count(self, name: AdapterName, outcome: str) -> None:
         self._metrics.shadow_ended(str(name), outcome)

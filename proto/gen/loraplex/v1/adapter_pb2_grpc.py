@@ -157,8 +157,9 @@ class AdapterServiceServicer(object):
     def UploadAdapter(self, request_iterator, context):
         """Registers a version from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
         Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
-        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour
-        if its header had an upload_id, so that another call can go on from there; otherwise it is removed.
+        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
+        or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
+        there; otherwise it is removed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

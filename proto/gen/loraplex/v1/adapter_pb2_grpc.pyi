@@ -50,8 +50,9 @@ class AdapterServiceStub:
     UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]
     """Registers a version from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
     Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
-    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour
-    if its header had an upload_id, so that another call can go on from there; otherwise it is removed.
+    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
+    or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
+    there; otherwise it is removed.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.GetUploadRequest, _adapter_pb2.GetUploadResponse]
     """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
@@ -130,8 +131,9 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapter_pb2.UploadAdapterRequest, _adapter_pb2.UploadAdapterResponse]  # type: ignore[assignment]
     """Registers a version from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
     Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
-    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour
-    if its header had an upload_id, so that another call can go on from there; otherwise it is removed.
+    and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
+    or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
+    there; otherwise it is removed.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_adapter_pb2.GetUploadRequest, _adapter_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
@@ -219,8 +221,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_adapter_pb2.UploadAdapterResponse, _abc.Awaitable[_adapter_pb2.UploadAdapterResponse]]:
         """Registers a version from files sent by the client: first `header`, then for each file `chunk`s in order of offset.
         Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
-        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour
-        if its header had an upload_id, so that another call can go on from there; otherwise it is removed.
+        and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
+        or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
+        there; otherwise it is removed.
         """
 
     @_abc_1.abstractmethod
