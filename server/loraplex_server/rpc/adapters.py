@@ -183,7 +183,9 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
     ) -> None:
         releases = self._releases
         tenant, name = messages.scope(request.parent)
-        after = messages.resume_revision(request.resume_token, releases.sync.revision)
+        # The registry's own: what was committed a moment ago may not have been followed here yet, and is not "from now on".
+        newest = await asyncio.to_thread(releases.registry.revision)
+        after = messages.resume_revision(request.resume_token, newest)
         with StallGuard(self._write_stall_timeout_s) as guard:
             await context.send_initial_metadata(())  # so that the client knows that it watches
             async for event in releases.watch(after, tenant, name):
