@@ -183,7 +183,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
     ) -> None:
         releases = self._releases
         tenant, name = messages.scope(request.parent)
-        # The registry's own: what was committed a moment ago may not have been followed here yet, and is not "from now on".
+        # Not the one followed here: what was committed a moment ago lies before "from now on".
         newest = await asyncio.to_thread(releases.registry.revision)
         after = messages.resume_revision(request.resume_token, newest)
         with StallGuard(self._write_stall_timeout_s) as guard:
