@@ -21,6 +21,7 @@ from benchmarks.bandwidth import copy_bandwidth
 from benchmarks.engine_runs import Bench
 from benchmarks.gpu_peers import TransformersPeer
 from benchmarks.shapes import SHAPES
+from benchmarks.step_profile import profile_decode
 
 
 def main() -> None:
@@ -61,6 +62,8 @@ def _plan(
         )
         yield "start", lambda: _start(bench)
         yield "decode", lambda: _decode(bench, arguments)
+        if arguments.profile:
+            yield "profile", lambda: _profile(bench, arguments)
         if arguments.lora_price:
             yield "lora_price", lambda: _lora_price(bench, arguments)
         if arguments.prefill:
@@ -103,6 +106,16 @@ def _decode(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
             figures[key] = round(result.ms_per_step, 4)
             figures[f"idle_share_{count}_adapters_{rows}_rows"] = round(result.idle_share, 4)
             print(f"{key} {result.ms_per_step:.3f} idle {result.idle_share:.1%}", file=sys.stderr, flush=True)
+    return figures
+
+
+def _profile(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The kernels of a decode step at each number of rows and adapters."""
+    figures: dict[str, Any] = {}
+    for count in arguments.adapters:
+        for rows in arguments.rows:
+            kernels = profile_decode(bench, rows, _names(count, arguments.ranks), arguments.prompt)
+            figures[f"profile_{count}_adapters_{rows}_rows"] = kernels[:16]
     return figures
 
 
@@ -184,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--int8-head", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="time each kernel of a decode step")
     parser.add_argument(
         "--lora-price", action="store_true", help="1, 8, 32 adapters of ranks 8..64 at 32 rows"
     )

@@ -58,8 +58,8 @@ def int8_case(
 
 
 def tolerance(out: Tensor) -> float:
-    """A single bf16 is off by up to 2⁻⁸; over many the mean is 1.66e-3, to which the fast mode adds little."""
-    return 3e-3 if out.numel() >= 1000 else 5e-3
+    """A single bf16 is off by up to 2⁻⁸; over many the mean is 1.66e-3, to which the fast modes add up to 1.5e-3."""
+    return 4e-3 if out.numel() >= 1000 else 5e-3
 
 
 def error(out: Tensor, expected: Tensor) -> float:
@@ -116,16 +116,16 @@ def test_operands_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("outputs", [8, 576, 960, 3584, 4096, 6144, 14336, 28672, 37888, 128256])
 def test_every_plan_fits_a_block_of_hopper(outputs: int) -> None:
     for rows in range(1, MAX_ROWS + 1):
-        for plan, static in ((nf4_plan(outputs, rows, False), 32768), (int8_plan(outputs, rows), 0)):
+        for plan in (nf4_plan(outputs, rows, False), int8_plan(outputs, rows)):
             assert plan.nt * 8 >= rows
             assert plan.threads <= 1024
-            assert plan.shared_bytes + static <= 227 * 1024
+            assert plan.shared_bytes + plan.static_bytes <= 227 * 1024
             assert plan.grid(outputs)[0] * plan.outputs >= outputs
 
 
 @pytest.mark.parametrize("outputs", [576, 4096, 6144, 8192, 28672])
 def test_the_order_of_summation_is_the_same_at_all_row_counts_of_a_range(outputs: int) -> None:
-    for low, high in ((1, 32), (33, 64), (65, 96), (97, 128)):
+    for low, high in ((1, 16), (17, 32), (33, 64), (65, 96), (97, 128)):
         plans = [nf4_plan(outputs, rows, False) for rows in range(low, high + 1)]
         assert len({(plan.source, plan.parts, plan.is_exact) for plan in plans}) == 1
 
@@ -171,7 +171,7 @@ def test_a_row_s_nf4_product_has_the_same_bits_alone_and_among_others(
     outputs: int, inputs: int, device: torch.device
 ) -> None:
     weight, x = nf4_weight(outputs, inputs, device), rows_of(128, inputs, device)
-    for low, high in ((1, 32), (33, 64), (65, 96), (97, 128)):
+    for low, high in ((1, 16), (17, 32), (33, 64), (65, 96), (97, 128)):
         expected = nf4_matmul(x[:high], weight)
         for rows in {low, min(low + 4, high), (low + high) // 2}:
             assert torch.equal(nf4_matmul(x[:rows], weight), expected[:rows]), rows

@@ -16,8 +16,8 @@ from loraplex_server.kernels.nvrtc import compile_cubin
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
-Argument = Tensor | int | None
-"""Of a kernel: a tensor's address, a 32-bit int, or a null address."""
+Argument = Tensor | int | ctypes.Structure | ctypes.Array[ctypes.c_uint64] | None
+"""Of a kernel: a tensor's address, a 32-bit int, a structure or an array by value, or a null address."""
 
 
 class _Attribute(ctypes.Structure):
@@ -44,7 +44,7 @@ class CudaKernel:
         self._threads = threads
         self._shared_bytes = shared_bytes
         if shared_bytes:
-            _check(_driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared_bytes))
+            check(driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared_bytes))
         self._attribute = _Attribute(_PROGRAMMATIC_SERIALIZATION)
         self._attribute.value[0] = 1
 
@@ -64,7 +64,7 @@ class CudaKernel:
             ctypes.pointer(self._attribute) if overlap else None,
             1 if overlap else 0,
         )
-        _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, addresses, None))
+        check(driver().cuLaunchKernelEx(ctypes.byref(config), self._function, addresses, None))
 
 
 def load_kernel(
@@ -80,7 +80,7 @@ def load_kernel(
         source, tuple(sorted(defines.items())), device_arch(torch.device("cuda", device)), device
     )
     handle = ctypes.c_void_p()
-    _check(_driver().cuModuleGetFunction(ctypes.byref(handle), module, function.encode()))
+    check(driver().cuModuleGetFunction(ctypes.byref(handle), module, function.encode()))
     return CudaKernel(handle, threads, shared_bytes)
 
 
@@ -99,26 +99,32 @@ def _module(source: str, defines: tuple[tuple[str, int], ...], arch: str, device
     cubin = compile_cubin(source, dict(defines), arch)
     module = ctypes.c_void_p()
     with _load_lock:
-        _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
+        check(driver().cuModuleLoadData(ctypes.byref(module), cubin))
     return module
 
 
-def _boxed(argument: Argument) -> ctypes.c_void_p | ctypes.c_int:
+def _boxed(
+    argument: Argument,
+) -> ctypes.c_void_p | ctypes.c_int | ctypes.Structure | ctypes.Array[ctypes.c_uint64]:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, ctypes.Structure | ctypes.Array):
+        return argument
     return ctypes.c_void_p(None) if argument is None else ctypes.c_int(argument)
 
 
 @functools.cache
-def _driver() -> ctypes.CDLL:
+def driver() -> ctypes.CDLL:
+    """The CUDA driver's library. Raises KernelError where there is none."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise KernelError(f"no NVIDIA driver: {error}") from error
 
 
-def _check(result: int) -> None:
+def check(result: int) -> None:
+    """Raises KernelError unless a call of the driver went well."""
     if result != 0:
         text = ctypes.c_char_p()
-        _driver().cuGetErrorString(result, ctypes.byref(text))
+        driver().cuGetErrorString(result, ctypes.byref(text))
         raise KernelError(f"CUDA driver: {(text.value or b'unknown error').decode()} ({result})")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.product_kernels import has_cuda_products, product_kernel
-from loraplex_server.kernels.product_plan import MAX_ROWS, int8_plan
+from loraplex_server.kernels.product_plan import MAX_ROWS, ProductPlan, int8_plan
 from loraplex_server.kernels.quantize import QuantizedRows, quantize_rows_reference
+from loraplex_server.kernels.tensor_maps import tensor_map
 from loraplex_server.kernels.triton_runtime import require
 
 _TILE = 64  # inputs that the CUDA kernel takes at a time
@@ -41,7 +42,12 @@ class Int8Weight:
         return (self.values.float() * self.scales.unsqueeze(1)).to(dtype)
 
 
-def int8_matmul(x: QuantizedRows, weight: Int8Weight, out: Tensor, bias: Tensor | None = None) -> Tensor:
+def int8_matmul(
+    x: QuantizedRows,
+    weight: Int8Weight,
+    out: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Write [m, out] into `out` (bf16 on a GPU) and return it; nothing else is allocated there.
 
     bias [out] in the dtype of `out`. Raises ValueError: shapes, formats or layouts do not fit.
@@ -57,31 +63,46 @@ def int8_matmul(x: QuantizedRows, weight: Int8Weight, out: Tensor, bias: Tensor 
     if not out.is_cuda:
         return _reference(x, weight, out, bias)
     require(out.dtype == torch.bfloat16, "the int8 product on a GPU writes bf16")
-    is_even = out_features % 2 == 0 and out.stride(0) % 2 == 0
-    if num_rows <= MAX_ROWS and in_features % _TILE == 0 and is_even and has_cuda_products(out.device):
-        plan = int8_plan(out_features, num_rows)
-        product_kernel(plan, out.device).launch(
-            plan.grid(out_features),
-            (
-                weight.values,
-                weight.scales,
-                x.values,
-                x.scales,
-                bias,
-                out,
-                num_rows,
-                out_features,
-                in_features // _TILE,
-                out.stride(0),
-            ),
-            overlap=True,
-        )
+    if _fits_cuda(num_rows, weight) and out.stride(0) % 2 == 0 and has_cuda_products(out.device):
+        launch_int8(int8_plan(out_features, num_rows), x, weight, out, bias)
         return out
     from loraplex_server.kernels.int8_triton import int8_matmul_triton
 
     return int8_matmul_triton(
         x.values, x.scales.view(-1), weight.values, weight.scales, out, bias, _triton_block(num_rows)
     )
+
+
+def launch_int8(
+    plan: ProductPlan,
+    x: QuantizedRows,
+    weight: Int8Weight,
+    out: Tensor,
+    bias: Tensor | None,
+) -> None:
+    """The CUDA product as `plan` cuts it; operands as `int8_matmul` has checked them."""
+    (num_rows, in_features), out_features = x.values.shape, weight.values.shape[0]
+    product_kernel(plan, out.device).launch(
+        plan.grid(out_features),
+        (
+            tensor_map(weight.values, 64) if plan.is_wide else weight.values,
+            weight.scales,
+            tensor_map(x.values, plan.nt * 8) if plan.is_wide else x.values,
+            x.scales,
+            bias,
+            out,
+            num_rows,
+            out_features,
+            -(-in_features // plan.k_tile),
+            out.stride(0),
+        ),
+        overlap=True,
+    )
+
+
+def _fits_cuda(num_rows: int, weight: Int8Weight) -> bool:
+    out_features, in_features = weight.values.shape
+    return num_rows <= MAX_ROWS and in_features % _TILE == 0 and out_features % 2 == 0
 
 
 def _reference(x: QuantizedRows, weight: Int8Weight, out: Tensor, bias: Tensor | None) -> Tensor:

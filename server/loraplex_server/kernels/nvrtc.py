@@ -17,7 +17,7 @@ from pathlib import Path
 
 from loraplex_server.errors import KernelError
 
-_HEADERS = ("common.cuh", "partial_sums.cuh", "nf4.cuh", "wgmma.cuh")
+_HEADERS = tuple(f"{name}.cuh" for name in ("common", "int8", "nf4", "partial_sums", "tma", "wgmma"))
 
 
 def compile_cubin(source: str, defines: Mapping[str, int], arch: str, cache: Path | None = None) -> bytes:

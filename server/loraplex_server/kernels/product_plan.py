@@ -13,7 +13,7 @@ MAX_ROWS = ROW_BUCKETS[-1]  # above, arithmetic outweighs reading the weight
 _MULTIPROCESSORS = 132
 _BLOCK_OUTPUTS = 16  # of one warp's tile
 _RECORD_BYTES = 576
-_STATIC_BYTES = 32768  # the kernel's table
+_TABLE_BYTES = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +26,24 @@ class ProductPlan:
     wn: int  # warps, or warpgroups, side by side over the outputs
     wk: int  # ... that share the inputs out
     sk: int  # blocks that share the inputs out
-    ks: int  # tiles of 64 inputs per pipeline stage
+    ks: int  # tiles per pipeline stage; even in nf4_wide.cu
     stages: int
     rows_held: int
     is_exact: bool = False
 
     @property
     def is_wide(self) -> bool:
-        return self.source == "nf4_wide.cu"
+        """Made for warpgroups and the tensor memory accelerator."""
+        return self.source.endswith("_wide.cu")
 
     @property
     def is_int8(self) -> bool:
-        return self.source == "int8.cu"
+        return self.source.startswith("int8")
+
+    @property
+    def k_tile(self) -> int:
+        """Inputs of one tile."""
+        return 128 if self.is_int8 and self.is_wide else 64
 
     @property
     def function(self) -> str:
@@ -60,12 +66,23 @@ class ProductPlan:
     def shared_bytes(self) -> int:
         """Dynamic: the stages of weights and of x, then the sums of the parts in the same place."""
         warps = self.threads // 32
-        if self.is_int8:
+        if self.is_wide and self.is_int8:
+            stage = self.wk * (self.wn * self.mt * 8192 + self.nt * 1024 + 16)
+        elif self.is_wide:
+            stage = warps * (self.mt * self.ks * _RECORD_BYTES + 8) + self.wk * (
+                self.ks * self.nt * 1024 + 16
+            )
+        elif self.is_int8:
             stage = warps * self.mt * self.ks * 1024 + self.wk * self.rows_held * self.ks * 64
         else:
             stage = warps * (self.mt * self.ks * _RECORD_BYTES + 8) + self.wk * self.rows_held * self.ks * 128
         sums = self.wk * self.outputs // _BLOCK_OUTPUTS * self.nt * 512
         return max(stage * self.stages, sums)
+
+    @property
+    def static_bytes(self) -> int:
+        """Shared memory that the kernel has besides."""
+        return 0 if self.is_int8 else _TABLE_BYTES
 
     @property
     def defines(self) -> dict[str, int]:
@@ -89,28 +106,35 @@ class ProductPlan:
 def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:
     """For 1..128 rows."""
     bucket = row_bucket(rows)
-    plan = _nf4_wide(out_features, bucket) if bucket > 32 else _nf4_narrow(out_features, bucket)
-    return replace(plan, is_exact=is_exact or plan.is_exact)
+    if bucket <= 16:
+        plan = _nf4_narrow(out_features, bucket)
+    else:
+        plan = _nf4_wide(_tiles_per_multiprocessor(out_features), bucket)
+    return replace(plan, is_exact=is_exact)
 
 
 def int8_plan(out_features: int, rows: int) -> ProductPlan:
     """For 1..128 rows. Sums of integers are exact, so `parts` may vary."""
     bucket = row_bucket(rows)
-    bucket = 128 if bucket == 96 else bucket
     share = _tiles_per_multiprocessor(out_features)
     if bucket <= 8:
         return _plan("int8.cu", bucket, mt=1, wn=1, wk=4, ks=4, stages=4)
-    if bucket == 16 or (bucket == 32 and share <= 2):
+    if bucket <= 32 and share <= 2:
         return _plan("int8.cu", bucket, mt=1, wn=2, wk=4, ks=4, stages=3)
+    return _int8_wide(share, max(bucket, 32))
+
+
+def _int8_wide(share: int, bucket: int) -> ProductPlan:
+    """`share`: tiles of outputs for each multiprocessor. As many stages as its shared memory holds."""
+    source = "int8_wide.cu"
     if share > 8:
-        return _plan("int8.cu", bucket, mt=2, wn=7, wk=1, ks=2, stages=4)
-    if bucket == 32:
-        return _plan("int8.cu", bucket, mt=2, wn=2, wk=4, ks=2, stages=4)
-    if share > 2:
-        return _plan("int8.cu", bucket, mt=1, wn=4, wk=4, ks=1, stages=4)
-    if bucket == 64:
-        return _plan("int8.cu", bucket, mt=1, wn=2, wk=8, ks=1, stages=3)
-    return _plan("int8.cu", bucket, mt=2, wn=2, wk=4, sk=2, ks=1, stages=3)
+        return _plan(source, bucket, mt=1, wn=4, wk=1, stages={32: 6, 64: 5, 96: 5, 128: 4}[bucket])
+    if share > 3:
+        return _plan(source, bucket, mt=1, wn=2, wk=2, stages={32: 5, 64: 4, 96: 3, 128: 3}[bucket])
+    if share == 3:
+        wk, stages = {32: (4, 4), 64: (3, 4), 96: (2, 5), 128: (2, 4)}[bucket]
+        return _plan(source, bucket, mt=1, wn=1, wk=wk, stages=stages)
+    return _plan(source, bucket, mt=1, wn=1, wk=2, sk=2, stages={64: 6, 96: 5, 128: 4}[bucket])
 
 
 def row_bucket(rows: int) -> int:
@@ -119,9 +143,8 @@ def row_bucket(rows: int) -> int:
 
 
 def _nf4_narrow(out_features: int, bucket: int) -> ProductPlan:
-    """Up to 32 rows: as many parts as give every multiprocessor its share of a narrow weight."""
+    """Up to 16 rows: as many parts as give every multiprocessor its share of a narrow weight."""
     share = _tiles_per_multiprocessor(out_features)
-    ks = 1 if bucket == 32 else 2
     if share <= 3:
         if bucket == 1:
             return _plan("nf4.cu", bucket, mt=1, wn=1, wk=8, ks=2, stages=4)
@@ -129,30 +152,25 @@ def _nf4_narrow(out_features: int, bucket: int) -> ProductPlan:
             return _plan("nf4.cu", bucket, mt=1, wn=3, wk=8, ks=1, stages=4)
         if bucket == 8:
             return _plan("nf4.cu", bucket, mt=2, wn=1, wk=8, ks=2, stages=3)
-        return _plan("nf4.cu", bucket, mt=1, wn=2, wk=8, ks=ks, stages=3 if ks == 2 else 4)
+        return _plan("nf4.cu", bucket, mt=1, wn=2, wk=8, ks=2, stages=3)
     if share <= 8:
-        return _plan("nf4.cu", bucket, mt=2, wn=-(-share // 2), wk=4, ks=ks, stages=3)
+        return _plan("nf4.cu", bucket, mt=2, wn=-(-share // 2), wk=4, ks=2, stages=3)
     return _plan("nf4.cu", bucket, mt=2, wn=_even_width(out_features), wk=2, ks=2, stages=3)
 
 
-def _nf4_wide(out_features: int, bucket: int) -> ProductPlan:
-    """33..128 rows: a block's outputs must pay for its own copy of x.
-
-    At 128 rows the sums of a tile and those of all tiles do not fit the registers of a block of 4 warpgroups, so there
-    the weights are scaled, as in the exact mode.
-    """
-    source, share = "nf4_wide.cu", _tiles_per_multiprocessor(out_features)
+def _nf4_wide(share: int, bucket: int) -> ProductPlan:
+    """17..128 rows. `share`: tiles of outputs for each multiprocessor; a block's outputs must pay for its copy of x."""
+    source = "nf4_wide.cu"
     if share > 8:
-        if _busiest(out_features, 192) < _busiest(out_features, 256):
-            return _plan(source, bucket, mt=1, wn=3, wk=1, stages=3, is_exact=bucket == 128)
-        if bucket == 96:
-            return _plan(source, bucket, mt=2, wn=2, wk=1, stages=5)
-        return _plan(source, bucket, mt=1, wn=4, wk=1, stages=4, is_exact=bucket == 128)
-    if share > 2:
-        if bucket == 64:
-            return _plan(source, bucket, mt=1, wn=2, wk=2, sk=2, stages=4)
-        return _plan(source, bucket, mt=2, wn=1, wk=2, sk=2, stages=4, is_exact=bucket == 128)
-    return _plan(source, bucket, mt=1, wn=1, wk={64: 4, 96: 3, 128: 2}[bucket], sk=2, stages=3)
+        ks, stages = (2, 3) if bucket == 128 else (4, 2)
+        return _plan(source, bucket, mt=1, wn=4, wk=1, ks=ks, stages=stages)
+    if share > 3:
+        return _plan(source, bucket, mt=1, wn=2, wk=2, ks=2, stages=2)
+    if share == 3:
+        wn, wk, sk, ks = {32: (2, 2, 2, 4), 64: (1, 4, 1, 2), 96: (1, 3, 1, 2), 128: (2, 2, 2, 2)}[bucket]
+        return _plan(source, bucket, mt=1, wn=wn, wk=wk, sk=sk, ks=ks, stages=2)
+    wk, ks = {32: (3, 4), 64: (4, 2), 96: (3, 2), 128: (2, 2)}[bucket]
+    return _plan(source, bucket, mt=1, wn=1, wk=wk, sk=2, ks=ks, stages=2)
 
 
 def _tiles_per_multiprocessor(out_features: int) -> int:
@@ -180,7 +198,6 @@ def _plan(
     sk: int = 1,
     ks: int = 1,
     stages: int,
-    is_exact: bool = False,
 ) -> ProductPlan:
     nt = max(1, bucket // 8)
-    return ProductPlan(source, nt, mt, wn, wk, sk, ks, stages, bucket, is_exact)
+    return ProductPlan(source, nt, mt, wn, wk, sk, ks, stages, bucket)

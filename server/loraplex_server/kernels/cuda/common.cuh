@@ -89,6 +89,12 @@ __device__ __forceinline__ u32 to_bf16_pair(float low, float high) {
     return pair;
 }
 
+__device__ __forceinline__ u32 multiply_pairs(u32 a, u32 b) {
+    u32 product;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+}
+
 __device__ __forceinline__ float from_bf16(u16 bits) { return __uint_as_float(static_cast<u32>(bits) << 16); }
 
 // Four 8×8 blocks of 16 bits; lane 8q + r gives the address of row r of block q.

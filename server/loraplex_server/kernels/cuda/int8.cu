@@ -2,11 +2,11 @@
 // m ≤ 8 · NT rows, summed in int32: exact, so a row's result depends on nothing but the row.
 //
 // The weight is row-major [N, K]. A block of WN × WK warps owns 16 · MT · WN outputs; the blocks of a cluster
-// (SK) and the warps along WK share the inputs out. A lane copies the 16-byte pieces that it itself multiplies; a tile's 64 inputs are taken in the order in
-// which the pieces lie.
+// (SK) and the warps along WK share the inputs out. A lane copies the 16-byte pieces that it itself multiplies; a tile's 64
+// inputs are taken in the order in which the pieces lie.
 //
 // Compile-time: NT, MT, WN, WK, SK, KS (tiles of 64 inputs per stage), STAGES, XR (rows of x held per stage), MINB.
-#include "partial_sums.cuh"
+#include "int8.cuh"
 
 #define GROUP (WN * 32)
 #define THREADS (WK * GROUP)
@@ -68,6 +68,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) int8_product
     for (int s = 0; s < STAGES - 1; ++s) fetch_weights(s);
     wait_for_previous_kernel();
     for (int s = 0; s < STAGES - 1; ++s) fetch_x(s);
+    __syncthreads();
 
     int sums[MT][NT][4];
 #pragma unroll
@@ -114,20 +115,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) int8_product
     add_parts<WN * MT, WN * WK>(
         base, wk, sums, [&](int mt) { return wn * MT + mt; },
         [&](int tile, int nt, const int* d) {
-            const int first = (blockIdx.x * (WN * MT) + tile) * 16;
-            if (first >= n || nt * 8 >= m) return;
-            float2 scale = make_float2(0.0f, 0.0f), b = make_float2(0.0f, 0.0f);
-            if (first + g < n) scale.x = weight_scale[first + g];
-            if (first + 8 + g < n) scale.y = weight_scale[first + 8 + g];
-            if (bias != nullptr) {
-                if (first + g < n) b.x = from_bf16(bias[first + g]);
-                if (first + 8 + g < n) b.y = from_bf16(bias[first + 8 + g]);
-            }
-            const int row = nt * 8 + 2 * t;
-            const float x0 = row < m ? x_scale[row] : 0.0f, x1 = row + 1 < m ? x_scale[row + 1] : 0.0f;
-            auto y = [](int sum, float by, float plus) { return fmaf(static_cast<float>(sum), by, plus); };
-            store_rows(out, out_stride, first, n, nt, m,
-                       make_float2(y(d[0], x0 * scale.x, b.x), y(d[1], x1 * scale.x, b.x)),
-                       make_float2(y(d[2], x0 * scale.y, b.y), y(d[3], x1 * scale.y, b.y)));
+            store_outputs(out, out_stride, weight_scale, x_scale, bias, blockIdx.x * (WN * MT) + tile, n,
+                          nt, m, d);
         });
 }

@@ -2,22 +2,26 @@
 // asynchronous product, weights from registers, x from shared memory.
 //
 // A block of WN × WK warpgroups owns 64 · MT · WN outputs; SK and WK cut the inputs as in nf4.cu. While a tile is
-// multiplied, the fragments of the next one are made.
+// multiplied, the fragments of the next one are made, with their scales: then nothing waits for a sum. x comes by the
+// tensor memory accelerator, so that no warp waits for another but at the place where its x will be overwritten. What is
+// bound here is the number of instructions for a weight, hence KS tiles between two looks at a barrier.
 //
-// Compile-time: NT (4, 8, 12 or 16), MT, WN, WK, SK, STAGES, EXACT, MINB, as in nf4.cu.
+// Compile-time: NT (4, 8, 12 or 16), MT, WN, WK, SK, KS (even), STAGES, EXACT, MINB, as in nf4.cu.
 #include "nf4.cuh"
+#include "tma.cuh"
 #include "wgmma.cuh"
 
 #define GROUP (WN * 128)
 #define THREADS (WK * GROUP)
-#define X_STAGE (NT * 1024)
-#define W_STAGE (MT * RECORD)
+#define X_TILE (NT * 1024)
+#define X_STAGE (KS * X_TILE)
+#define W_STAGE (MT * KS * RECORD)
 
 __shared__ Entry table[256 * COPIES];
 
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
-    const unsigned char* __restrict__ records, const u16* __restrict__ x, const u16* __restrict__ bias,
-    u16* __restrict__ out, int m, int n, int k_tiles, int x_stride, int out_stride) {
+    const unsigned char* __restrict__ records, const __grid_constant__ TensorMap x_map, const u16* __restrict__ bias,
+    u16* __restrict__ out, int m, int n, int k_tiles, int out_stride) {
     extern __shared__ __align__(1024) unsigned char dynamic_shared[];
     allow_next_kernel();
 
@@ -27,43 +31,51 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
     auto local_tile = [&](int mt) { return (wn * MT + mt) * 4 + (warp & 3); };
     const int part = cluster_rank() * WK + wk;
     const int k_begin = part * k_tiles / (SK * WK), k_end = (part + 1) * k_tiles / (SK * WK);
-    const int stages = k_end - k_begin;
+    // A part without tiles has a stage of zeros: a loop that always runs leaves its sums where the products put them.
+    const int stages = max(1, (k_end - k_begin + KS - 1) / KS);
 
     const u32 base = shared_address(dynamic_shared);
     const u32 activations = base + wk * (STAGES * X_STAGE);
     const u32 weights = base + WK * STAGES * X_STAGE + warp * (STAGES * W_STAGE);
-    const u32 barriers = base + WK * STAGES * X_STAGE + WK * WN * 4 * STAGES * W_STAGE + warp * (STAGES * 8);
+    const u32 all_barriers = base + WK * STAGES * X_STAGE + WK * WN * 4 * STAGES * W_STAGE;
+    const u32 barriers = all_barriers + warp * (STAGES * 8);  // its weights are there
+    const u32 full = all_barriers + (WK * WN * 4 + wk) * (STAGES * 8), empty = full + WK * STAGES * 8;  // x
 
     if (lane == 0) {
         for (int s = 0; s < STAGES; ++s) init_barrier(barriers + s * 8, 1);
+        if (in_group == 0) {
+            prefetch_map(&x_map);
+            for (int s = 0; s < STAGES; ++s) init_barrier(full + s * 8, 1), init_barrier(empty + s * 8, 4 * WN);
+        }
         fence_barrier_init();
     }
-    __syncwarp();
+    __syncthreads();
 
     auto fetch_weights = [&](int stage) {
         if (lane == 0 && stage < stages) {
-            const int slot = stage % STAGES;
-            expect_bytes(barriers + slot * 8, MT * RECORD);
+            const int slot = stage % STAGES, k = k_begin + stage * KS;
+            const u32 bytes = min(KS, k_end - k) * RECORD;
+            expect_bytes(barriers + slot * 8, MT * bytes);
 #pragma unroll
             for (int mt = 0; mt < MT; ++mt) {
                 const long long tile = min(static_cast<int>(blockIdx.x) * (4 * WN * MT) + local_tile(mt), n_tiles - 1);
-                copy_bulk(weights + slot * W_STAGE + mt * RECORD, records + (tile * k_tiles + k_begin + stage) * RECORD,
-                          RECORD, barriers + slot * 8);
+                if (bytes > 0)
+                    copy_bulk(weights + slot * W_STAGE + mt * (KS * RECORD), records + (tile * k_tiles + k) * RECORD,
+                              bytes, barriers + slot * 8);
             }
         }
     };
+    // Tiles beyond the part come from beyond the matrix, as zeros.
     auto fetch_x = [&](int stage) {
-        if (stage < stages) {
-            const u32 to = activations + (stage % STAGES) * X_STAGE;
+        if (in_group == 0 && stage < stages) {
+            const int slot = stage % STAGES, k = k_begin + stage * KS;
+            if (stage >= STAGES) wait_barrier(empty + slot * 8, (stage / STAGES - 1) & 1);
+            expect_bytes(full + slot * 8, X_STAGE);
 #pragma unroll
-            for (int i = 0; i < (NT * 64 + GROUP - 1) / GROUP; ++i) {
-                const int chunk = i * GROUP + in_group, row = chunk >> 3, piece = chunk & 7;
-                if (row < NT * 8 && row < m)
-                    copy_async(to + row * 128 + ((piece ^ (row & 7)) << 4),
-                               x + (long long)row * x_stride + (k_begin + stage) * 64 + piece * 8);
-            }
+            for (int ks = 0; ks < KS; ++ks)
+                copy_box(activations + slot * X_STAGE + ks * X_TILE, &x_map, (k + ks < k_end ? k + ks : k_tiles) * 64, 0,
+                         full + slot * 8);
         }
-        commit_copies();
     };
 
     for (int s = 0; s < STAGES - 1; ++s) fetch_weights(s);
@@ -81,51 +93,47 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
             for (int i = 0; i < 4; ++i) sums[mt][nt][i] = 0.0f;
 
     u32 a[2][MT][4][4];
-    float2 scale[2][MT];
-    auto load_stage = [&](int stage, u32 (&fragments)[MT][4][4], float2 (&scales)[MT]) {
-        const int slot = stage % STAGES;
-        wait_barrier(barriers + slot * 8, stage / STAGES & 1);
+    auto load_tile = [&](int stage, int slot, int ks, u32 (&fragments)[MT][4][4]) {
+        const bool is_there = k_begin + stage * KS + ks < k_end;
 #pragma unroll
         for (int mt = 0; mt < MT; ++mt)
-            load_fragments(weights + slot * W_STAGE + mt * RECORD, table, fragments[mt], scales[mt]);
+            load_scaled_fragments(weights + slot * W_STAGE + (mt * KS + ks) * RECORD, table, is_there, fragments[mt]);
     };
-    auto multiply = [&](int stage, u32 (&now)[MT][4][4], float2 (&now_scale)[MT], u32 (&next)[MT][4][4],
-                        float2 (&next_scale)[MT]) {
-        wait_for_copies<STAGES - 2>();
-        fence_async_proxy();
-        sync_group<GROUP>(1 + wk);  // x is there for every warp, and the slot before this one is read
-        fetch_weights(stage + STAGES - 1);
-        fetch_x(stage + STAGES - 1);
-        const u64 b = x_descriptor(activations + stage % STAGES * X_STAGE);
-#if EXACT
-        wgmma_fence();
+    wait_barrier(barriers, 0);
+    load_tile(0, 0, 0, a[0]);
+    int stage = 0, slot = 0;
+    u32 parity = 0;
+    do {
+        const int next_slot = slot + 1 == STAGES ? 0 : slot + 1;
+        wait_barrier(full + slot * 8, parity);
 #pragma unroll
-        for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-            for (int s = 0; s < 4; ++s) wgmma_bf16(sums[mt], now[mt][s], b + 2 * s, 1);
-        wgmma_commit();
-        if (stage + 1 < stages) load_stage(stage + 1, next, next_scale);
-        wgmma_wait();
-#else
-#pragma unroll
-        for (int mt = 0; mt < MT; ++mt) {
-            float d[NT][4];
+        for (int ks = 0; ks < KS; ++ks) {
+            const u64 b = rows_descriptor(activations + slot * X_STAGE + ks * X_TILE);
             wgmma_fence();
 #pragma unroll
-            for (int s = 0; s < 4; ++s) wgmma_bf16(d, now[mt][s], b + 2 * s, s > 0);
-            wgmma_commit();
-            if (mt == 0 && stage + 1 < stages) load_stage(stage + 1, next, next_scale);
-            wgmma_wait();
+            for (int mt = 0; mt < MT; ++mt)
 #pragma unroll
-            for (int nt = 0; nt < NT; ++nt) add_scaled(sums[mt][nt], d[nt], now_scale[mt]);
+                for (int s = 0; s < 4; ++s) wgmma_bf16(sums[mt], a[ks & 1][mt][s], b + 2 * s, 1);
+            wgmma_commit();
+            wgmma_wait<1>();  // the tile before is multiplied: its fragments may go, and after a stage its x
+            if (ks == 0) {
+                if (stage > 0 && lane == 0) arrive_at(empty + (slot == 0 ? STAGES - 1 : slot - 1) * 8);
+                fetch_weights(stage + STAGES - 1);
+                fetch_x(stage + STAGES - 1);
+                __syncwarp();
+            }
+            if (ks + 1 < KS) {
+                load_tile(stage, slot, ks + 1, a[(ks + 1) & 1]);
+            } else if (stage + 1 < stages) {
+                wait_barrier(barriers + next_slot * 8, next_slot == 0 ? parity ^ 1 : parity);
+                load_tile(stage + 1, next_slot, 0, a[0]);
+            }
         }
-#endif
-    };
-    if (stages > 0) load_stage(0, a[0], scale[0]);
-    for (int stage = 0; stage < stages; stage += 2) {
-        multiply(stage, a[0], scale[0], a[1], scale[1]);
-        if (stage + 1 < stages) multiply(stage + 1, a[1], scale[1], a[0], scale[0]);
-    }
+        slot = next_slot;
+        if (slot == 0) parity ^= 1;
+    } while (++stage < stages);
+    wait_for_sums(sums);
+
     add_parts<4 * WN * MT, 4 * WN * WK>(base, wk, sums, local_tile, [&](int tile, int nt, const float* d) {
         store_outputs(out, out_stride, bias, blockIdx.x * (4 * WN * MT) + tile, n, nt, m, d);
     });
