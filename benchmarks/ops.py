@@ -100,7 +100,7 @@ def build_tables(num_adapters: int, rank_of: Callable[[int], int]) -> LoraTables
     arena = torch.empty(end, dtype=torch.bfloat16, device=DEVICE)
     for part in torch.split(arena, 1 << 28):
         part.normal_(0.0, 0.02)
-    return LoraTables(arena, records.to(DEVICE))
+    return LoraTables(arena, records.to(DEVICE), records)
 
 
 def decode_tiles(rows: int, adapters: int) -> Tensor:

@@ -84,7 +84,7 @@ def i32(*shape: int) -> Tensor:
 
 def launch_lora_and_its_epilogues() -> None:
     width = HEADS * HEAD_DIM
-    tables = LoraTables(b16(64), i32(2, 2, 4, 8))
+    tables = LoraTables(b16(64), i32(2, 2, 4, 8), i32(2, 2, 4, 8))
     qkv = ProjectionShape(0, HIDDEN, (width, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM))
     gate_up = ProjectionShape(2, HIDDEN, (1024, 1024))
     for tile_rows in (DECODE_TILE_ROWS, PREFILL_TILE_ROWS):

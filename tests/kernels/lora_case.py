@@ -95,7 +95,9 @@ def random_adapters(
             projection_record(a_offset, b_offsets, list(module_ranks)), dtype=torch.int32
         )
     arena = torch.cat(pieces).to(dtype).to(device)
-    return Adapters(LoraTables(arena, records.to(device)), projection, 1, max(1, *(sum(r) for r in ranks)))
+    return Adapters(
+        LoraTables(arena, records.to(device), records), projection, 1, max(1, *(sum(r) for r in ranks))
+    )
 
 
 def poisoned_scratch(num_parts: int, num_tiles: int, device: torch.device) -> ShrinkScratch:

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from loraplex_server.base.fingerprint import base_spec
+from loraplex_server.engine import gpu_step_inputs
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine, EngineParts, store_reader
 from loraplex_server.engine.gpu_backend import load_gpu_backend
 from loraplex_server.engine.kv_cache import block_bytes
+from loraplex_server.kernels.lora_dense import lora_dense
+from loraplex_server.model import gpu_decoder
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.numerics import resolve_numerics
 from tests.integration.engine.run import EngineRun
@@ -74,6 +77,29 @@ def test_greedy_tokens_are_those_of_the_reference(world: World, device: torch.de
     tokens = completions(start_gpu_engine(world, device), world, num_tokens=6)
 
     assert tokens == expected
+
+
+def test_a_prefill_of_one_adapter_through_plain_products_gives_the_reference_s_tokens(
+    world: World, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = completions(start_engine(world), world, num_tokens=4)
+    slots = set()
+
+    def recorded(*arguments: Any) -> None:
+        slots.add(arguments[3])
+        lora_dense(*arguments)
+
+    monkeypatch.setattr(gpu_step_inputs, "DENSE_ROWS", 2)
+    monkeypatch.setattr(gpu_decoder, "lora_dense", recorded)
+
+    with EngineRun(start_gpu_engine(world, device)) as run:
+        for adapter, prompt in PROMPTS:
+            run.add(prompt, world.digest(adapter), max_tokens=4)
+            completed = run.finish(timeout_s=120)
+        tokens = [completion.tokens for completion in completed]
+
+    assert tokens == expected
+    assert len(slots) == 3  # one of the four adapters is asked one token alone
 
 
 def test_sequences_that_end_early_are_left_out_of_the_step_in_flight(

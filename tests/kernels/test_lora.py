@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.kernels.lora_expand import lora_expand, lora_expand_reference
 from loraplex_server.kernels.lora_shrink import lora_shrink, lora_shrink_reference, num_splits
 from loraplex_server.kernels.lora_tables import (
@@ -61,7 +64,8 @@ def reference(adapters: Adapters, x: Tensor, y: Tensor, slots: list[int]) -> Ten
 
 
 def on_cpu(adapters: Adapters) -> Adapters:
-    tables = type(adapters.tables)(adapters.tables.arena.cpu(), adapters.tables.records.cpu())
+    tables = adapters.tables
+    tables = replace(tables, arena=tables.arena.cpu(), records=tables.records.cpu())
     return Adapters(tables, adapters.projection, adapters.layer, adapters.max_total_rank)
 
 
@@ -141,6 +145,22 @@ def test_shrunk_rows_are_written_for_true_ranks_only(device: torch.device) -> No
     shrunk = run(adapters, x, y, [-1, 0, 1], DECODE_TILE_ROWS)
 
     assert shrunk.isfinite().sum(dim=1).tolist() == [0, 5, 2, 0]
+
+
+@pytest.mark.parametrize("ranks", [(8, 8, 8), (64, 0, 16), (0, 0, 40), (1, 3, 7)])
+def test_plain_products_of_rows_of_one_adapter_match_the_reference(
+    ranks: tuple[int, ...], device: torch.device
+) -> None:
+    generator = torch.Generator().manual_seed(torch.seed() % 2**31)
+    adapters = random_adapters(QKV, [(16, 8, 8), ranks], torch.float32, device, generator)
+    x = torch.randn(40, QKV.in_features, generator=generator).to(device)
+    y = torch.randn(40, sum(QKV.widths), generator=generator).to(device)
+    expected = reference(adapters, x, y, [1] * 40)
+
+    scratch = torch.full((40 * max(1, sum(ranks)),), torch.nan, device=device)
+    lora_dense(x, y, adapters.tables, 1, adapters.layer, QKV, scratch)
+
+    assert relative_error(y.cpu(), expected) < TOLERANCE[torch.float32]
 
 
 def test_row_tiles_never_span_two_adapters() -> None:

@@ -127,16 +127,13 @@ class GpuAdapterArena(FreeExtents):
         self._layout = layout
         self._copies: torch.cuda.Stream | None = None
         self._shifted: torch.cuda.Event | None = None  # behind the last move that no copy has waited for
+        host_records = torch.zeros(
+            num_slots, spec.num_layers, len(PROJECTIONS), RECORD_FIELDS, dtype=torch.int32
+        )
         self.tables = LoraTables(
             arena=torch.zeros(num_elements, dtype=dtype, device=device),
-            records=torch.zeros(
-                num_slots,
-                spec.num_layers,
-                len(PROJECTIONS),
-                RECORD_FIELDS,
-                dtype=torch.int32,
-                device=device,
-            ),
+            records=torch.zeros_like(host_records, device=device),
+            host_records=host_records,
         )
         if device.type == "cuda":
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -189,6 +186,7 @@ class GpuAdapterArena(FreeExtents):
             records.view(-1, RECORD_FIELDS)[placement.num_moved :] = old.view(-1, RECORD_FIELDS)[
                 placement.num_moved :
             ]
+        self.tables.host_records[slot].copy_(records)
         target = self.tables.records[slot]
         if self._copies is None:
             target.copy_(records)

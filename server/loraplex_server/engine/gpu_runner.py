@@ -209,6 +209,7 @@ class GpuRunner:
             max_context=self._buckets.context_of(plan),
             max_blocks=aligned(-(-max(plan.max_stop, self._buckets.context_of(plan)) // self._block_size)),
             logit_rows=len(plan.sampled),
+            sole_slot=plan.sole_slot,
         )
 
     def _largest_shape(self, max_rows: int, max_running: int, max_context: int) -> StepShape:

@@ -12,6 +12,7 @@ import torch
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.sequence import BASE_SLOT
 from loraplex_server.engine.staging import Staging, StagingLayout
+from loraplex_server.kernels.lora_dense import DENSE_ROWS
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     NO_SLOT,
@@ -46,6 +47,7 @@ class StepShape:
     max_context: int  # of the decodes
     max_blocks: int  # of a sequence
     logit_rows: int | None  # None: every row's logits
+    sole_slot: int | None = None  # of all rows of a long prefill
 
     @property
     def tile_rows(self) -> int:
@@ -85,7 +87,7 @@ class StepInputs:
         lora = None
         if shape.row_tiles:
             assert tables is not None
-            lora = GpuLoraBatch(tables, views["row_tiles"], shape.tile_rows)
+            lora = GpuLoraBatch(tables, views["row_tiles"], shape.tile_rows, shape.sole_slot)
         self.batch = GpuBatch(
             token_ids=views["token_ids"],
             positions=views["positions"],
@@ -151,6 +153,13 @@ class StepPlan:
         self.query_tiles: list[QueryTile] = plan_query_tiles(self._chunks())
         self.max_context = max((row.stop for row in self.decodes), default=1)
         self.max_stop = max(row.stop for row in self._all_rows())
+
+    @property
+    def sole_slot(self) -> int | None:
+        """The adapter slot of all rows, where they are many enough for plain products."""
+        slots = {tile.slot for tile in self.row_tiles}
+        is_sole = len(slots) == 1 and NO_SLOT not in slots and self.num_rows >= DENSE_ROWS
+        return slots.pop() if is_sole else None
 
     @property
     def is_greedy(self) -> bool:

@@ -84,6 +84,7 @@ class LoraTables:
 
     arena: Tensor  # [elements]
     records: Tensor  # [slots, layers, 4, RECORD_FIELDS] int32
+    host_records: Tensor  # the same on the host
 
 
 def projection_record(a_offset: int, b_offsets: list[int], ranks: list[int]) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 
-import torch
 from torch import Tensor
 
 from loraplex_server.kernels.cuda_driver import check, driver

@@ -39,3 +39,4 @@ class GpuLoraBatch:
     tables: LoraTables
     row_tiles: Tensor  # [tiles, 4] int32, see kernels.lora_tables; they cover all rows but padding
     tile_rows: int
+    sole_slot: int | None = None  # of all rows, where they are many enough for `kernels.lora_dense`

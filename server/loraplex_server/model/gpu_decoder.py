@@ -2,12 +2,13 @@
 
 Nothing is allocated and nothing waits for the host, so that a pass can be captured in a graph. What stands around a
 product is fused with it where a row allows: residual + norm + quantization, LoRA + rotation + cache write, LoRA +
-SwiGLU. LoRA's first product, and where it adds to the residual stream its second too, run beside the base product.
+SwiGLU. LoRA's first product, and where it adds to the residual stream its second too, run beside the base product. In
+a long prefill of one adapter both are plain matrix products instead.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from loraplex_server.kernels.decode_attention import decode_attention
 from loraplex_server.kernels.embedding import embed
 from loraplex_server.kernels.layer_ops import HeadNorms
+from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.lora_expand import lora_expand
 from loraplex_server.kernels.lora_shrink import lora_shrink
@@ -123,10 +125,7 @@ class GpuDecoder:
         """What attention adds to the residual stream, [n, hidden]."""
         config, num_rows = self.config, batch.num_rows
         qkv, attended = workspace.qkv[:num_rows], workspace.attended[:num_rows]
-        with self._beside(batch):
-            epilogue = self._shrink("qkv", index, x.dense, batch, workspace)
-        layer.qkv(x, qkv)
-        self._join(batch)
+        epilogue = self._project("qkv", layer.qkv, index, x, qkv, batch, workspace)
         rope_and_write(
             qkv,
             self._cos,
@@ -164,11 +163,8 @@ class GpuDecoder:
     ) -> Tensor:
         """What the feed-forward block adds to the residual stream, [n, hidden]."""
         gate_up, activated = workspace.gate_up[: batch.num_rows], workspace.activated[: batch.num_rows]
-        with self._beside(batch):
-            epilogue = self._shrink("gate_up", index, x.dense, batch, workspace)
-        layer.gate_up(x, gate_up)
-        self._join(batch)
-        if layer.down.takes_int8 and epilogue is None:
+        epilogue = self._project("gate_up", layer.gate_up, index, x, gate_up, batch, workspace)
+        if layer.down.takes_int8 and batch.lora is None:
             quantized = workspace.quantized(*activated.shape)
             swiglu(gate_up, None, quantized)
             down = workspace.delta[: batch.num_rows]
@@ -176,6 +172,43 @@ class GpuDecoder:
             return down
         swiglu(gate_up, activated, None, epilogue)
         return self._project_back("down", layer.down, index, activated, batch, workspace)
+
+    def _project(
+        self,
+        projection: str,
+        linear: GpuLinear,
+        index: int,
+        x: LinearInput,
+        out: Tensor,
+        batch: GpuBatch,
+        workspace: GpuWorkspace,
+    ) -> LoraEpilogue | None:
+        """A projection into `out`; what is left of its LoRA, to be added by whoever reads it."""
+        if batch.lora is None or batch.lora.sole_slot is not None:
+            linear(x, out)
+            self._add_dense(projection, index, x.dense, out, batch, workspace)
+            return None
+        with self._side.fork():
+            epilogue = self._shrink(projection, index, x.dense, batch, workspace)
+        linear(x, out)
+        self._side.join()
+        return epilogue
+
+    def _add_dense(
+        self,
+        projection: str,
+        index: int,
+        x: Tensor | None,
+        out: Tensor,
+        batch: GpuBatch,
+        workspace: GpuWorkspace,
+    ) -> None:
+        """LoRA of the one adapter that all rows carry, if there is one."""
+        if batch.lora is None or batch.lora.sole_slot is None:
+            return
+        assert x is not None
+        tables, slot, shape = batch.lora.tables, batch.lora.sole_slot, self._projections[projection]
+        lora_dense(x, out, tables, slot, index, shape, workspace.shrunk)
 
     def _project_back(
         self,
@@ -187,8 +220,9 @@ class GpuDecoder:
         workspace: GpuWorkspace,
     ) -> Tensor:
         """A projection of dense rows for the residual stream, and its LoRA, which goes there at once."""
-        with self._beside(batch):
-            epilogue = self._shrink(projection, index, x, batch, workspace)
+        is_segmented = batch.lora is not None and batch.lora.sole_slot is None
+        with self._side.fork() if is_segmented else nullcontext():
+            epilogue = self._shrink(projection, index, x, batch, workspace) if is_segmented else None
             if epilogue is not None:
                 lora_expand(
                     epilogue.shrunk,
@@ -205,23 +239,17 @@ class GpuDecoder:
             quantize_rows(x, quantized)
         delta = workspace.delta[: batch.num_rows]
         linear(LinearInput(x, quantized), delta)
-        self._join(batch)
-        return delta
-
-    def _beside(self, batch: GpuBatch) -> AbstractContextManager[None]:
-        """LoRA's launches go beside the main stream; without LoRA there is nothing to fork."""
-        return nullcontext() if batch.lora is None else self._side.fork()
-
-    def _join(self, batch: GpuBatch) -> None:
-        if batch.lora is not None:
+        if is_segmented:
             self._side.join()
+        else:
+            self._add_dense(projection, index, x, delta, batch, workspace)
+        return delta
 
     def _shrink(
         self, projection: str, index: int, x: Tensor | None, batch: GpuBatch, workspace: GpuWorkspace
-    ) -> LoraEpilogue | None:
-        """LoRA's first product; what the second one needs. None for a batch of the base alone."""
-        if batch.lora is None:
-            return None
+    ) -> LoraEpilogue:
+        """LoRA's first product; what the second one needs."""
+        assert batch.lora is not None
         assert x is not None
         lora, shape = batch.lora, self._projections[projection]
         shrunk = workspace.shrunk[: batch.num_rows]
