@@ -140,7 +140,7 @@ def _lora_price(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _prefill(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
     figures = {}
-    for count in (0, 8):
+    for count in (0, 1, 8):
         adapters = _names(count, arguments.ranks)
         bench.warm_adapters(adapters)
         bench.prefill(4, adapters, 2048)

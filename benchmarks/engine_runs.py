@@ -6,7 +6,7 @@ import gc
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ import torch
 
 from benchmarks.random_base import RandomAdapters, RandomWeights, random_base_spec
 from benchmarks.shapes import SHAPES
+from loraplex_adapters.base_spec import BaseSpec
+from loraplex_server.engine.adapter_loader import AdapterReader
+from loraplex_server.engine.backend import Backend
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine, EngineParts
 from loraplex_server.engine.gpu_backend import build_gpu_backend
@@ -22,6 +25,9 @@ from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.numerics import resolve_numerics
 
 _IDS = itertools.count(1)
+
+ReaderOf = Callable[[EngineConfig, BaseSpec, Backend, RandomAdapters], AdapterReader]
+"""What an engine is made of -> where its adapters come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,10 @@ class Bench:
         kv_cache_bytes: int | None = 20 * 2**30,
         int8_head: bool = False,
         max_rank: int = 64,
+        host_cache_bytes: int | None = None,
+        reader: ReaderOf | None = None,
     ) -> None:
+        """`reader` gives the adapters; by default random ones, from memory."""
         started = time.monotonic()
         self.decoder_config = DecoderConfig.from_hf(SHAPES[shape])
         numerics = resolve_numerics(quantization, device)
@@ -74,15 +83,24 @@ class Bench:
             kv_cache_bytes=kv_cache_bytes,
             prefix_cache=False,
             int8_head=int8_head,
+            host_cache_bytes=host_cache_bytes,
         )
-        spec = random_base_spec(self.decoder_config)
+        self.spec = spec = random_base_spec(self.decoder_config)
         self.weights = RandomWeights(self.decoder_config, numerics.device)
         backend = build_gpu_backend(
             self.weights, self.decoder_config, config, numerics, spec, lambda stage, done, total: None
         )
         self.adapters = RandomAdapters(spec, max_rank, numerics.compute_dtype)
-        self.engine = Engine(config, parts=EngineParts(backend, "random", self.adapters.read))
+        self.adapter_layout = backend.adapter_layout
+        read = self.adapters.read if reader is None else reader(config, spec, backend, self.adapters)
+        self.engine = Engine(config, parts=EngineParts(backend, "random", read))
         self.start_seconds = time.monotonic() - started
+
+    @staticmethod
+    def adapter_bytes(shape: str, rank: int) -> int:
+        """Of an adapter on all linear layers in bf16."""
+        spec = random_base_spec(DecoderConfig.from_hf(SHAPES[shape]))
+        return 2 * rank * spec.num_layers * sum(sum(sizes) for sizes in spec.module_shapes.values())
 
     def close(self) -> None:
         """Free the device's memory."""
@@ -91,13 +109,14 @@ class Bench:
         gc.collect()
         torch.cuda.empty_cache()
 
-    def add(self, prompt_tokens: int, output_tokens: int, adapter: str | None, seed: int = 0) -> None:
-        """One greedy request of exact lengths."""
+    def add(self, prompt_tokens: int, output_tokens: int, adapter: str | None, seed: int = 0) -> int:
+        """One greedy request of exact lengths; its sequence id."""
         sequence_id = next(_IDS)
         generator = random.Random(seed + sequence_id)
         prompt = [generator.randrange(1000, self.decoder_config.vocab_size) for _ in range(prompt_tokens)]
         sampling = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
         self.engine.add(AddSequence(sequence_id, prompt, adapter, b"", sampling, time.monotonic()))
+        return sequence_id
 
     def run(self) -> tuple[float, float, float]:
         """Until all is done: (seconds, seconds that the device worked, seconds that it waited) of steps of decodes."""
