@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine import gpu_step_inputs
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine, EngineParts, store_reader
 from loraplex_server.engine.gpu_backend import load_gpu_backend
+from loraplex_server.engine.gpu_runner import GpuRunner
+from loraplex_server.engine.gpu_step_inputs import StepInputs, StepShape
 from loraplex_server.engine.kv_cache import block_bytes
+from loraplex_server.engine.step_graphs import StepGraphs
 from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.model import gpu_decoder
 from loraplex_server.model.config import DecoderConfig
@@ -100,6 +104,46 @@ def test_a_prefill_of_one_adapter_through_plain_products_gives_the_reference_s_t
 
     assert tokens == expected
     assert len(slots) == 3  # one of the four adapters is asked one token alone
+
+
+class LaunchedGraphs(StepGraphs):
+    """Graphs where there is no GPU: a replay launches the pass."""
+
+    def __init__(self, runner: GpuRunner) -> None:
+        super().__init__()
+        self._runner = runner
+        self._inputs: dict[StepShape, StepInputs] = {}
+        self.replayed: list[StepShape] = []
+
+    def __len__(self) -> int:
+        return 1
+
+    def inputs(self, shape: StepShape) -> StepInputs:
+        if shape not in self._inputs:
+            self._inputs[shape] = StepInputs(shape, self._runner._staging, self._runner._tables)
+        return self._inputs[shape]
+
+    def replay(self, shape: StepShape) -> Tensor:
+        self.replayed.append(shape)
+        return self._runner._forward(self._inputs[shape])
+
+
+def test_padded_steps_of_prefills_and_decodes_give_the_reference_s_tokens(
+    world: World, device: torch.device
+) -> None:
+    expected = completions(start_engine(world), world, num_tokens=6)
+    engine = start_gpu_engine(world, device, max_batched_tokens=64)
+    runner = engine._runner
+    assert isinstance(runner, GpuRunner)
+    graphs = runner._graphs = LaunchedGraphs(runner)
+
+    tokens = completions(engine, world, num_tokens=6)
+
+    assert tokens == expected
+    mixed = [shape for shape in graphs.replayed if shape.query_tiles]
+    assert {shape.rows for shape in mixed} <= {32, 64}
+    assert any(shape.row_tiles for shape in mixed)
+    assert len(mixed) < len(graphs.replayed)
 
 
 def test_sequences_that_end_early_are_left_out_of_the_step_in_flight(

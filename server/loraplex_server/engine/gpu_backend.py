@@ -11,7 +11,6 @@ from loraplex_adapters.base_spec import BaseSpec
 from loraplex_server.adapter_image import layout_name
 from loraplex_server.engine.backend import Backend, Progress, element_type
 from loraplex_server.engine.config import EngineConfig
-from loraplex_server.engine.decode_graphs import ShapeBuckets
 from loraplex_server.engine.gpu_adapters import GpuAdapterArena, GpuAdapterLayout
 from loraplex_server.engine.gpu_runner import GpuRunner
 from loraplex_server.engine.gpu_step_inputs import aligned
@@ -19,6 +18,7 @@ from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
 from loraplex_server.engine.sampler import Sampler
+from loraplex_server.engine.step_graphs import MixedShapes, ShapeBuckets
 from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.footprint import decoder_bytes
@@ -57,7 +57,10 @@ def build_gpu_backend(
     context = context_tokens(decoder_config, config.max_context_tokens)
     batched_tokens = config.max_batched_tokens or max(_BATCHED_TOKENS, config.max_running)
     max_rows = aligned(batched_tokens)
-    buckets = ShapeBuckets(config.max_running, context, config.block_size, with_adapters=True)
+    shapes = [
+        *ShapeBuckets(config.max_running, context, config.block_size, with_adapters=True).all_shapes(),
+        *MixedShapes(max_rows, config.max_running, context, config.block_size).all_shapes(),
+    ]
 
     def workspace_on(place: torch.device) -> GpuWorkspace:
         return GpuWorkspace(
@@ -79,7 +82,7 @@ def build_gpu_backend(
         base=decoder_bytes(decoder_config, numerics),
         arena=config.adapter_arena_bytes,
         workspace=workspace_on(torch.device("meta")).nbytes,
-        num_graphs=sum(1 for _ in buckets.all_shapes()) if is_cuda else 0,
+        num_graphs=len(shapes) if is_cuda else 0,
         kv_cache=config.kv_cache_bytes,
         least_kv_cache=-(-context // config.block_size) * kv_bytes,
         host_cache=sizes.host_cache_bytes,

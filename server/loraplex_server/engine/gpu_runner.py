@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraplex_server.engine.decode_graphs import DecodeGraphs, ShapeBuckets
 from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.engine.messages import TokenLogprob
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.scheduler import SampledToken
 from loraplex_server.engine.staging import Staging
+from loraplex_server.engine.step_graphs import MixedShapes, ShapeBuckets, StepGraphs
 from loraplex_server.kernels.lora_tables import LoraTables
 from loraplex_server.kernels.sampling import sample
 from loraplex_server.model.gpu_decoder import GpuDecoder
@@ -100,7 +100,8 @@ class GpuRunner:
         self._block_size = kv_cache[0].shape[1]
         self._max_rows, self._max_running = max_rows, max_running
         self._buckets = ShapeBuckets(max_running, max_context, self._block_size, with_adapters=True)
-        self._graphs = DecodeGraphs()
+        self._mixed = MixedShapes(max_rows, max_running, max_context, self._block_size)
+        self._graphs = StepGraphs()
         self._staging = Staging(
             self._largest_shape(max_rows, max_running, max_context).layout().nbytes, self._device
         )
@@ -117,7 +118,7 @@ class GpuRunner:
         """Compile every kernel and capture every graph, so that no live request meets a compiler."""
         if not self._is_cuda:
             return
-        shapes = list(self._buckets.all_shapes())
+        shapes = [*self._mixed.all_shapes(), *self._buckets.all_shapes()]
         for done, shape in enumerate(shapes):
             on_progress(done, len(shapes))
             self._graphs.capture(StepInputs(shape, self._staging, self._tables), self._forward)
@@ -163,15 +164,20 @@ class GpuRunner:
         return GpuStep(host_tokens, logprobs, start, end, previous)
 
     def _run(self, plan: StepPlan) -> tuple[StepInputs, Tensor]:
-        """One pass: a graph for decodes alone, else kernel by kernel."""
-        if len(self._graphs) and not plan.prefills:
-            shape = self._buckets.shape_of(plan)
+        """One pass: a graph if one holds it, else kernel by kernel."""
+        shape = self._graph_shape(plan)
+        if shape is not None:
             inputs = self._graphs.inputs(shape)
             inputs.write(plan, self._newest_row_of)
             return inputs, self._graphs.replay(shape)
         inputs = StepInputs(self._exact_shape(plan), self._staging, self._tables)
         inputs.write(plan, self._newest_row_of)
         return inputs, self._forward(inputs)
+
+    def _graph_shape(self, plan: StepPlan) -> StepShape | None:
+        if not len(self._graphs):
+            return None
+        return self._mixed.shape_of(plan) if plan.prefills else self._buckets.shape_of(plan)
 
     def _forward(self, inputs: StepInputs) -> Tensor:
         return self._decoder.forward(inputs.batch, self._workspace, self._kv_cache, self._sampled)
@@ -205,7 +211,7 @@ class GpuRunner:
             decodes=len(plan.decodes),
             sequences=len(plan.decodes) + len(plan.prefills),
             row_tiles=len(plan.row_tiles),
-            query_tiles=len(plan.query_tiles),
+            query_tiles=plan.num_query_tiles,
             max_context=self._buckets.context_of(plan),
             max_blocks=aligned(-(-max(plan.max_stop, self._buckets.context_of(plan)) // self._block_size)),
             logit_rows=len(plan.sampled),

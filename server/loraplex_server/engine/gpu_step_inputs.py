@@ -21,7 +21,7 @@ from loraplex_server.kernels.lora_tables import (
     RowTile,
     plan_row_tiles,
 )
-from loraplex_server.kernels.prefill_attention import QueryTile, plan_query_tiles
+from loraplex_server.kernels.prefill_attention import TILE_ROWS, QueryTile, plan_query_tiles
 from loraplex_server.kernels.sampling import RowSampling
 from loraplex_server.model.gpu_batch import GpuBatch, GpuLoraBatch
 
@@ -119,12 +119,13 @@ class StepInputs:
             views[name][: len(values)] = values
         for row, table in enumerate(plan.block_tables()):
             views["block_tables"][row, : len(table)] = table
-        views["context_lengths"][: len(plan.decodes)] = [row.stop for row in plan.decodes]
-        for name, tiles in (("row_tiles", plan.row_tiles), ("query_tiles", plan.query_tiles)):
+        if self.shape.decodes:
+            views["context_lengths"][: len(plan.decodes)] = [row.stop for row in plan.decodes]
+        for name, tiles in (("row_tiles", plan.row_tiles), ("query_tiles", plan.query_tiles(self.shape))):
             if tiles:
                 views[name][: len(tiles), : len(tiles[0])] = tiles
         if self.shape.logit_rows is not None:
-            views["logit_rows"][:] = plan.logit_rows
+            views["logit_rows"][: len(plan.logit_rows)] = plan.logit_rows
         self._write_sampling(plan.sampled, views)
         self._staging.upload(self._layout.nbytes)
 
@@ -150,9 +151,20 @@ class StepPlan:
         self.sampled = [*batch.decodes, *(row for row in batch.prefills if row.is_last_chunk)]
         self.num_rows = batch.num_tokens
         self.row_tiles = self._plan_row_tiles() if batch.adapter_slots else []
-        self.query_tiles: list[QueryTile] = plan_query_tiles(self._chunks())
         self.max_context = max((row.stop for row in self.decodes), default=1)
         self.max_stop = max(row.stop for row in self._all_rows())
+
+    def query_tiles(self, shape: StepShape) -> list[QueryTile]:
+        """Of the prefills; of the decodes as well where `shape` has no place of their own for them."""
+        chunks = (
+            [(row, 1, seq.start, row) for row, seq in enumerate(self.decodes)] if not shape.decodes else []
+        )
+        return plan_query_tiles([*chunks, *self._chunks()])
+
+    @property
+    def num_query_tiles(self) -> int:
+        """Of the prefills alone."""
+        return sum(-(-row.num_tokens // TILE_ROWS) for row in self.prefills)
 
     @property
     def sole_slot(self) -> int | None:

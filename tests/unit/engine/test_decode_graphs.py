@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex_server.engine.decode_graphs import ShapeBuckets
+from loraplex_server.engine.step_graphs import ShapeBuckets
 from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.sequence import Sequence

@@ -1,4 +1,8 @@
-"""Decode steps as CUDA graphs: one per padded size, all captured before the first request."""
+"""Steps as CUDA graphs: one per padded size, all captured before the first request.
+
+Launching a pass kernel by kernel takes the host longer than the device needs for a few hundred rows, so steps with
+short prefills have graphs as well as those of decodes alone. Only a prefill of thousands of rows goes without.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,13 @@ from torch import Tensor
 
 from loraplex_server.engine.gpu_step_inputs import StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.kernels.decode_attention import PART_TOKENS
-from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS
+from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, PREFILL_TILE_ROWS
+from loraplex_server.kernels.prefill_attention import TILE_ROWS
 
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 _TILE_BUCKETS = (1, 4, 8, 16, 32, 64, 128, 256)
 _CONTEXT_FACTOR = 4  # between two buckets of context
+_MIXED_ROW_BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
 Forward = Callable[[StepInputs], Tensor]
 """Launches one pass and returns its logits."""
@@ -69,7 +75,43 @@ class ShapeBuckets:
         )
 
 
-class DecodeGraphs:
+class MixedShapes:
+    """The padded shapes of steps with short prefills, in which a decode is a chunk of one row."""
+
+    def __init__(self, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
+        self._rows = [rows for rows in _MIXED_ROW_BUCKETS if rows <= max_rows]
+        self._max_running = max_running
+        self._max_context = max_context
+        self._max_blocks = aligned(-(-max_context // block_size))
+
+    def all_shapes(self) -> Iterator[StepShape]:
+        """Largest first."""
+        for rows in reversed(self._rows):
+            for has_adapters in (True, False):
+                yield self._shape(rows, has_adapters)
+
+    def shape_of(self, plan: StepPlan) -> StepShape | None:
+        """The smallest shape that holds a plan with prefills; None if there is none."""
+        index = bisect_left(self._rows, plan.num_rows)
+        if index == len(self._rows):
+            return None
+        return self._shape(self._rows[index], bool(plan.row_tiles))
+
+    def _shape(self, rows: int, has_adapters: bool) -> StepShape:
+        sequences = min(rows, self._max_running)
+        return StepShape(
+            rows=rows,
+            decodes=0,
+            sequences=sequences,
+            row_tiles=min(rows, sequences + rows // PREFILL_TILE_ROWS) if has_adapters else 0,
+            query_tiles=min(rows, sequences + rows // TILE_ROWS),
+            max_context=self._max_context,
+            max_blocks=self._max_blocks,
+            logit_rows=sequences,
+        )
+
+
+class StepGraphs:
     """Captured graphs by shape; all share one pool of memory, since only one runs at a time."""
 
     def __init__(self) -> None:
