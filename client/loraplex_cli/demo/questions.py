@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError
-from loraplex_trainer.graders import EvalRow
+from loraplex_trainer.judge.graders import EvalRow
 
 DOMAINS = ("ecommerce", "education", "finance")
 

@@ -7,7 +7,7 @@ import pytest
 
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage
 from loraplex_trainer.base_model import load_tokenizer
-from loraplex_trainer.data import (
+from loraplex_trainer.train.tokens import (
     IGNORED,
     prompt_token_ids,
     read_eval_rows,

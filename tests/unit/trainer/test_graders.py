@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex_trainer.graders import MAX_WORDS, EvalRow, GraderName, grade, share_right
+from loraplex_trainer.judge.graders import MAX_WORDS, EvalRow, GraderName, grade, share_right
 
 _numbers = st.integers(0, 10**6)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loraplex_trainer.errors import RecipeError
-from loraplex_trainer.recipe import read_recipe
+from loraplex_trainer.recipe.document import read_recipe
 
 from .conftest import write_recipe
 

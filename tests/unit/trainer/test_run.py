@@ -10,9 +10,9 @@ from loraplex_adapters.compatibility import match_to_base
 from loraplex_adapters.package import WEIGHTS_FILE, read_package
 from loraplex_server.base.fingerprint import base_spec, tokenizer_hash
 from loraplex_trainer.errors import TrainingDivergedError
-from loraplex_trainer.evaluate import evaluate, evaluate_recipe
-from loraplex_trainer.graders import EvalRow
-from loraplex_trainer.run import TrainProgress, TrainReport, train_recipe
+from loraplex_trainer.judge.evaluate import evaluate, evaluate_recipe
+from loraplex_trainer.judge.graders import EvalRow
+from loraplex_trainer.train.run import TrainProgress, TrainReport, train_recipe
 
 from .conftest import SYSTEM, TEMPLATE, write_recipe
 

@@ -10,7 +10,7 @@ import pytest
 from loraplex_adapters.manifest import check_files, read_manifest
 from loraplex_adapters.package import PackageLimits, read_package
 from loraplex_trainer.domains.files import DOMAINS
-from loraplex_trainer.recipe import read_recipe
+from loraplex_trainer.recipe.document import read_recipe
 
 SHIPPED = Path(__file__).parents[3] / "adapters"
 _MIB = 2**20

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from loraplex_trainer.errors import TrainingDivergedError
-from loraplex_trainer.recipe import Recipe
+from loraplex_trainer.recipe.document import Recipe
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
-    from loraplex_trainer.run import TrainProgress
+    from loraplex_trainer.train.run import TrainProgress
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -26,7 +26,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
             # The summary at the end has the mean of all steps: all there is of a very short training.
             self.last_loss = self.last_loss or float((logs or {}).get("train_loss", 0.0))
             return
-        from loraplex_trainer.run import TrainProgress
+        from loraplex_trainer.train.run import TrainProgress
 
         self.last_loss = float(logs["loss"])
         if self.last_loss != self.last_loss:

@@ -39,8 +39,8 @@ def run(
     with command(as_json, extra="trainer") as output:
         from loraplex_cli.progress import stage_bars
         from loraplex_server.base.resolve import resolve_base
-        from loraplex_trainer.recipe import read_recipe
-        from loraplex_trainer.run import TrainProgress, train_recipe
+        from loraplex_trainer.recipe.document import read_recipe
+        from loraplex_trainer.train.run import TrainProgress, train_recipe
 
         with stage_bars() as progress:
 
@@ -72,8 +72,8 @@ def evaluate(
     with command(as_json, extra="trainer") as output:
         from loraplex_cli.progress import stage_bars
         from loraplex_server.base.resolve import resolve_base
-        from loraplex_trainer.evaluate import evaluate_recipe
-        from loraplex_trainer.recipe import read_recipe
+        from loraplex_trainer.judge.evaluate import evaluate_recipe
+        from loraplex_trainer.recipe.document import read_recipe
 
         with stage_bars() as progress:
             report = evaluate_recipe(

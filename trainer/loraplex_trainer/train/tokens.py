@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from loraplex_trainer.errors import TrainingDataError
-from loraplex_trainer.graders import EvalRow
+from loraplex_trainer.judge.graders import EvalRow
 
 IGNORED = -100  # label of a token without loss
 _EVAL_KEYS = frozenset({"id", "system", "question", "answer", "grader", "expected"})

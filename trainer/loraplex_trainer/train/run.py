@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loraplex_trainer.data import TokenRow, read_training_rows
+from loraplex_trainer.train.tokens import TokenRow, read_training_rows
 from loraplex_trainer.errors import TrainingDivergedError
 from loraplex_trainer.libraries import prepare_libraries
-from loraplex_trainer.recipe import Recipe, read_recipe
+from loraplex_trainer.recipe.document import Recipe, read_recipe
 
 _VERSIONED = ("torch", "transformers", "peft", "trl")
 
@@ -97,7 +97,7 @@ def _optimize(
     from trl import SFTTrainer
 
     from loraplex_trainer.base_model import default_device, load_for_training
-    from loraplex_trainer.callbacks import ProgressCallback
+    from loraplex_trainer.train.callbacks import ProgressCallback
 
     device = default_device()
     set_seed(recipe.train.seed)  # before the adapter's random A matrices are made
@@ -159,7 +159,7 @@ def _package(
     recipe: Recipe, tensors: dict[str, Any], base: Path, train_file: Path, report: TrainReport
 ) -> None:
     from loraplex_server.base.fingerprint import fingerprint, template_hash, tokenizer_hash
-    from loraplex_trainer.package import write_package
+    from loraplex_trainer.packaging.package import write_package
 
     if not math.isfinite(report.final_loss):
         raise TrainingDivergedError("the loss is not finite any more; lower train.learning_rate")

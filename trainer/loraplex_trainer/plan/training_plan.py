@@ -1,0 +1,72 @@
+"""What a training will do on this machine: every automatic choice made, with its reason and its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["lora-bf16", "lora-fp32", "lora-int8", "qlora-nf4"]
+Compute = Literal["bf16", "fp16", "fp32"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Predicted peak while training, bytes."""
+
+    base: int
+    adapter: int  # weights, gradients and optimizer states
+    activations: int
+    logits: int
+    context: int  # libraries and the device's own
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts."""
+        return self.base + self.adapter + self.activations + self.logits + self.context
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One automatic choice: `field` of the recipe became `value`."""
+
+    field: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedPlan:
+    """A plan that does not fit, or that the recipe rules out."""
+
+    method: Method
+    needed_bytes: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """The plan that is taken. Learning rate is per step, batch sizes are rows."""
+
+    method: Method
+    device: Literal["cpu", "cuda"]
+    compute: Compute
+    optimizer: Optimizer
+    learning_rate: float
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    unquantized: tuple[str, ...]  # module names that stay in the compute dtype
+    double_quant: bool
+    micro_batch: int
+    accumulation: int
+    checkpointing: bool
+    packing: bool
+    max_length: int
+    trainable_parameters: int
+    memory: MemoryEstimate
+    available_bytes: int
+    measured_peak_bytes: int | None  # by `plan --measure`
+    choices: tuple[Choice, ...]
+    rejected: tuple[RejectedPlan, ...]
+    rule_of_thumb: str  # the common advice for this size, and why the plan differs from it if it does
