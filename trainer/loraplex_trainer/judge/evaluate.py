@@ -12,10 +12,10 @@ import torch
 from loraplex_adapters.package import read_package
 from loraplex_server.base.resolve import resolve_base
 from loraplex_trainer.base_model import Precision, default_device, load_for_evaluation, load_tokenizer
-from loraplex_trainer.train.tokens import prompt_token_ids, question_messages, read_eval_rows
 from loraplex_trainer.judge.graders import EvalRow, grade, share_right
 from loraplex_trainer.libraries import prepare_libraries
 from loraplex_trainer.recipe.document import read_recipe
+from loraplex_trainer.train.tokens import prompt_token_ids, question_messages, read_eval_rows
 
 MAX_NEW_TOKENS = 48
 
