@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 from loraplex_trainer.train.adapter import WEIGHTS_FILE
 
-from .conftest import Trains, built, colour_rows, tiny_recipe
+from .conftest import Trains, tiny_recipe
 
 
 def test_the_same_seed_gives_the_same_bytes(train_tiny: Trains) -> None:
