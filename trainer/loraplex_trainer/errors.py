@@ -4,7 +4,8 @@ LoraplexError
 └── TrainerError
     ├── RecipeError           the recipe is malformed or names what is not there
     ├── TrainingDataError     a data file is malformed or does not fit the recipe
-    └── TrainingDivergedError the loss or the weights are no longer finite
+    ├── TrainingDivergedError the loss or the weights are no longer finite
+    └── OutputError           what was made cannot be written, e.g. since the disk is full
 """
 
 from __future__ import annotations
@@ -34,3 +35,9 @@ class TrainingDivergedError(TrainerError):
     """Training produced NaN or infinity; a lower learning rate usually mends it."""
 
     reason = "TRAINING_DIVERGED"
+
+
+class OutputError(TrainerError):
+    """A result cannot be written; what stood in its place before is still there."""
+
+    reason = "OUTPUT_FAILED"
