@@ -7,7 +7,8 @@ LoraplexError
     ├── QuantizedBaseError    the base's modules are not quantized as the plan says
     ├── RunFolderError        the folder holds no run, another run, or one of another recipe or other data
     ├── TrainingStorageError  the disk is full
-    └── TrainingDivergedError the loss or the weights are no longer finite
+    ├── TrainingDivergedError the loss or the weights are no longer finite
+    └── OutputError           what was made cannot be written, e.g. since the disk is full
 """
 
 from __future__ import annotations
@@ -55,3 +56,9 @@ class TrainingDivergedError(TrainerError):
     """Training produced NaN or infinity; a lower learning rate usually mends it."""
 
     reason = "TRAINING_DIVERGED"
+
+
+class OutputError(TrainerError):
+    """A result cannot be written; what stood in its place before is still there."""
+
+    reason = "OUTPUT_FAILED"
