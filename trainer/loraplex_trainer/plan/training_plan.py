@@ -48,6 +48,25 @@ class RejectedPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class NearestPlan:
+    """What would have to change for a training to fit; each part alone is enough, null is none."""
+
+    card_gb: int | None  # smallest usual card that trains this model
+    max_length: int | None  # longest rows, in tokens, that fit here
+    model: str | None  # largest preset that fits here
+    method: Method  # that the first of them would take
+
+
+@dataclass(frozen=True, slots=True)
+class DataSize:
+    """What the plan needs to know of the rows. Tokens are those of a rendered row."""
+
+    num_rows: int
+    median_tokens: int | None = None
+    longest_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingPlan:
     """The plan that is taken. Learning rate is per step, batch sizes are rows."""
 
