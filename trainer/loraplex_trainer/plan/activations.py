@@ -1,14 +1,13 @@
 """What autograd keeps of a forward pass, and what one backward step needs besides; bytes.
 
-Follows transformers' Llama-like layers with scaled_dot_product_attention, PEFT's LoRA layers, bitsandbytes' products and
-TRL's projection in tiles. Frozen products keep nothing: only their weight is needed for the gradient of their input.
-A test compares `layer_bytes_per_token` with what autograd really saves.
+Follows transformers' Llama-like layers with scaled_dot_product_attention, PEFT's LoRA layers, bitsandbytes' products
+and TRL's projection in tiles. Frozen products keep nothing: the gradient of their input needs only their weight. A test compares `layer_bytes_per_token` with what autograd really saves.
 """
 
 from __future__ import annotations
 
-from loraplex_trainer.plan.setup import TrainingSetup
 from loraplex_trainer.plan.shape import ModelShape
+from loraplex_trainer.plan.training_setup import TrainingSetup
 
 _FP32 = 4
 # TRL projects at most this many tokens onto at most this many words of the vocabulary at once.
@@ -30,7 +29,9 @@ def layer_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
 
 def _attention_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Queries, keys, values, output, the softmax's normalizers, and each layer's copy of the mask."""
-    keys = shape.query_size if setup.has_mask else shape.key_size  # a mask makes transformers repeat the heads
+    keys = (
+        shape.query_size if setup.has_mask else shape.key_size
+    )  # a mask makes transformers repeat the heads
     mask = 0
     if setup.has_mask:
         mask = setup.compute_bytes * (setup.tokens if setup.packing else setup.row_tokens)
@@ -42,8 +43,10 @@ def _adapter_inputs(shape: ModelShape, setup: TrainingSetup) -> int:
     inputs = {module: shape.module_shape(module)[0] for module in setup.targets}
     middle = len(inputs) * setup.rank * setup.lora_input_bytes
     if setup.dropout > 0:
-        return middle + sum(inputs.values()) * (_mask_bytes(setup) + setup.lora_input_bytes) + _int8_inputs(
-            shape, setup
+        return (
+            middle
+            + sum(inputs.values()) * (_mask_bytes(setup) + setup.lora_input_bytes)
+            + _int8_inputs(shape, setup)
         )
     if setup.casts_lora_input:
         return middle + sum(inputs.values()) * setup.lora_input_bytes + _int8_inputs(shape, setup)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from loraplex_trainer.errors import RecipeError
 from loraplex_trainer.plan.hardware import Hardware
 from loraplex_trainer.plan.memory import estimate, needed_bytes
-from loraplex_trainer.plan.setup import TrainingSetup
 from loraplex_trainer.plan.shape import ModelShape
 from loraplex_trainer.plan.training_plan import Method, Optimizer
+from loraplex_trainer.plan.training_setup import TrainingSetup
 from loraplex_trainer.recipe.document import Recipe
 
 MAX_CPU_MICRO_BATCH = 4
@@ -68,7 +68,9 @@ def variants(recipe: Recipe, setup: TrainingSetup, is_last_resort: bool) -> Iter
     """`setup` in every batch that the recipe allows: without checkpointing first, large batches first."""
     asked = recipe.train.checkpointing
     ways = ([True] if is_last_resort else [False, True]) if asked == "auto" else [asked]
-    sizes = [1] if is_last_resort and recipe.train.micro_batch == "auto" else micro_batches(recipe, setup.device)
+    sizes = (
+        [1] if is_last_resort and recipe.train.micro_batch == "auto" else micro_batches(recipe, setup.device)
+    )
     for checkpointing in ways:
         for size in sizes:
             yield replace(setup, checkpointing=checkpointing, micro_batch=size)
@@ -86,7 +88,12 @@ def micro_batches(recipe: Recipe, device: str) -> list[int]:
 
 
 def first_that_fits(
-    recipe: Recipe, shape: ModelShape, setup: TrainingSetup, is_last_resort: bool, available: int, correction: float
+    recipe: Recipe,
+    shape: ModelShape,
+    setup: TrainingSetup,
+    is_last_resort: bool,
+    available: int,
+    correction: float,
 ) -> TrainingSetup | None:
     """The preferred variant within `available` bytes, margin included."""
     for variant in variants(recipe, setup, is_last_resort):

@@ -8,7 +8,7 @@ from loraplex_adapters.base_spec import LORA_MODULES
 from loraplex_trainer.errors import QuantBackendError, RecipeError
 from loraplex_trainer.plan.hardware import Hardware
 from loraplex_trainer.plan.shape import ModelShape
-from loraplex_trainer.plan.training_plan import Choice, Compute, DataSize, Method
+from loraplex_trainer.plan.training_plan import Choice, DataSize, Method
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.recipe.sections import ATTENTION_MODULES, MLP_MODULES, RANKS
 
@@ -37,7 +37,7 @@ def choose_rank(recipe: Recipe, data: DataSize | None) -> Choice:
     else:
         rank = next((rank for rows, rank in _RANK_BY_ROWS if data.num_rows < rows), _RANK_OF_MANY_ROWS)
         reason = f"for {data.num_rows} rows: 16 below 1000, 32 below 10000, else 64"
-    if limit is not None and rank > limit:
+    if limit is not None and int(rank) > limit:
         rank = max((usual for usual in RANKS if usual <= limit), default=limit)
         reason += f"; lowered to what the server serves, {limit}"
     return Choice("lora.rank", str(rank), reason)

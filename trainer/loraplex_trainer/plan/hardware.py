@@ -28,6 +28,11 @@ class Hardware:
     ram_bytes: int
 
 
+def gib(size_bytes: int) -> str:
+    """For people."""
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
 def described_gpu(size_gb: float) -> Hardware:
     """An empty card of that size, of a kind that computes in bf16. Cards are sold by GiB."""
     size = int(size_gb * GIB)

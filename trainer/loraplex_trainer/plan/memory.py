@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from loraplex_adapters.base_spec import LORA_MODULES
 from loraplex_trainer.plan.activations import activation_bytes, logits_bytes
-from loraplex_trainer.plan.setup import TrainingSetup
 from loraplex_trainer.plan.shape import ModelShape
 from loraplex_trainer.plan.training_plan import MemoryEstimate, Method, Optimizer
+from loraplex_trainer.plan.training_setup import TrainingSetup
 
 MARGIN = 0.10
 """A plan fits if it fits with this share on top: caches of the allocator, rows longer than planned."""

@@ -59,13 +59,17 @@ def rule_of_thumb(shape: ModelShape, hardware: Hardware, taken: Method) -> str:
         return "The common advice is for GPUs; on a CPU the plan goes by the memory alone."
     size = hardware.total_bytes / GIB
     card = card_advice(size)
-    by_card = f"{card.model} with {_WORDS[card.method]} ({card.name})" if card else "nothing (it leaves 20 to 24 GB open)"
+    by_card = (
+        f"{card.model} with {_WORDS[card.method]} ({card.name})"
+        if card
+        else "nothing (it leaves 20 to 24 GB open)"
+    )
     advised = model_advice(shape, size)
     by_model = " or ".join(_WORDS[method] for method in advised) or "nothing"
     text = f"Common advice for {size:.0f} GB: {by_card}; for {shape.name} there: {by_model}. "
     if taken in advised:
         return text + f"The plan agrees: {_WORDS[taken]}."
     return text + (
-        f"The plan takes {_WORDS[taken]}: the first that fits of LoRA, LoRA over 8 bits and QLoRA that the recipe allows, "
-        "by bytes instead of by class."
+        f"The plan takes {_WORDS[taken]}: the first that fits of LoRA, LoRA over 8 bits and QLoRA that the recipe "
+        "allows, by bytes instead of by class."
     )
