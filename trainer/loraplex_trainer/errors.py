@@ -7,13 +7,21 @@ LoraplexError
     ├── QuantizedBaseError    the base's modules are not quantized as the plan says
     ├── RunFolderError        the folder holds no run, another run, or one of another recipe or other data
     ├── TrainingStorageError  the disk is full
+    ├── DoesNotFitError       no way to train this model fits the memory; the nearest that does is named
+    ├── QuantBackendError     an experimental way to hold the base lacks its library
+    ├── MeasurementError      the trial steps of `plan --measure` failed
     ├── TrainingDivergedError the loss or the weights are no longer finite
     └── OutputError           what was made cannot be written, e.g. since the disk is full
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from loraplex_adapters.errors import LoraplexError
+
+if TYPE_CHECKING:
+    from loraplex_trainer.plan.training_plan import NearestPlan, RejectedPlan
 
 
 class TrainerError(LoraplexError):
@@ -50,6 +58,43 @@ class TrainingStorageError(TrainerError):
     """The run folder's disk is full; what was written before is whole, and the run can be resumed."""
 
     reason = "TRAINING_STORAGE_FULL"
+
+
+class DoesNotFitError(TrainerError):
+    """No plan fits the memory there is."""
+
+    reason = "TRAINING_DOES_NOT_FIT"
+
+    def __init__(
+        self, message: str, available_bytes: int, nearest: NearestPlan, rejected: tuple[RejectedPlan, ...]
+    ) -> None:
+        super().__init__(message)
+        self.available_bytes = available_bytes
+        self.nearest = nearest
+        self.rejected = rejected
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The numbers behind the message, as JSON values."""
+        from dataclasses import asdict
+
+        return {
+            "available_bytes": self.available_bytes,
+            "nearest": asdict(self.nearest),
+            "rejected": [asdict(plan) for plan in self.rejected],
+        }
+
+
+class QuantBackendError(TrainerError):
+    """2 bits are experimental: their library is not installed, or cannot quantize this base."""
+
+    reason = "QUANT_BACKEND_UNAVAILABLE"
+
+
+class MeasurementError(TrainerError):
+    """The trial steps ended without a measurement, e.g. because memory ran out after all."""
+
+    reason = "MEASUREMENT_FAILED"
 
 
 class TrainingDivergedError(TrainerError):
