@@ -90,6 +90,7 @@ INPUT_REASONS = frozenset(
         "INVALID_CONFIG",
         "INVALID_REQUEST",
         "RECIPE_INVALID",
+        "RUN_FOLDER_INVALID",
         "TRAINING_DATA_INVALID",
         "UNSUPPORTED_ARCHITECTURE",
     }
@@ -124,6 +125,7 @@ EXTRA_OF = {
     "safetensors": "server",
     "sigstore_models": "signing",
     "sqlalchemy": "server",
+    "tensorboard": "trainer",
     "tokenizers": "server",
     "torch": "server",
     "trafilatura": "trainer",

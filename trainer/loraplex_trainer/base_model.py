@@ -69,7 +69,7 @@ def compute_dtype(plan: TrainingPlan) -> torch.dtype:
 
 
 def census(model: Any) -> dict[str, frozenset[str]]:
-    """Last name of each linear module -> classes of its instances, e.g. {"Linear4bit"}: LoRA's, and the output layer."""
+    """Last name of each linear module, of LoRA and the output layer -> its classes, e.g. {"Linear4bit"}."""
     found: dict[str, set[str]] = {}
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]

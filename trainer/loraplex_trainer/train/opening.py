@@ -117,8 +117,9 @@ class OpenedRun:
 
     def note_failure(self, error: BaseException) -> None:
         """Leave the reason in the state, as far as the disk takes it."""
+        status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(OSError, RunFolderError):
-            self.run.change_state(status="failed", message=str(error)[:500], seconds=self._seconds())
+            self.run.change_state(status=status, message=str(error)[:500], seconds=self._seconds())
 
     def stage_reports(self) -> list[StageReport]:
         """Of the stages that an earlier process has done."""
