@@ -364,3 +364,11 @@ def test_packed_rows_train(train_tiny: Trains) -> None:
 
     assert report.status == "finished"
     assert report.num_steps >= 1
+
+
+def test_activation_checkpointing_changes_no_weight(train_tiny: Trains) -> None:
+    plain = train_tiny("plain", data=SPLIT)
+    checkpointed = train_tiny("checkpointed", data=SPLIT, plan=tiny_plan(checkpointing=True))
+    one, other = (load_file(r.run_folder / "best" / WEIGHTS_FILE) for r in (plain, checkpointed))
+
+    assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
