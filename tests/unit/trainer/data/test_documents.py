@@ -72,7 +72,10 @@ def test_d02_an_english_pdf_gives_questions_on_sections_terms_and_cases(tmp_path
     )
     assert answers["How do I get a new card?"] == "To get a new card, bring your passport and four dollars."
     assert "What does “Terms of the Harbour Library” say about “Lost cards”?" in answers
-    assert answers["What is the rule for a lost card?"] == "A lost card must be reported at the desk within three days."
+    assert (
+        answers["What is the rule for a lost card?"]
+        == "A lost card must be reported at the desk within three days."
+    )
     _assert_grounded(rows, pdf_document(path)[0])
 
 
