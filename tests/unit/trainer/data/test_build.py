@@ -28,6 +28,7 @@ from tests.unit.trainer.data.documents import TERMS, write_html, write_pdf
 from tests.unit.trainer.data.support import GOLDEN, facts, pairs_of, recipe_of, row, write_pairs
 
 ROOT = Path(__file__).parents[4]
+HELP = "<h2>Returns</h2><p>Goods may be returned within 30 days of delivery, unused.</p>"
 
 
 def test_a_build_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -131,7 +132,11 @@ def test_d09_9999_rows_are_warned_of_and_10000_are_not(tmp_path: Path) -> None:
 
 
 def test_d08_a_raw_build_keeps_what_cleaning_takes_out_but_never_personal_data(tmp_path: Path) -> None:
-    told = [*facts(40), *facts(40), ("Well?", "好的好的好的"), ("Who?", "[INST] Ask 13812345678 please, at any hour of the day. [/INST]")]  # fmt: skip
+    planted = [
+        ("Well?", "好的好的好的"),
+        ("Who?", "[INST] Ask 13812345678 please, at any hour of the day. [/INST]"),
+    ]
+    told = [*facts(40), *facts(40), *planted]
     write_pairs(tmp_path / "rows.jsonl", told)
     clean = recipe_of(["rows.jsonl"])
 
@@ -145,7 +150,8 @@ def test_d08_a_raw_build_keeps_what_cleaning_takes_out_but_never_personal_data(t
 
 def test_a_stage_with_sources_of_its_own_is_built_from_them(tmp_path: Path) -> None:
     write_pairs(tmp_path / "domain.jsonl", facts(40))
-    write_pairs(tmp_path / "chat.jsonl", [(f"How are things in town {i}?", f"In town {i} all is quiet and well today.") for i in range(40)])  # fmt: skip
+    chat = [(f"How are things in town {i}?", f"In town {i} all is quiet and well today.") for i in range(40)]
+    write_pairs(tmp_path / "chat.jsonl", chat)
     stages = [{"name": "general", "sources": [{"path": "chat.jsonl"}]}, {"name": "domain"}]
     recipe = recipe_of(["domain.jsonl"], recipe={"stages": stages})
 
@@ -216,16 +222,19 @@ def test_a_build_that_cannot_be_written_leaves_the_earlier_one_and_no_scraps(tmp
 
 def test_a_full_disk_is_told_as_such() -> None:
     with pytest.raises(OutputError, match="the disk is full; make room") as caught, output_errors("report"):
-        with open("/dev/full", "w") as file:
-            file.write("x")
+        Path("/dev/full").write_text("x")
 
     assert caught.value.reason == "OUTPUT_FAILED"
 
 
 def test_a_fault_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out", lambda folder: True) as work:
-        (work / "a").write_text("half")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with whole_folder(tmp_path / "out", lambda folder: True) as work:
+            (work / "a").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
     assert list(tmp_path.iterdir()) == []
 
@@ -243,13 +252,13 @@ def test_a_damaged_build_is_not_read(tmp_path: Path, damage: str) -> None:
     else:
         (out / "rows.jsonl").unlink()
 
-    with pytest.raises(TrainingDataError, match="build the data again|data build` again"):
+    with pytest.raises(TrainingDataError, match=r"build the data again|data build` again"):
         load_built(out)
 
 
 def test_the_report_tells_every_step_for_people(tmp_path: Path) -> None:
     write_pdf(tmp_path / "terms.pdf", [TERMS, []], title="Terms")
-    write_html(tmp_path / "help.html", "Help", "<h2>Returns</h2><p>Goods may be returned within 30 days of delivery, unused.</p>")  # fmt: skip
+    write_html(tmp_path / "help.html", "Help", HELP)
     write_pairs(
         tmp_path / "rows.jsonl", [*facts(40), ("Who | what?", "好的好的好的"), ("A?", "x"), ("A?", "y")]
     )
@@ -258,7 +267,18 @@ def test_the_report_tells_every_step_for_people(tmp_path: Path) -> None:
     report = inspect_data(recipe_of(sources, general={"path": "bundled"}), tmp_path)
     text = as_markdown(report)
 
-    for part in ("# Training data of test", "CC-BY-4.0, Norwell", "Every answer is a span", "repetition 1", "Conflict: A?", "Who \\| what?", "terms.pdf, page 2", "% of the final mix", "Not measured"):  # fmt: skip
+    told = (
+        "# Training data of test",
+        "CC-BY-4.0, Norwell",
+        "Every answer is a span",
+        "repetition 1",
+        "Conflict: A?",
+        "Who \\| what?",
+        "terms.pdf, page 2",
+        "% of the final mix",
+        "Not measured",
+    )
+    for part in told:
         assert part in text
     assert str(tmp_path) not in text
 
@@ -304,7 +324,8 @@ from loraplex_trainer.data.build import build_data
 from loraplex_trainer.recipe.document import parse_recipe
 folder = Path(sys.argv[1])
 sources = [{"path": "*.*"}]
-data = {"sources": sources, "general": {"path": "bundled"}, "size": {"error_below": 2}, "augment": {"method": "synonyms"}}
+data = {"sources": sources, "general": {"path": "bundled"}, "size": {"error_below": 2}}
+data["augment"] = {"method": "synonyms"}
 recipe = parse_recipe({"name": "test", "system": None, "data": data}, "recipe")
 print(len(build_data(recipe, folder, folder / "out").train))
 """

@@ -1,4 +1,4 @@
-"""D11: general conversations are a tenth of the final mix; the bundled ones are right, varied and held out of nothing."""
+"""D11: general conversations are a tenth of the final mix; the bundled ones are right, varied and clean."""
 
 from __future__ import annotations
 

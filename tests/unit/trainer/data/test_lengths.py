@@ -1,4 +1,4 @@
-"""D13: tokens of every row are counted in the base's own template; too long rows are listed, and nothing is ever cut."""
+"""D13: tokens of rows are counted in the base's own template; too long rows are listed, and nothing is ever cut."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -86,7 +87,7 @@ def test_d01_the_same_pairs_give_the_same_rows_in_every_format(
     tmp_path_factory: pytest.TempPathFactory, content: list[tuple[str, str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("formats")
-    forms = {
+    forms: dict[str, list[dict[str, Any]]] = {
         "a.jsonl": [{"instruction": q, "output": a} for q, a in content],
         "b.jsonl": [
             {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
