@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from loraplex_cli.commands.train import data, looks, run
+from loraplex_cli.commands.train import data, looks, plan, recipe, run
 from loraplex_cli.exit_codes import EXIT_CODES_HELP
 
 app = typer.Typer(name="train", help="Turn documents into a proven adapter.", no_args_is_help=True)
-for _command in (run.run, looks.preflight, looks.samples):
+for _command in (plan.plan, run.run, looks.preflight, looks.samples):
     app.command(epilog=EXIT_CODES_HELP)(_command)
 app.add_typer(data.app)
+app.add_typer(recipe.app)
