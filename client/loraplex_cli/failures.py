@@ -124,6 +124,7 @@ EXTRA_OF = {
     "huggingface_hub": "server",
     "jinja2": "server",
     "llvmlite": "server",
+    "matplotlib": "trainer",
     "model_signing": "signing",
     "msgspec": "server",
     "numba": "server",
