@@ -112,6 +112,7 @@ def exit_code_of(reason: str) -> ExitCode:
 EXTRA_OF = {
     "alembic": "server",
     "bitsandbytes": "server",
+    "charset_normalizer": "trainer",
     "cryptography": "signing",
     "datasets": "trainer",
     "datasketch": "trainer",
