@@ -2,9 +2,13 @@
 
 LoraplexError
 └── TrainerError
-    ├── RecipeError           the recipe is malformed or names what is not there
-    ├── TrainingDataError     a data file is malformed or does not fit the recipe
-    └── TrainingDivergedError the loss or the weights are no longer finite
+    ├── RecipeError            the recipe is malformed or names what is not there
+    ├── TrainingDataError      a data file is malformed or does not fit the recipe
+    ├── TrainingDivergedError  the loss or the weights are no longer finite
+    ├── SuiteUnavailableError  general questions that are not here
+    ├── RunIncompleteError     the run folder has no adapter to package or judge
+    ├── GateNotPassedError     the package has not shown that it may be registered
+    └── MergeRefusedError      the adapter may not be merged into that base
 """
 
 from __future__ import annotations
@@ -34,3 +38,27 @@ class TrainingDivergedError(TrainerError):
     """Training produced NaN or infinity; a lower learning rate usually mends it."""
 
     reason = "TRAINING_DIVERGED"
+
+
+class SuiteUnavailableError(TrainerError):
+    """A suite of general questions is unknown, or its library or data are not on this machine."""
+
+    reason = "SUITE_UNAVAILABLE"
+
+
+class RunIncompleteError(TrainerError):
+    """A run folder holds no finished adapter yet."""
+
+    reason = "RUN_INCOMPLETE"
+
+
+class GateNotPassedError(TrainerError):
+    """A package without a passed gate of its own weights is not registered, unless forced."""
+
+    reason = "GATE_NOT_PASSED"
+
+
+class MergeRefusedError(TrainerError):
+    """Merging would change or erase what the adapter learned."""
+
+    reason = "MERGE_REFUSED"
