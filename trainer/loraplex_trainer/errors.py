@@ -4,6 +4,9 @@ LoraplexError
 └── TrainerError
     ├── RecipeError            the recipe is malformed or names what is not there
     ├── TrainingDataError      a data file is malformed or does not fit the recipe
+    ├── QuantizedBaseError     the base's modules are not quantized as the plan says
+    ├── RunFolderError         the folder holds no run, another run, or one of another recipe or other data
+    ├── TrainingStorageError   the disk is full
     ├── TrainingDivergedError  the loss or the weights are no longer finite
     ├── SuiteUnavailableError  general questions that are not here
     ├── RunIncompleteError     the run folder has no adapter to package or judge
@@ -32,6 +35,24 @@ class TrainingDataError(TrainerError):
     """A data file cannot be trained on or evaluated; the message names file and line."""
 
     reason = "TRAINING_DATA_INVALID"
+
+
+class QuantizedBaseError(TrainerError):
+    """The loaded base has other modules in 4 or 8 bits than were asked for; the message names them."""
+
+    reason = "QUANTIZED_BASE_INVALID"
+
+
+class RunFolderError(TrainerError):
+    """The run folder cannot be used as it is; the message says whether to resume or to choose another."""
+
+    reason = "RUN_FOLDER_INVALID"
+
+
+class TrainingStorageError(TrainerError):
+    """The run folder's disk is full; what was written before is whole, and the run can be resumed."""
+
+    reason = "TRAINING_STORAGE_FULL"
 
 
 class TrainingDivergedError(TrainerError):
