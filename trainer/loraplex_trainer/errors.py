@@ -8,6 +8,7 @@ LoraplexError
     ├── RunFolderError         the folder holds no run, another run, or one of another recipe or other data
     ├── TrainingStorageError   the disk is full
     ├── TrainingDivergedError  the loss or the weights are no longer finite
+    ├── OutputError            what was made cannot be written, e.g. since the disk is full
     ├── SuiteUnavailableError  general questions that are not here
     ├── RunIncompleteError     the run folder has no adapter to package or judge
     ├── GateNotPassedError     the package has not shown that it may be registered
@@ -61,6 +62,7 @@ class TrainingDivergedError(TrainerError):
     reason = "TRAINING_DIVERGED"
 
 
+<<<<<<< HEAD
 class SuiteUnavailableError(TrainerError):
     """A suite of general questions is unknown, or its library or data are not on this machine."""
 
@@ -83,3 +85,9 @@ class MergeRefusedError(TrainerError):
     """Merging would change or erase what the adapter learned."""
 
     reason = "MERGE_REFUSED"
+=======
+class OutputError(TrainerError):
+    """A result cannot be written; what stood in its place before is still there."""
+
+    reason = "OUTPUT_FAILED"
+>>>>>>> t-run
