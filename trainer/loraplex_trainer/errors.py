@@ -62,7 +62,12 @@ class TrainingDivergedError(TrainerError):
     reason = "TRAINING_DIVERGED"
 
 
-<<<<<<< HEAD
+class OutputError(TrainerError):
+    """A result cannot be written; what stood in its place before is still there."""
+
+    reason = "OUTPUT_FAILED"
+
+
 class SuiteUnavailableError(TrainerError):
     """A suite of general questions is unknown, or its library or data are not on this machine."""
 
@@ -85,9 +90,3 @@ class MergeRefusedError(TrainerError):
     """Merging would change or erase what the adapter learned."""
 
     reason = "MERGE_REFUSED"
-=======
-class OutputError(TrainerError):
-    """A result cannot be written; what stood in its place before is still there."""
-
-    reason = "OUTPUT_FAILED"
->>>>>>> t-run
