@@ -2,6 +2,7 @@
 
 LoraplexError
 └── TrainerError
+    ├── RecipeError            the recipe is malformed or names what is not there
     ├── TrainingDataError      a data file is malformed or does not fit the recipe
     ├── QuantizedBaseError     the base's modules are not quantized as the plan says
     ├── RunFolderError         the folder holds no run, another run, or one of another recipe or other data
