@@ -167,7 +167,7 @@ def test_the_base_is_frozen_and_the_number_of_weights_is_that_of_the_two_factors
     monkeypatch.setattr(adapter, "add_adapter", remember)
     train_tiny("run")
     (model,) = models
-    fresh = base_model.load_for_training(tiny_base, tiny_plan(), tiny_recipe().quant).state_dict()
+    fresh = base_model.load_for_training(tiny_base, tiny_plan()).state_dict()
     trained = {
         name.replace("base_model.model.", "").replace(".base_layer", ""): value
         for name, value in model.state_dict().items()
@@ -189,7 +189,7 @@ def test_the_merged_model_says_what_the_adapter_on_the_base_says(train_tiny: Tra
     from peft import PeftModel
 
     report = train_tiny("run", tiny_recipe(train=EPOCHS_4))
-    base = base_model.load_for_training(tiny_base, tiny_plan(), tiny_recipe().quant)
+    base = base_model.load_for_training(tiny_base, tiny_plan())
     model = PeftModel.from_pretrained(base, str(report.run_folder / "best")).eval()
     ids = torch.tensor([[1, 40, 41, 42]])
     with torch.no_grad():
@@ -364,3 +364,11 @@ def test_packed_rows_train(train_tiny: Trains) -> None:
 
     assert report.status == "finished"
     assert report.num_steps >= 1
+
+
+def test_activation_checkpointing_changes_no_weight(train_tiny: Trains) -> None:
+    plain = train_tiny("plain", data=SPLIT)
+    checkpointed = train_tiny("checkpointed", data=SPLIT, plan=tiny_plan(checkpointing=True))
+    one, other = (load_file(r.run_folder / "best" / WEIGHTS_FILE) for r in (plain, checkpointed))
+
+    assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
