@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraplex_cli.commands.train.run import BaseOption, base_folder
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.options import JsonOption
 from loraplex_cli.output import columns, command, facts, mebibytes
@@ -57,12 +58,12 @@ def evaluate(
     run: RunOption = None,
     other: OtherOption = None,
     precision: PrecisionOptional = None,
+    base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask base and adapter the same questions: the domain's own, those of other domains, general ones."""
     with command(as_json, extra="trainer") as output:
         from loraplex_cli.progress import stage_bars
-        from loraplex_server.base.resolve import resolve_base
         from loraplex_trainer.judge.evaluate import evaluate_package, evaluate_run
         from loraplex_trainer.judge.questions import built_data
         from loraplex_trainer.recipe.document import read_recipe
@@ -70,18 +71,18 @@ def evaluate(
 
         read = read_recipe(recipe)
         with stage_bars() as progress:
-            base = resolve_base(read.base.model, progress)
+            model = base_folder(read, base, progress)
             options: dict[str, Any] = {
                 "precision": _value(precision),
                 "others": other or (),
                 "progress": progress,
             }
             if run is not None:
-                evaluation = evaluate_run(RunFolder(run), recipe.parent, base, **options)
+                evaluation = evaluate_run(RunFolder(run), recipe.parent, model, **options)
             else:
                 folder = package or recipe.parent / "package"
                 built = built_data(RunFolder(folder.parent), read)
-                evaluation = evaluate_package(folder, read, recipe.parent, base, built=built, **options)
+                evaluation = evaluate_package(folder, read, recipe.parent, model, built=built, **options)
         document = evaluation.document()
         output.result(document, _evaluation_text(document))
 
@@ -93,6 +94,7 @@ def compare(
     output_folder: Annotated[Path, typer.Option("--output", help="Folder for the two runs.")],
     other: OtherOption = None,
     precision: PrecisionOptional = None,
+    base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe twice, as LoRA and QLoRA or on raw and on cleaned data, and set the results side by side.
@@ -102,7 +104,6 @@ def compare(
     """
     with command(as_json, extra="trainer") as output:
         from loraplex_cli.progress import stage_bars
-        from loraplex_server.base.resolve import resolve_base
         from loraplex_trainer.judge.compare import compare as compare_variants
         from loraplex_trainer.recipe.document import read_recipe
 
@@ -113,7 +114,7 @@ def compare(
                 second.value,
                 read,
                 recipe.parent,
-                resolve_base(read.base.model, progress),
+                base_folder(read, base, progress),
                 output_folder,
                 precision=_value(precision),
                 others=other or (),
@@ -134,12 +135,12 @@ def gate(
         typer.Option("--beside", help="Package whose answers must not change; may be repeated."),
     ] = None,
     precision: PrecisionOptional = None,
+    base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a package in the server's own engine; write the verdict into it. 0 pass, 5 fail, 8 too few questions."""
     with command(as_json, extra="trainer") as output:
         from loraplex_cli.progress import stage_bars
-        from loraplex_server.base.resolve import resolve_base
         from loraplex_trainer.judge.evaluate import precision_of
         from loraplex_trainer.judge.gate import run_gate
         from loraplex_trainer.recipe.document import read_recipe
@@ -152,7 +153,7 @@ def gate(
                 folder,
                 read,
                 recipe.parent,
-                resolve_base(read.base.model, progress),
+                base_folder(read, base, progress),
                 others=beside or (),
                 precision=_value(precision) or precision_of(read),
                 progress=progress,

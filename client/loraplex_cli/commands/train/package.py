@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from loraplex_cli.commands.train.run import BaseOption, base_folder
 from loraplex_cli.options import DEFAULT_SERVER, JsonOption, ServerOption, TimeoutOption
 from loraplex_cli.output import command, facts, mebibytes
 
@@ -27,13 +28,13 @@ def package(
     output_folder: Annotated[
         Path | None, typer.Option("--output", help="Left out: 'package' in the run folder.")
     ] = None,
+    base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the package of a finished run, and prove it as a server would."""
     with command(as_json, extra="trainer") as output:
         from loraplex_adapters.package import read_package
         from loraplex_cli.progress import spinner, stage_bars
-        from loraplex_server.base.resolve import resolve_base
         from loraplex_trainer.packaging.package import package_run
         from loraplex_trainer.recipe.document import read_recipe
         from loraplex_trainer.train.run_folder import RunFolder
@@ -41,11 +42,11 @@ def package(
         folder = RunFolder(run)
         recipe = read_recipe(folder.recipe)
         with stage_bars() as progress:
-            base = resolve_base(recipe.base.model, progress)
+            model = base_folder(recipe, base, progress)
         with spinner("packaging"):
-            written = package_run(folder, base, output_folder)
+            written = package_run(folder, model, output_folder)
             read = read_package(written)
-        size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+        size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
         document = {
             "package": str(written),
             "digest": read.digest,
