@@ -87,9 +87,7 @@ def test_every_row_says_whether_to_repeat_what_it_means_and_what_to_do() -> None
 
 def test_every_other_reason_is_in_the_table_of_the_command_line_with_its_exit_code() -> None:
     answered = {kind.reason for kind in SENT}
-    local = {
-        kind.reason: exit_code_of(kind.reason) for kind in _tree() if kind.reason not in answered
-    }
+    local = {kind.reason: exit_code_of(kind.reason) for kind in _tree() if kind.reason not in answered}
 
     documented = {reason.strip("`"): int(code) for reason, code, _, _ in _table("What the command line adds")}
 

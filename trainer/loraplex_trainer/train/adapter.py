@@ -41,11 +41,16 @@ def add_adapter(base: Any, recipe: Recipe, plan: TrainingPlan) -> Any:
     from peft import get_peft_model
 
     model = get_peft_model(base, lora_config(recipe, plan))
+    model.create_or_update_model_card = _no_card
     if is_quantized(plan):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
     return model
+
+
+def _no_card(folder: str) -> None:
+    """PEFT would write a page for the hub beside every checkpoint."""
 
 
 def is_quantized(plan: TrainingPlan) -> bool:

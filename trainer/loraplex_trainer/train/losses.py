@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.train.tokens import IGNORED, TokenRow
 
 _LOGIT_BYTES = 2**27  # of one batch's logits in 16 bits: little beside any base
-_MAX_ROWS = 128
+_WITHOUT_GRADIENTS = 4  # batches of a training step, whose activations of all layers are kept
 _VECTOR = 16  # floats of the widest registers
 
 
@@ -96,16 +97,19 @@ def collate(
     return LossBatch(ids.to(device), seen.to(device), positions.to(device), labels.to(device))
 
 
-def row_losses(model: Any, rows: Sequence[TokenRow], pad: int, adapter: str | None = None) -> list[RowLoss]:
+def row_losses(
+    model: Any, rows: Sequence[TokenRow], pad: int, max_tokens: int, adapter: str | None = None
+) -> list[RowLoss]:
     """Each row's loss, in the order of `rows`. Sets the model to evaluation and leaves it there.
 
-    adapter  of several; None: the active one
+    max_tokens  of a batch, padding included; a longer row is a batch of its own
+    adapter     of several; None: the active one
     """
     model.eval()
     device = next(model.parameters()).device
     found: dict[int, RowLoss] = {}
     with torch.no_grad():
-        for indices in _batches(rows, model.config.vocab_size):
+        for indices in _batches(rows, model.config.vocab_size, max_tokens):
             batch = collate([rows[i] for i in indices], pad, device)
             named = {} if adapter is None else {"adapter_names": [adapter] * len(indices)}
             logits = model(**batch.model_inputs(), **named).logits[:, :-1]
@@ -151,18 +155,27 @@ def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(sums), torch.stack(right)
 
 
-def _batches(rows: Sequence[TokenRow], vocabulary: int) -> Iterator[list[int]]:
-    """Indices of rows of like length together, as many as the logits allow."""
+def tokens_at_once(plan: TrainingPlan) -> int:
+    """How many tokens a batch without gradients may have to take less memory than a training step."""
+    return _WITHOUT_GRADIENTS * plan.micro_batch * (plan.planned_tokens or plan.max_length)
+
+
+def _batches(rows: Sequence[TokenRow], vocabulary: int, max_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows of like length together, as many as tokens and logits allow."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))
     batch: list[int] = []
     columns = 0
     for index in order:
-        wider = max(columns, len(rows[index].labels) - _first_label(rows[index]) + 1)
-        if batch and (len(batch) == _MAX_ROWS or (len(batch) + 1) * wider * vocabulary * 2 > _LOGIT_BYTES):
+        own = len(rows[index].labels) - _first_label(rows[index]) + 1
+        size, widest = len(batch) + 1, max(columns, own)
+        is_full = (
+            size * len(rows[index].input_ids) > max_tokens or size * widest * vocabulary * 2 > _LOGIT_BYTES
+        )
+        if batch and is_full:
             yield batch
-            batch, wider = [], len(rows[index].labels) - _first_label(rows[index]) + 1
+            batch, widest = [], own
         batch.append(index)
-        columns = wider
+        columns = widest
     if batch:
         yield batch
 

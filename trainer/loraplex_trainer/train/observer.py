@@ -14,7 +14,7 @@ from typing import Any
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.train.events import Evaluated, OverfitAlarm, Sampled, TrainEvent
-from loraplex_trainer.train.losses import mean_loss, row_losses
+from loraplex_trainer.train.losses import mean_loss, row_losses, tokens_at_once
 from loraplex_trainer.train.metrics import MetricsLog
 from loraplex_trainer.train.overfit import OverfitWatch, overfit_patch
 from loraplex_trainer.train.patience import Patience
@@ -59,8 +59,8 @@ class Observer:
         self._overfit = OverfitWatch(recipe.overfit.ratio, recipe.overfit.widening_evals)
         self._streak = BadStreak(recipe.samples.pause_if_bad)
         asked = typical_rows(stage.val or stage.train, recipe.samples.n)
-        limit = recipe.samples.max_new_tokens
-        self._sampler = Sampler(asked, tokenizer, recipe.system, limit) if asked else None
+        limit, at_once = recipe.samples.max_new_tokens, max(4, 2 * plan.micro_batch)
+        self._sampler = Sampler(asked, tokenizer, recipe.system, limit, at_once) if asked else None
         self._run = run
         self._recipe = recipe
         self._plan = plan
@@ -71,9 +71,10 @@ class Observer:
 
     def evaluate(self, model: Any, epoch: float, step: int) -> Losses:
         """Measure, tell, write down. Sets the model to evaluation and leaves it there."""
+        limit = tokens_at_once(self._plan)
         with autocast(self._plan):
-            val = mean_loss(row_losses(model, self.val, self._pad, self._adapter))
-            train = mean_loss(row_losses(model, self._compared, self._pad, self._adapter))
+            val = mean_loss(row_losses(model, self.val, self._pad, limit, self._adapter))
+            train = mean_loss(row_losses(model, self._compared, self._pad, limit, self._adapter))
         event = Evaluated(epoch, val.loss, perplexity(val.loss), val.loss - train.loss)
         self._emit(event)
         scalars = {

@@ -90,12 +90,15 @@ def answer_greedily(
 
 
 class Sampler:
-    """The typical questions of a stage; the base is asked once."""
+    """The typical questions of a stage, `at_once` in a batch; the base is asked once."""
 
-    def __init__(self, rows: Sequence[Row], tokenizer: Any, system: str | None, max_new_tokens: int) -> None:
+    def __init__(
+        self, rows: Sequence[Row], tokenizer: Any, system: str | None, max_new_tokens: int, at_once: int
+    ) -> None:
         self.rows = rows
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
+        self._at_once = at_once
         self._prompts = [prompt_token_ids(tokenizer, prompt_messages(row, system)) for row in rows]
         self._base: list[Answer] | None = None
 
@@ -106,12 +109,19 @@ class Sampler:
         """
         if self._base is None:
             with model.disable_adapter():
-                self._base = answer_greedily(model, self._tokenizer, self._prompts, self._max_new_tokens)
-        answers = answer_greedily(model, self._tokenizer, self._prompts, self._max_new_tokens, adapter)
+                self._base = self._answers(model, None)
+        answers = self._answers(model, adapter)
         return [
             _sample(stage, epoch, row, base, answer)
             for row, base, answer in zip(self.rows, self._base, answers, strict=True)
         ]
+
+    def _answers(self, model: Any, adapter: str | None) -> list[Answer]:
+        answers: list[Answer] = []
+        for first in range(0, len(self._prompts), self._at_once):
+            part = self._prompts[first : first + self._at_once]
+            answers += answer_greedily(model, self._tokenizer, part, self._max_new_tokens, adapter)
+        return answers
 
 
 def _sample(stage: str, epoch: float, row: Row, base: Answer, answer: Answer) -> Sample:

@@ -112,10 +112,11 @@ def _train_stages(
 
 def _losses_under(model: Any, opened: OpenedRun, rows: Sequence[Row]) -> list[float]:
     """Mean loss of each row under the base alone."""
-    from loraplex_trainer.train.losses import row_losses
+    from loraplex_trainer.train.losses import row_losses, tokens_at_once
     from loraplex_trainer.train.observer import autocast
     from loraplex_trainer.train.tokens import padding_id, render
 
     tokens = render(rows, opened.tokenizer, opened.recipe.system)
     with model.disable_adapter(), autocast(opened.plan):
-        return [row.mean for row in row_losses(model, tokens, padding_id(opened.tokenizer))]
+        losses = row_losses(model, tokens, padding_id(opened.tokenizer), tokens_at_once(opened.plan))
+    return [row.mean for row in losses]

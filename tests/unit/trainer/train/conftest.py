@@ -112,3 +112,10 @@ def train_tiny(tiny_base: Path, tmp_path: Path) -> Trains:
         )
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def _plots_where_they_are_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than a tiny training."""
+    if request.module.__name__.rpartition(".")[2] != "test_watching":
+        monkeypatch.setattr("loraplex_trainer.train.plots.draw", lambda plot, curves: None)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from loraplex_trainer.base_model import load_for_training, load_tokenizer
-from loraplex_trainer.train import losses
 from loraplex_trainer.train.losses import RowLoss, mean_loss, row_losses
 from loraplex_trainer.train.tokens import padding_id, render
 
@@ -25,7 +24,7 @@ def model(tiny_base: Path) -> Any:
 def test_a_rows_loss_is_the_models_own(model: Any, tiny_base: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
     tokens = render(ROWS, tokenizer, SYSTEM)
-    measured = row_losses(model, tokens, padding_id(tokenizer))
+    measured = row_losses(model, tokens, padding_id(tokenizer), max_tokens=10_000)
 
     for one, found in zip(tokens, measured, strict=True):
         with torch.no_grad():
@@ -35,14 +34,11 @@ def test_a_rows_loss_is_the_models_own(model: Any, tiny_base: Path) -> None:
         assert found.num_tokens == one.num_supervised
 
 
-def test_losses_do_not_depend_on_the_batch(
-    model: Any, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_do_not_depend_on_the_batch(model: Any, tiny_base: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
     tokens = render(ROWS, tokenizer, SYSTEM)
-    together = row_losses(model, tokens, padding_id(tokenizer))
-    monkeypatch.setattr(losses, "_MAX_ROWS", 1)
-    alone = row_losses(model, tokens, padding_id(tokenizer))
+    together = row_losses(model, tokens, padding_id(tokenizer), max_tokens=10_000)
+    alone = row_losses(model, tokens, padding_id(tokenizer), max_tokens=1)
 
     assert [one.mean for one in together] == pytest.approx([one.mean for one in alone], rel=1e-5)
 
