@@ -2,16 +2,20 @@
 
 LoraplexError
 └── TrainerError
-    ├── RecipeError           the recipe is malformed or names what is not there
-    ├── TrainingDataError     a data file is malformed or does not fit the recipe
-    ├── QuantizedBaseError    the base's modules are not quantized as the plan says
-    ├── RunFolderError        the folder holds no run, another run, or one of another recipe or other data
-    ├── TrainingStorageError  the disk is full
-    ├── DoesNotFitError       no way to train this model fits the memory; the nearest that does is named
-    ├── QuantBackendError     an experimental way to hold the base lacks its library
-    ├── MeasurementError      the trial steps of `plan --measure` failed
-    ├── TrainingDivergedError the loss or the weights are no longer finite
-    └── OutputError           what was made cannot be written, e.g. since the disk is full
+    ├── RecipeError            the recipe is malformed or names what is not there
+    ├── TrainingDataError      a data file is malformed or does not fit the recipe
+    ├── QuantizedBaseError     the base's modules are not quantized as the plan says
+    ├── RunFolderError         the folder holds no run, another run, or one of another recipe or other data
+    ├── TrainingStorageError   the disk is full
+    ├── TrainingDivergedError  the loss or the weights are no longer finite
+    ├── OutputError            what was made cannot be written, e.g. since the disk is full
+    ├── SuiteUnavailableError  general questions that are not here
+    ├── RunIncompleteError     the run folder has no adapter to package or judge
+    ├── GateNotPassedError     the package has not shown that it may be registered
+    ├── MergeRefusedError      the adapter may not be merged into that base
+    ├── DoesNotFitError        no way to train this model fits the memory; the nearest that does is named
+    ├── QuantBackendError      an experimental way to hold the base lacks its library
+    └── MeasurementError       the trial steps of `plan --measure` failed
 """
 
 from __future__ import annotations
@@ -60,6 +64,42 @@ class TrainingStorageError(TrainerError):
     reason = "TRAINING_STORAGE_FULL"
 
 
+class TrainingDivergedError(TrainerError):
+    """Training produced NaN or infinity; a lower learning rate usually mends it."""
+
+    reason = "TRAINING_DIVERGED"
+
+
+class OutputError(TrainerError):
+    """A result cannot be written; what stood in its place before is still there."""
+
+    reason = "OUTPUT_FAILED"
+
+
+class SuiteUnavailableError(TrainerError):
+    """A suite of general questions is unknown, or its library or data are not on this machine."""
+
+    reason = "SUITE_UNAVAILABLE"
+
+
+class RunIncompleteError(TrainerError):
+    """A run folder holds no finished adapter yet."""
+
+    reason = "RUN_INCOMPLETE"
+
+
+class GateNotPassedError(TrainerError):
+    """A package without a passed gate of its own weights is not registered, unless forced."""
+
+    reason = "GATE_NOT_PASSED"
+
+
+class MergeRefusedError(TrainerError):
+    """Merging would change or erase what the adapter learned."""
+
+    reason = "MERGE_REFUSED"
+
+
 class DoesNotFitError(TrainerError):
     """No plan fits the memory there is."""
 
@@ -95,15 +135,3 @@ class MeasurementError(TrainerError):
     """The trial steps ended without a measurement, e.g. because memory ran out after all."""
 
     reason = "MEASUREMENT_FAILED"
-
-
-class TrainingDivergedError(TrainerError):
-    """Training produced NaN or infinity; a lower learning rate usually mends it."""
-
-    reason = "TRAINING_DIVERGED"
-
-
-class OutputError(TrainerError):
-    """A result cannot be written; what stood in its place before is still there."""
-
-    reason = "OUTPUT_FAILED"
