@@ -128,7 +128,6 @@ EXTRA_OF = {
     "huggingface_hub": "server",
     "jinja2": "server",
     "llvmlite": "server",
-    "lm_eval": "lm-eval",
     "model_signing": "signing",
     "msgspec": "server",
     "numba": "server",

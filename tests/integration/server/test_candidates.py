@@ -67,7 +67,12 @@ def test_a_package_that_passed_its_gate_becomes_a_candidate(
 
 
 def test_a_new_candidate_moves_no_other_alias(
-    server: LiveServer, client: LoraplexClient, package: Path, new_adapter: NewAdapter, tiny_base: Path, tmp_path: Path
+    server: LiveServer,
+    client: LoraplexClient,
+    package: Path,
+    new_adapter: NewAdapter,
+    tiny_base: Path,
+    tmp_path: Path,
 ) -> None:
     pass_gate(package)
     first = register(package, server.target, NAME).version.digest

@@ -25,9 +25,7 @@ def test_variants_differ_from_the_recipe_in_what_their_name_says(recipe: Recipe)
 
 
 def test_a_recipe_in_four_bits_can_still_be_compared_as_lora(recipe: Recipe) -> None:
-    four = recipe.model_copy(
-        update={"method": "qlora", "quant": recipe.quant.model_copy(update={"bits": 4})}
-    )
+    four = recipe.model_copy(update={"method": "qlora", "quant": recipe.quant.model_copy(update={"bits": 4})})
 
     assert variant_of(four, "lora").quant.bits == "auto"
 
@@ -54,9 +52,7 @@ def test_raw_and_clean_data_need_questions_of_their_own(
 def test_both_variants_are_trained_and_set_side_by_side(
     tiny_base: Path, tmp_path: Path, pair: tuple[str, str]
 ) -> None:
-    path = write_colour_recipe(
-        tmp_path, tiny_base, train={"epochs": {"min": 1, "max": 1}}, samples={"n": 0}
-    )
+    path = write_colour_recipe(tmp_path, tiny_base, train={"epochs": {"min": 1, "max": 1}}, samples={"n": 0})
     trained = (path.parent / "train.jsonl").read_text()
     (path.parent / "train.jsonl").write_text(trained + trained.splitlines()[0] + "\n")  # one row twice
     recipe = read_recipe(path)
@@ -72,7 +68,10 @@ def test_both_variants_are_trained_and_set_side_by_side(
         assert methods[0].startswith("lora")
         assert methods[1] == "qlora-nf4"
         assert rows == [len(COLOURS)] * 2
-        assert (document["max_quality_loss"], document["verdict"]) == (3.0, "inconclusive")  # of two questions
+        assert (document["max_quality_loss"], document["verdict"]) == (
+            3.0,
+            "inconclusive",
+        )  # of two questions
     else:
         assert rows == [len(COLOURS) + 1, len(COLOURS)]
         assert document["verdict"] is None
