@@ -67,7 +67,7 @@ def unchanged_check(differences: Mapping[str, float], precision: Precision) -> C
     limit = PARITY[precision]
     changed = sorted(name for name, value in differences.items() if value > limit)
     same = f"the golden answers of {', '.join(sorted(differences))} are the same with the adapter loaded"
-    other = f"the answers of {', '.join(changed)} changed when the adapter was loaded; report it as a fault of the server"
+    other = f"the answers of {', '.join(changed)} changed when the adapter was loaded; report that fault"
     return Check(
         "others_unchanged",
         "fail" if changed else "pass",

@@ -56,7 +56,7 @@ def merge(
 ) -> MergeReport:
     """Write the merged model, tokenizer and manifest into `output`, which must not exist yet.
 
-    dequantize  allow a base in 4 or 8 bits, stored so or trained on so; its rounded weights are restored to 16 or 32 bits
+    dequantize  allow a base in 4 or 8 bits, stored so or trained on so; its rounded weights are restored
 
     Raises MergeRefusedError, AdapterInvalidError, AdapterIncompatibleError.
     """
