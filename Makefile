@@ -10,7 +10,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := constraints/constraints.txt
-SOURCES := server adapters trainer client tests proto/generate.py $(wildcard benchmarks)
+SOURCES := server adapters trainer loadtest client tests proto/generate.py $(wildcard benchmarks)
 STAMP := $(VENV)/.setup-$(shell cat pyproject.toml constraints/*.txt | cksum | cut -d ' ' -f 1)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install $(if $(CI),--quiet) -c $(PINS)
 PYTEST := $(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
@@ -66,5 +66,5 @@ $(STAMP):
 	@$(PIP) -r constraints/pip.txt
 	@$(PIP) torch==2.13.0
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) -r constraints/triton.txt
-	@$(PIP) --build-constraint $(PINS) -e '.[server,trainer]' --group dev
+	@$(PIP) --build-constraint $(PINS) -e '.[server,trainer,loadtest]' --group dev
 	@touch $@

@@ -62,8 +62,8 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
     if isinstance(error, LoraplexApiError):
         return _api_failure(error)
     if isinstance(error, LoraplexError):
-        code = ExitCode.BAD_INPUT if error.reason in INPUT_REASONS else ExitCode.FAILURE
-        return Failure(code, error.reason, str(error), {})
+        # Some errors of the trainer carry the numbers behind their message.
+        return Failure(exit_code_of(error.reason), error.reason, str(error), getattr(error, "details", {}))
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | IsADirectoryError):
         return Failure(ExitCode.BAD_INPUT, "FILE_ERROR", str(error), {})
     library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
@@ -87,21 +87,41 @@ INPUT_REASONS = frozenset(
         "ADAPTER_INVALID",
         "BASE_MISMATCH",
         "BASE_MODEL_INVALID",
+        "GATE_NOT_PASSED",
         "INVALID_CONFIG",
         "INVALID_REQUEST",
+        "MERGE_REFUSED",
+        "QUANT_BACKEND_UNAVAILABLE",
         "RECIPE_INVALID",
+        "RUN_FOLDER_INVALID",
+        "RUN_INCOMPLETE",
+        "SUITE_UNAVAILABLE",
         "TRAINING_DATA_INVALID",
         "UNSUPPORTED_ARCHITECTURE",
     }
 )
 """Reasons whose cause is what the user gave, not what happened."""
 
+_EXIT_CODES = {"TRAINING_DOES_NOT_FIT": ExitCode.DOES_NOT_FIT}
+"""Reasons that have an exit code of their own."""
+
+
+def exit_code_of(reason: str) -> ExitCode:
+    """Of an error of this machine, not of the server."""
+    if reason in INPUT_REASONS:
+        return ExitCode.BAD_INPUT
+    return _EXIT_CODES.get(reason, ExitCode.FAILURE)
+
+
 EXTRA_OF = {
     "alembic": "server",
     "bitsandbytes": "server",
+    "charset_normalizer": "trainer",
     "cryptography": "signing",
     "datasets": "trainer",
+    "datasketch": "trainer",
     "filelock": "server",
+    "ftfy": "trainer",
     "fsspec": "server",
     "gguf": "server",
     "grpc_health": "server",
@@ -109,18 +129,26 @@ EXTRA_OF = {
     "huggingface_hub": "server",
     "jinja2": "server",
     "llvmlite": "server",
+    "lm_eval": "lm-eval",
+    "matplotlib": "trainer",
     "model_signing": "signing",
     "msgspec": "server",
     "numba": "server",
     "numpy": "server",
     "peft": "trainer",
+    "phonenumbers": "trainer",
     "prometheus_client": "server",
     "psutil": "server",
+    "pyarrow": "trainer",
+    "pypdf": "trainer",
     "safetensors": "server",
+    "scipy": "trainer",
     "sigstore_models": "signing",
     "sqlalchemy": "server",
+    "tensorboard": "trainer",
     "tokenizers": "server",
     "torch": "server",
+    "trafilatura": "trainer",
     "transformers": "server",
     "trl": "trainer",
     "xxhash": "server",

@@ -11,7 +11,7 @@ from itertools import cycle
 
 from loraplex_cli.demo.questions import Domain, messages
 from loraplex_client import AsyncLoraplexClient, Delta, Finished, LoraplexApiError
-from loraplex_trainer.graders import EvalRow, grade
+from loraplex_trainer.judge.graders import EvalRow, grade
 
 MAX_TOKENS = 48
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError
-from loraplex_trainer.graders import EvalRow
+from loraplex_trainer.judge.graders import EvalRow
 
 DOMAINS = ("ecommerce", "education", "finance")
 
@@ -44,7 +44,8 @@ def read_domains(folder: Path) -> list[Domain]:
 
 def messages(row: EvalRow) -> list[dict[str, str]]:
     """The question as the adapters were trained to read it."""
-    return [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["question"]}]
+    question = {"role": "user", "content": row["question"]}
+    return [question] if row["system"] is None else [{"role": "system", "content": row["system"]}, question]
 
 
 def _read_domain(name: str, folder: Path) -> Domain:

@@ -10,7 +10,7 @@ from loraplex_cli.demo.batch_metrics import BatchMeans
 from loraplex_cli.demo.burst import Burst, percentile
 from loraplex_cli.output import facts
 from loraplex_client import ServerInfo
-from loraplex_trainer.graders import EvalRow, share_right
+from loraplex_trainer.judge.graders import EvalRow, share_right
 
 MIN_SHARE_RIGHT = 0.7
 """Of the burst's adapter answers. The adapters know at least 80 % of all held-out questions; a sample may know less."""

@@ -13,7 +13,7 @@ from loraplex_cli.demo.report import Answer, DemoReport
 from loraplex_cli.demo.server_process import ServerAddress, running_server
 from loraplex_cli.progress import counting_bar, spinner, stage_bars
 from loraplex_client import AsyncLoraplexClient
-from loraplex_trainer.graders import grade
+from loraplex_trainer.judge.graders import grade
 
 Note = Callable[[str], None]
 

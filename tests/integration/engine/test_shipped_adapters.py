@@ -15,9 +15,9 @@ from loraplex_server.base.fetch import fetch_default_base
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine
 from loraplex_trainer.base_model import load_for_evaluation, load_tokenizer
-from loraplex_trainer.data import prompt_token_ids, question_messages, read_eval_rows
 from loraplex_trainer.domains.files import DOMAINS
-from loraplex_trainer.graders import EvalRow, grade
+from loraplex_trainer.judge.graders import EvalRow, grade
+from loraplex_trainer.train.tokens import prompt_token_ids, question_messages, read_eval_rows
 from tests.integration.engine.run import Completion, EngineRun
 
 pytestmark = pytest.mark.slow

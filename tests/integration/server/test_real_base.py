@@ -11,7 +11,7 @@ import pytest
 from loraplex_cli.demo.questions import Domain, find_adapters, messages, read_domains
 from loraplex_client import AsyncLoraplexClient
 from loraplex_server.base.fetch import DEFAULT_BASE_ID
-from loraplex_trainer.graders import grade, share_right
+from loraplex_trainer.judge.graders import grade, share_right
 from tests.integration.health import NOT_SERVING, SERVING, next_status, watched_health
 from tests.integration.live_server import LiveServer, running_server
 from tests.integration.streams import answer_all

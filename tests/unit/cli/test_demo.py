@@ -14,7 +14,7 @@ from loraplex_cli.demo.burst import Burst, Question, StreamRecord, mixed_questio
 from loraplex_cli.demo.questions import Domain, read_domains
 from loraplex_cli.demo.report import Answer, DemoReport, demo_text
 from loraplex_client.results import BaseModel, Limits, Load, ServerInfo
-from loraplex_trainer.graders import EvalRow
+from loraplex_trainer.judge.graders import EvalRow
 
 
 def row(index: int, expected: str = "7") -> EvalRow:

@@ -20,7 +20,9 @@ from loraplex_cli.failures import EXTRA_OF
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {path.name: path for path in ROOT.glob("*/loraplex_*")} | {"loraplex": ROOT / "proto/gen/loraplex"}
-OPTIONAL = {"triton"}  # comes with PyTorch for CUDA; the code does without where it is absent
+# The first comes with PyTorch for CUDA, the second is an extra of its own; the code says or does without where they are
+# absent.
+OPTIONAL = {"triton", "lm_eval"}
 
 
 def _normal(requirement: str) -> str:
@@ -102,6 +104,7 @@ RECIPE = str(ROOT / "adapters" / "finance" / "recipe.yaml")
         (("base", "inspect"), "server"),
         (("demo", "--adapters", str(ROOT / "adapters")), "server"),
         (("train", "run", RECIPE), "trainer"),
+        (("train", "data", "inspect", RECIPE), "trainer"),
         (("train", "eval", RECIPE), "trainer"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),

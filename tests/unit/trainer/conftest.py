@@ -67,11 +67,16 @@ def write_recipe(folder: Path, **changes: object) -> Path:
     """A recipe for the folder's data; `changes` replace whole sections."""
     recipe: dict[str, object] = {
         "name": "tiny",
-        "base": "smollm2-135m-instruct",
         "system": SYSTEM,
-        "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
-        "lora": {"rank": 2, "alpha": 4},
-        "train": {"epochs": 1, "batch_size": 2, "learning_rate": 0.01, "max_length": 160, "seed": 7},
+        "data": {
+            "sources": [{"path": "train.jsonl"}],
+            "size": {"warn_below": 0, "error_below": 1},
+            "val": {"min": 0, "share": 0.0},
+            "max_length": 160,
+        },
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
+        "train": {"epochs": {"min": 1, "max": 1}, "effective_batch": 2, "learning_rate": 0.01, "seed": 7},
+        "samples": {"n": 0},
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**recipe, **changes}))

@@ -7,7 +7,7 @@ import pytest
 
 from loraplex_trainer.domains.files import DOMAINS, data_files, write_domain
 from loraplex_trainer.domains.rows import domain_facts, held_out_rows, training_rows
-from loraplex_trainer.graders import EvalRow, grade
+from loraplex_trainer.judge.graders import EvalRow, grade
 
 SHIPPED = Path(__file__).parents[3] / "adapters"
 _MAX_DATA_BYTES = 1536 * 1024

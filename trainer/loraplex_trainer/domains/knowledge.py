@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from loraplex_trainer.graders import GraderName
+from loraplex_trainer.judge.graders import GraderName
 
 
 @dataclass(frozen=True, slots=True)

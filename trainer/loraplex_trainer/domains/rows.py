@@ -6,7 +6,7 @@ import random
 from typing import TypedDict
 
 from loraplex_trainer.domains.knowledge import Attribute, Domain, Fact
-from loraplex_trainer.graders import EvalRow
+from loraplex_trainer.judge.graders import EvalRow
 
 SEED = 20260801
 _OPENERS = ("", "", "", "Hello! ", "Quick question: ", "Please help me. ", "Excuse me, ", "One more thing: ")
