@@ -189,7 +189,7 @@ def test_the_tables_after_all_migrations_are_those_of_the_code(engine: Engine) -
 
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "0002"
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "0003"
 
 
 def test_names_sort_by_code_point_whatever_the_language_of_postgresql(postgres: PostgresServer) -> None:
