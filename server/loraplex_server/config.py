@@ -148,7 +148,7 @@ class ServerConfig(BaseModel):
         None, ge=1, description="Threads of a training job on a CPU; null takes one per two cores."
     )
     training_max_waiting: int = Field(
-        0, ge=0, description="Requests that may wait while a training job goes on; with more it gives way."
+        2, ge=0, description="Requests that may wait while a training job goes on; with more it gives way."
     )
     training_max_pause_s: float = Field(
         10.0,

@@ -174,7 +174,7 @@ def serve(
     ] = None,
     training_max_waiting: Annotated[
         int | None,
-        _flag("Requests that may wait while a training job goes on; with more it gives way.", "0"),
+        _flag("Requests that may wait while a training job goes on; with more it gives way.", "2"),
     ] = None,
     training_max_pause_s: Annotated[
         float | None,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError, StorageError
 from loraplex_server.errors import TrainerMissingError
 from loraplex_server.training.messages import Checked, CheckOrder, LibraryMissing
-from loraplex_server.training.process import TrainerProcess
+from loraplex_server.training.process import CHILD_MODULE, TrainerProcess
 
 _TIMEOUT_S = 60.0
 _MAX_VIOLATIONS = 32
@@ -25,8 +26,11 @@ class RecipeChecker:
 
     async def check(self, order: CheckOrder, work_folder: Path) -> Checked:
         """Raises InvalidRequestError with every wrong field, TrainerMissingError, StorageError."""
-        async with self._places:
-            answer = await self._ask(order, work_folder)
+        if find_spec(CHILD_MODULE.partition(".")[0]) is None:  # looks, and imports nothing
+            answer: Checked | LibraryMissing = LibraryMissing(CHILD_MODULE)
+        else:
+            async with self._places:
+                answer = await self._ask(order, work_folder)
         if isinstance(answer, LibraryMissing):
             raise TrainerMissingError(
                 f"the server cannot train: its installation lacks '{answer.library}'; install the extra 'trainer' there"
@@ -47,8 +51,6 @@ class RecipeChecker:
                 async for report in process.reports():
                     if isinstance(report, Checked | LibraryMissing):
                         return report
-                if await process.wait() == 1:  # Python's own, for a module that is not there
-                    return LibraryMissing("loraplex_trainer")
         except TimeoutError:
             pass
         finally:

@@ -111,7 +111,9 @@ class EventLog:
             raise InvalidRequestError([FieldViolation("after_sequence", message)])
         while True:
             if self._is_abandoned:
-                raise DrainingError("the server is stopping; follow the job again later, from the last event on")
+                raise DrainingError(
+                    "the server is stopping; follow the job again later, from the last event on"
+                )
             grown, is_over = self._grown, self._is_over
             events = self._behind(after)
             for event in events:

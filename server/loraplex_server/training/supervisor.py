@@ -30,6 +30,7 @@ _LOOK_FOR_CANCEL_EVERY_S = 2.0  # for what was asked of another server
 _REGISTER_ATTEMPTS = 6
 _REGISTER_PAUSE_S = 5.0
 _AFTER_FAULT_S = 5.0
+_LOST = Failure("JOB_LOST", "the job's folder is gone from the server's disk; create the job anew", False)
 
 Register = Callable[[TrainingJob, "JobFolders"], Awaitable[str]]
 """Makes the package of a job that passed the gate a version; returns its digest. Raises LoraplexError."""
@@ -75,8 +76,7 @@ class JobSupervisor:
         for job in await self._owned(JobState.RUNNING):
             folder = self._folders.of(job.name.job)
             if not folder.exists():
-                failure = Failure("JOB_LOST", "the job's folder is gone; create the job anew", False)
-                await self._change(job.name, lambda before, now: jobs.failed(before, failure, now))
+                await self._change(job.name, partial(_failed, failure=_LOST, verdict=None))
             elif await asyncio.to_thread(folder.outcome) is None:
                 await self._change(job.name, jobs.interrupted)
             else:  # it ended unseen
