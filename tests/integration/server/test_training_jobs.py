@@ -334,16 +334,13 @@ def test_a_job_gives_way_while_the_queue_is_deep_and_not_for_ever(
     start: StartTraining, packages: Path
 ) -> None:
     server = start(max_running=1, training_max_waiting=0, training_max_pause_s=0.3)
-    with (
-        server.client() as client,
-        client.stream(PROMPT, **ENDLESS) as running,
-        client.stream(PROMPT, **ENDLESS),  # waits as long as the other one runs
-    ):
+    with server.client() as client, client.stream(PROMPT, **ENDLESS) as running:
         next(running)
-        eventually(lambda: client.server_info().load.waiting == 1)
-        job = client.training.create(recipe(packages, "yields", steps=6, step_s=0.1, verdict="fail"))
+        with client.stream(PROMPT, **ENDLESS):  # waits as long as the other one runs
+            eventually(lambda: client.server_info().load.waiting == 1)
+            job = client.training.create(recipe(packages, "yields", steps=6, step_s=0.1, verdict="fail"))
 
-        done = await_end(client, job)
+            done = await_end(client, job)
 
         assert done.verdict is TrainingVerdict.FAIL
         assert server.metric("loraplex_training_steps_total") == 6
@@ -407,7 +404,7 @@ def test_a_killed_server_loses_no_job_and_leaves_no_process(start: StartTraining
 
     server.kill()
 
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _gone, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     server = start()
     with server.client() as client:
