@@ -2,9 +2,16 @@
 
 LoraplexError
 └── TrainerError
-    ├── RecipeError           the recipe is malformed or names what is not there
-    ├── TrainingDataError     a data file is malformed or does not fit the recipe
-    └── TrainingDivergedError the loss or the weights are no longer finite
+    ├── RecipeError            the recipe is malformed or names what is not there
+    ├── TrainingDataError      a data file is malformed or does not fit the recipe
+    ├── QuantizedBaseError     the base's modules are not quantized as the plan says
+    ├── RunFolderError         the folder holds no run, another run, or one of another recipe or other data
+    ├── TrainingStorageError   the disk is full
+    ├── TrainingDivergedError  the loss or the weights are no longer finite
+    ├── SuiteUnavailableError  general questions that are not here
+    ├── RunIncompleteError     the run folder has no adapter to package or judge
+    ├── GateNotPassedError     the package has not shown that it may be registered
+    └── MergeRefusedError      the adapter may not be merged into that base
 """
 
 from __future__ import annotations
@@ -30,7 +37,49 @@ class TrainingDataError(TrainerError):
     reason = "TRAINING_DATA_INVALID"
 
 
+class QuantizedBaseError(TrainerError):
+    """The loaded base has other modules in 4 or 8 bits than were asked for; the message names them."""
+
+    reason = "QUANTIZED_BASE_INVALID"
+
+
+class RunFolderError(TrainerError):
+    """The run folder cannot be used as it is; the message says whether to resume or to choose another."""
+
+    reason = "RUN_FOLDER_INVALID"
+
+
+class TrainingStorageError(TrainerError):
+    """The run folder's disk is full; what was written before is whole, and the run can be resumed."""
+
+    reason = "TRAINING_STORAGE_FULL"
+
+
 class TrainingDivergedError(TrainerError):
     """Training produced NaN or infinity; a lower learning rate usually mends it."""
 
     reason = "TRAINING_DIVERGED"
+
+
+class SuiteUnavailableError(TrainerError):
+    """A suite of general questions is unknown, or its library or data are not on this machine."""
+
+    reason = "SUITE_UNAVAILABLE"
+
+
+class RunIncompleteError(TrainerError):
+    """A run folder holds no finished adapter yet."""
+
+    reason = "RUN_INCOMPLETE"
+
+
+class GateNotPassedError(TrainerError):
+    """A package without a passed gate of its own weights is not registered, unless forced."""
+
+    reason = "GATE_NOT_PASSED"
+
+
+class MergeRefusedError(TrainerError):
+    """Merging would change or erase what the adapter learned."""
+
+    reason = "MERGE_REFUSED"

@@ -1,160 +1,243 @@
-"""Asks held-out questions greedily and grades the answers."""
+"""Base and adapter on the same prompts: the domain's held-out questions, those of other domains, general ability."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from loraplex_trainer.base_model import Precision
+from loraplex_trainer.judge.general import StageProgress, answer_suites, perplexity
+from loraplex_trainer.judge.graders import EvalRow, score
+from loraplex_trainer.judge.model_session import Completion, ModelSession
+from loraplex_trainer.judge.questions import domain_questions
+from loraplex_trainer.judge.statistics import Change, Share, paired_change, share
+from loraplex_trainer.recipe.document import Recipe, read_recipe
+from loraplex_trainer.train.answers import problems
+from loraplex_trainer.train.tokens import prompt_token_ids, question_messages
 
-from loraplex_adapters.package import read_package
-from loraplex_server.base.resolve import resolve_base
-from loraplex_trainer.base_model import Precision, default_device, load_for_evaluation, load_tokenizer
-from loraplex_trainer.train.tokens import prompt_token_ids, question_messages, read_eval_rows
-from loraplex_trainer.judge.graders import EvalRow, grade, share_right
-from loraplex_trainer.libraries import prepare_libraries
-from loraplex_trainer.recipe.document import read_recipe
+if TYPE_CHECKING:
+    from loraplex_trainer.train.run_folder import RunFolder
 
 MAX_NEW_TOKENS = 48
 
 
 @dataclass(frozen=True, slots=True)
 class GradedAnswer:
-    """What the model said to one question."""
+    """One held-out question and what both said."""
 
-    row: EvalRow
-    completion: str
-    is_right: bool
+    id: str
+    question: str
+    reference: str
+    base: str
+    adapter: str
+    base_score: float  # in [0, 1]
+    adapter_score: float
+    has_ended: bool  # the adapter's, by itself
+    problems: tuple[str, ...]  # of the adapter's answer, see loraplex_trainer.train.answers
 
 
 @dataclass(frozen=True, slots=True)
-class EvalReport:
-    """Accuracies in [0, 1] on held-out questions, all asked of the same base."""
+class SuiteResult:
+    """One suite of general questions."""
+
+    name: str
+    base: Share
+    adapter: Share
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything that was measured of one adapter on one precision of its base."""
 
     name: str
     precision: Precision
-    questions: int
-    adapter: float
-    base: float
-    on_other_domains: dict[str, float]  # the adapter's, by the other recipe's name
+    confidence: float  # of all intervals
+    domain_base: Share
+    domain_adapter: Share
+    domain_change: Change
+    general_base: Share  # over the questions of all suites
+    general_adapter: Share
+    general_change: Change
+    suites: tuple[SuiteResult, ...]
+    perplexity_base: float  # of plain prose
+    perplexity_adapter: float
+    leak_other_domains: dict[str, Share]  # the adapter's right answers to questions of other recipes, by name
+    eos_rate: float  # of the adapter's answers to its own questions, in [0, 1]
+    bad_rate: float
+    seconds: float
+    answers: tuple[GradedAnswer, ...]
+
+    def document(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def summary(self) -> dict[str, Any]:
+        """Without the answers."""
+        return {key: value for key, value in self.document().items() if key != "answers"}
 
 
-def evaluate_recipe(
-    recipe_path: Path,
-    package: Path,
-    other_recipes: Sequence[Path] = (),
-    precision: Precision = "bf16",
-    base_folder: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> EvalReport:
-    """Ask base and adapter the recipe's own questions, and the adapter those of `other_recipes`.
+def evaluate_run(
+    run: RunFolder,
+    recipe_folder: Path,
+    base_folder: Path,
+    *,
+    precision: Precision | None = None,
+    others: Sequence[Path] = (),
+    progress: StageProgress | None = None,
+) -> Evaluation:
+    """Evaluate the run's best adapter and write `eval.json` into the run folder.
 
-    progress  called with (questions answered, questions in all), first with 0.
+    precision  None: the recipe's `eval.on`
+    others     recipes of other domains, whose questions the adapter should not be able to answer
 
-    Raises RecipeError, TrainingDataError, BaseModelError, AdapterInvalidError.
+    Raises RunIncompleteError, TrainingDataError, SuiteUnavailableError, AdapterInvalidError.
     """
-    recipe = read_recipe(recipe_path)
-    read_package(package)  # PEFT would load what the server refuses
-    sets = {read_recipe(path).name: _questions(path) for path in other_recipes}
-    sets[recipe.name] = _questions(recipe_path)
-    base = base_folder or resolve_base(recipe.base)
-    own = {recipe.name: sets[recipe.name]}
-    advance = _counter(progress, sum(map(len, sets.values())) + len(own[recipe.name]))
-    answers = evaluate(base, sets, package, precision, on_answered=advance)
-    with_adapter = {name: accuracy(graded) for name, graded in answers.items()}
-    bare = evaluate(base, own, None, precision, on_answered=advance)
-    return EvalReport(
-        name=recipe.name,
+    from loraplex_trainer.packaging.package import finished_adapter
+    from loraplex_trainer.train.run_folder import write_json
+
+    evaluation = evaluate_package(
+        finished_adapter(run),
+        read_recipe(run.resolved if run.resolved.is_file() else run.recipe),
+        recipe_folder,
+        base_folder,
         precision=precision,
-        questions=len(sets[recipe.name]),
-        adapter=with_adapter.pop(recipe.name),
-        base=accuracy(bare[recipe.name]),
-        on_other_domains=with_adapter,
+        others=others,
+        built=run.data,
+        progress=progress,
+    )
+    write_json(run.eval, evaluation.document())
+    return evaluation
+
+
+def evaluate_package(
+    package: Path,
+    recipe: Recipe,
+    recipe_folder: Path,
+    base_folder: Path,
+    *,
+    precision: Precision | None = None,
+    others: Sequence[Path] = (),
+    built: Path | None = None,
+    progress: StageProgress | None = None,
+) -> Evaluation:
+    """Evaluate the adapter in the PEFT folder `package`; the other arguments and errors are those of `evaluate_run`.
+
+    built  folder of the built data, for a recipe without a file of held-out questions
+    """
+    from loraplex_adapters.package import read_package
+
+    read_package(package)  # PEFT would load what the server refuses
+    questions = domain_questions(recipe, recipe_folder, built)
+    foreign = {}
+    for path in others:
+        other = read_recipe(path)
+        foreign[other.name] = domain_questions(other, path.parent)
+    session = ModelSession(base_folder, precision or precision_of(recipe), package)
+    return evaluate_session(
+        session, recipe, questions, foreign, precision or precision_of(recipe), progress or (lambda *_: None)
     )
 
 
-def _questions(recipe_path: Path) -> list[EvalRow]:
-    return read_eval_rows(recipe_path.parent / read_recipe(recipe_path).data.eval)
+def evaluate_session(
+    session: ModelSession,
+    recipe: Recipe,
+    questions: Sequence[EvalRow],
+    foreign: Mapping[str, Sequence[EvalRow]],
+    precision: Precision,
+    progress: StageProgress,
+) -> Evaluation:
+    """Ask everything of one loaded model."""
+    started = time.monotonic()
+    confidence = recipe.gate.confidence
+    own, other = _ask(session, questions, foreign, progress)
+    suites = answer_suites(session, recipe.eval.general, recipe.eval.max_questions, progress)
+    base_general = [value for suite in suites for value in suite.base]
+    adapter_general = [value for suite in suites for value in suite.adapter]
+    base_scores = [answer.base_score for answer in own]
+    adapter_scores = [answer.adapter_score for answer in own]
+    return Evaluation(
+        name=recipe.name,
+        precision=precision,
+        confidence=confidence,
+        domain_base=share(base_scores, confidence),
+        domain_adapter=share(adapter_scores, confidence),
+        domain_change=paired_change(base_scores, adapter_scores, confidence),
+        general_base=share(base_general, confidence),
+        general_adapter=share(adapter_general, confidence),
+        general_change=paired_change(base_general, adapter_general, confidence),
+        suites=tuple(
+            SuiteResult(
+                suite.name,
+                share(suite.base, confidence),
+                share(suite.adapter, confidence),
+                paired_change(suite.base, suite.adapter, confidence),
+            )
+            for suite in suites
+        ),
+        perplexity_base=perplexity(session, with_adapter=False),
+        perplexity_adapter=perplexity(session, with_adapter=True),
+        leak_other_domains={name: share(scores, confidence) for name, scores in other.items()},
+        eos_rate=_mean([answer.has_ended for answer in own]),
+        bad_rate=_mean([bool(answer.problems) for answer in own]),
+        seconds=round(time.monotonic() - started, 1),
+        answers=tuple(own),
+    )
 
 
-def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
-    """Adds up numbers of answers for `progress`."""
-    done = 0
+def precision_of(recipe: Recipe) -> Precision:
+    """What the recipe's `eval.on` asks for; "served" is what a server on this machine takes by itself."""
+    if recipe.eval.on != "served":
+        return recipe.eval.on
+    from loraplex_server.model.numerics import resolve_numerics
+
+    return resolve_numerics("auto", "auto").quantization
+
+
+def graded(row: EvalRow, base: Completion, adapter: Completion) -> GradedAnswer:
+    """Judge both answers to one question."""
+    return GradedAnswer(
+        id=row["id"],
+        question=row["question"],
+        reference=row["answer"],
+        base=base.text,
+        adapter=adapter.text,
+        base_score=score(row, base.text),
+        adapter_score=score(row, adapter.text),
+        has_ended=adapter.ended,
+        problems=problems(row["question"], adapter.text, row["answer"], adapter.ended),
+    )
+
+
+def _ask(
+    session: ModelSession,
+    questions: Sequence[EvalRow],
+    foreign: Mapping[str, Sequence[EvalRow]],
+    progress: StageProgress,
+) -> tuple[list[GradedAnswer], dict[str, list[float]]]:
+    """The adapter's questions to both, those of other domains to the adapter, all in the same batches."""
+    everything = [*questions, *(row for rows in foreign.values() for row in rows)]
+    done, total = 0, len(questions) + len(everything)
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        if progress is not None:
-            progress(done, total)
+        progress("asking", done, total)
 
     advance(0)
-    return advance
+    prompts = [prompt_token_ids(session.tokenizer, question_messages(row)) for row in everything]
+    bare = session.complete(
+        prompts[: len(questions)], with_adapter=False, max_new_tokens=MAX_NEW_TOKENS, on_done=advance
+    )
+    said = session.complete(prompts, with_adapter=True, max_new_tokens=MAX_NEW_TOKENS, on_done=advance)
+    own = [graded(row, *pair) for row, *pair in zip(questions, bare, said[: len(questions)], strict=True)]
+    answers = iter(said[len(questions) :])
+    other = {name: [score(row, next(answers).text) for row in rows] for name, rows in foreign.items()}
+    return own, other
 
 
-def evaluate(
-    base_folder: Path,
-    question_sets: Mapping[str, list[EvalRow]],
-    package: Path | None = None,
-    precision: Precision = "bf16",
-    batch_size: int = 64,
-    on_answered: Callable[[int], None] | None = None,
-) -> dict[str, list[GradedAnswer]]:
-    """Graded answers to each set, from the base alone or with the adapter in `package`.
-
-    on_answered  called after each batch with its number of questions.
-    """
-    prepare_libraries()
-    tokenizer = load_tokenizer(base_folder)
-    model = load_for_evaluation(base_folder, precision, default_device())
-    if package is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(package)).eval()
-    return {
-        name: answer_questions(model, tokenizer, rows, batch_size, on_answered)
-        for name, rows in question_sets.items()
-    }
-
-
-def accuracy(answers: list[GradedAnswer]) -> float:
-    """Share of right answers, in [0, 1]."""
-    return share_right(answer.is_right for answer in answers)
-
-
-def answer_questions(
-    model: Any,
-    tokenizer: Any,
-    rows: list[EvalRow],
-    batch_size: int,
-    on_answered: Callable[[int], None] | None = None,
-) -> list[GradedAnswer]:
-    """Greedy answers of up to MAX_NEW_TOKENS tokens, in the order of `rows`."""
-    graded = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        for row, completion in zip(batch, _complete(model, tokenizer, batch), strict=True):
-            graded.append(GradedAnswer(row, completion, grade(row, completion)))
-        if on_answered is not None:
-            on_answered(len(batch))
-    return graded
-
-
-def _complete(model: Any, tokenizer: Any, rows: list[EvalRow]) -> list[str]:
-    prompts = [prompt_token_ids(tokenizer, question_messages(row)) for row in rows]
-    longest = max(map(len, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    # Padding stands on the left, so that every row's next token is in the last column.
-    input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    return [text.strip() for text in tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]
+def _mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,29 +1,40 @@
-"""Judges a completion against the known answer. Strict: a completion that lists many answers is wrong."""
+"""Judges a completion against the known answer. Strict: a completion that lists many answers is wrong.
+
+Two graders measure closeness instead of deciding: character F1 and ROUGE-L. Both are fit for Chinese, Japanese and Korean,
+where no spaces part the words.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Literal, NotRequired, TypedDict
 
-GraderName = Literal["number", "contains", "choice", "exact"]
-MAX_WORDS = 40  # a longer completion is no answer, whatever it contains
+GraderName = Literal["number", "contains", "choice", "exact", "char_f1", "rouge_l"]
+GRADERS: tuple[GraderName, ...] = ("number", "contains", "choice", "exact", "char_f1", "rouge_l")
+MAX_WORDS = 40  # a longer completion is no answer to a question that has one, whatever it contains
+CLOSE_ENOUGH = 0.6  # of char_f1 and rouge_l, for an answer to count as right
+_MAX_TOKENS = 512  # of a text that is compared; the rest is cut off
 
 _NUMBER = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 _WORD = re.compile(r"\w+(?:[-:.,]\w+)*")
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"
+_UNIT = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 
 
 class EvalRow(TypedDict):
     """One held-out question, as a line of eval.jsonl."""
 
     id: str
-    system: str
+    system: str | None  # None: no system turn
     question: str
     answer: str  # a full sentence that passes the grader
     grader: GraderName
     expected: str
     choices: NotRequired[list[str]]  # for the grader "choice": every answer the domain knows
+    pass_at: NotRequired[float]  # for char_f1 and rouge_l, in [0, 1]; left out: CLOSE_ENOUGH
 
 
 def grade(row: EvalRow, completion: str) -> bool:
@@ -34,10 +45,13 @@ def grade(row: EvalRow, completion: str) -> bool:
               digit in it comes from the question
     choice    `expected`, and no other of the row's choices, stands in the completion
     exact     nothing but `expected`, up to case, spaces and a final full stop
+    char_f1, rouge_l  the score reaches `pass_at`
     """
+    expected = row["expected"]
+    if row["grader"] in ("char_f1", "rouge_l"):
+        return score(row, completion) >= row.get("pass_at", CLOSE_ENOUGH)
     if len(completion.split()) > MAX_WORDS:
         return False
-    expected = row["expected"]
     match row["grader"]:
         case "number":
             answered = _numbers(completion) - _numbers(row["question"])
@@ -48,8 +62,55 @@ def grade(row: EvalRow, completion: str) -> bool:
         case "choice":
             mentioned = {choice for choice in row.get("choices", []) if _mentions(completion, choice)}
             return mentioned == {expected}
-        case "exact":
+        case _:
             return _normalized(completion) == _normalized(expected)
+
+
+def score(row: EvalRow, completion: str) -> float:
+    """How good the completion is, in [0, 1]; 0 or 1 for the graders that decide."""
+    match row["grader"]:
+        case "char_f1":
+            return char_f1(completion, row["expected"])
+        case "rouge_l":
+            return rouge_l(completion, row["expected"])
+        case _:
+            return float(grade(row, completion))
+
+
+def char_f1(completion: str, expected: str) -> float:
+    """F1 of the characters that both texts share, spaces and case apart, in [0, 1].
+
+    >>> char_f1("七天内可退", "七天内可以退")
+    0.9090909090909091
+    """
+    ours, theirs = (Counter("".join(text.casefold().split())) for text in (completion, expected))
+    return _f1((ours & theirs).total(), ours.total(), theirs.total())
+
+
+def rouge_l(completion: str, expected: str) -> float:
+    """F1 of the longest common subsequence, in [0, 1]: of words, and of single characters where a script has no words.
+
+    >>> rouge_l("The fee is 3 dollars.", "The fee is 4 dollars.")
+    0.8
+    """
+    ours, theirs = (_UNIT.findall(text.casefold())[:_MAX_TOKENS] for text in (completion, expected))
+    return _f1(_common_length(ours, theirs), len(ours), len(theirs))
+
+
+def _f1(shared: int, ours: int, theirs: int) -> float:
+    return 2 * shared / (ours + theirs) if ours and theirs else 0.0
+
+
+def _common_length(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    lengths = [0] * (len(other) + 1)
+    for left in one:
+        diagonal = 0
+        for column, right in enumerate(other, start=1):
+            above = lengths[column]
+            lengths[column] = diagonal + 1 if left == right else max(above, lengths[column - 1])
+            diagonal = above
+    return lengths[-1]
 
 
 def share_right(graded: Iterable[bool]) -> float:

@@ -273,3 +273,4 @@ class ResourcesSection(Section):
     vram_gb: Annotated[float, Field(gt=0)] | Auto = "auto"
     yield_to: str | None = None  # address of a server: no step while its queue is deep
     max_serving_rank: int | None = Field(default=None, ge=1)  # refuse a higher rank at plan time
+    price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None  # in any currency; the report adds it up

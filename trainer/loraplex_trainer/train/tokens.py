@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from loraplex_trainer.data.row import Row
 from loraplex_trainer.errors import TrainingDataError
 from loraplex_trainer.judge.graders import EvalRow
 
@@ -22,24 +23,37 @@ class TokenRow:
     input_ids: list[int]
     labels: list[int]
 
+    @property
+    def num_supervised(self) -> int:
+        """Tokens with loss."""
+        return sum(label != IGNORED for label in self.labels)
 
-def read_training_rows(path: Path, tokenizer: Any, system: str, max_length: int) -> list[TokenRow]:
-    """Tokenize a file of prompt/completion rows. Raises TrainingDataError naming the line at fault."""
-    rows = []
-    for number, row in _json_lines(path):
-        where = f"{path.name}, line {number}"
-        prompt, completion = row.get("prompt"), row.get("completion")
-        if not _is_conversation(prompt) or not _is_conversation(completion) or len(completion) != 1:
-            raise TrainingDataError(f"{where}: needs `prompt` messages and one `completion` message")
-        if prompt[0] != {"role": "system", "content": system}:
-            raise TrainingDataError(f"{where}: the prompt must begin with the recipe's system message")
-        tokens = tokenize(tokenizer, prompt, completion[0])
-        if len(tokens.input_ids) > max_length:
-            raise TrainingDataError(f"{where}: {len(tokens.input_ids)} tokens are more than {max_length}")
-        rows.append(tokens)
-    if not rows:
-        raise TrainingDataError(f"{path.name} has no rows")
-    return rows
+
+def prompt_messages(row: Row, system: str | None) -> list[dict[str, str]]:
+    """The conversation that is asked, with the recipe's system turn first; None: no system turn.
+
+    Without one, a template may put in a turn of its own, in training as in serving; `preflight` tells.
+    """
+    turns = [{"role": str(m["role"]), "content": m["content"]} for m in row.prompt if m["role"] != "system"]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+def render(rows: Sequence[Row], tokenizer: Any, system: str | None) -> list[TokenRow]:
+    """Token rows in the order of `rows`. Raises TrainingDataError with the ids of all rows at fault."""
+    rendered, faults = [], []
+    for row in rows:
+        try:
+            answer = {"role": "assistant", "content": row.completion}
+            rendered.append(tokenize(tokenizer, prompt_messages(row, system), answer))
+        except TrainingDataError as error:
+            faults.append((row, error))
+    if faults:
+        first, reason = faults[0]
+        ids = ", ".join(row.id for row, _ in faults[:10])
+        raise TrainingDataError(
+            f"{len(faults)} rows cannot be trained on ({ids}); the first, {first.origin}: {reason}"
+        )
+    return rendered
 
 
 def tokenize(tokenizer: Any, prompt: list[dict[str, str]], completion: dict[str, str]) -> TokenRow:
@@ -49,6 +63,9 @@ def tokenize(tokenizer: Any, prompt: list[dict[str, str]], completion: dict[str,
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     if whole[: len(prompt_ids)] != prompt_ids:
         raise TrainingDataError("the chat template renders a prompt differently once it is answered")
+    bos = tokenizer.bos_token_id
+    if bos is not None and whole[:2] == [bos, bos]:
+        raise TrainingDataError("the chat template begins with two BOS tokens")
     end = len(whole)
     while end > len(prompt_ids) and whole[end - 1] != tokenizer.eos_token_id:
         end -= 1
@@ -62,6 +79,12 @@ def prompt_token_ids(tokenizer: Any, prompt: list[dict[str, str]]) -> list[int]:
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Id that fills short rows; it is masked wherever it stands."""
+    pad = tokenizer.pad_token_id
+    return int(pad if pad is not None else tokenizer.eos_token_id)
 
 
 def question_messages(row: EvalRow) -> list[dict[str, str]]:
@@ -93,11 +116,3 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise TrainingDataError(f"{path.name}, line {number}: not an object")
         yield number, row
-
-
-def _is_conversation(value: Any) -> TypeGuard[list[dict[str, str]]]:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in value)
-    )

@@ -1,0 +1,56 @@
+"""The held-out questions of a domain: a file of the recipe, or the validation rows of its built data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from loraplex_trainer.errors import TrainingDataError
+from loraplex_trainer.judge.graders import GRADERS, EvalRow
+
+if TYPE_CHECKING:
+    from loraplex_trainer.data.row import Row
+    from loraplex_trainer.recipe.document import Recipe
+
+_REFERENCE_GRADER = "rouge_l"  # for a row that does not say how to judge: closeness to its own answer
+
+
+def domain_questions(recipe: Recipe, recipe_folder: Path, built: Path | None = None) -> list[EvalRow]:
+    """What the adapter of this recipe is asked at the end.
+
+    built  folder of the built data, used where the recipe names no file; None: there is none.
+
+    Raises TrainingDataError where there are no questions at all.
+    """
+    if recipe.eval.domain is not None:
+        from loraplex_trainer.train.tokens import read_eval_rows
+
+        rows = read_eval_rows(recipe_folder / recipe.eval.domain)
+    elif built is not None and built.is_dir():
+        from loraplex_trainer.data.build import load_built
+
+        rows = questions_of_rows(load_built(built).val, recipe.system)
+    else:
+        rows = []
+    if not rows:
+        raise TrainingDataError(
+            "there are no held-out questions: name a file of them as eval.domain, or let data.val keep some rows back"
+        )
+    unknown = sorted({row["grader"] for row in rows} - set(GRADERS))
+    if unknown:
+        raise TrainingDataError(
+            f"held-out questions name graders that are none: {unknown}; there are {', '.join(GRADERS)}"
+        )
+    return rows
+
+
+def questions_of_rows(rows: Sequence[Row], system: str | None) -> list[EvalRow]:
+    """Held-out questions made of rows with one turn; a conversation of several is no question by itself."""
+    return [_question(row, system) for row in rows if len(row.prompt) == 1 and row.stage != "general"]
+
+
+def _question(row: Row, system: str | None) -> EvalRow:
+    judged: dict[str, Any] = row.grader or {"grader": _REFERENCE_GRADER, "expected": row.completion}
+    asked = {"id": row.id, "system": system, "question": row.question, "answer": row.completion}
+    return cast(EvalRow, {**asked, **judged})
