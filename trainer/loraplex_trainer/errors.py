@@ -11,7 +11,8 @@ LoraplexError
     ├── SuiteUnavailableError  general questions that are not here
     ├── RunIncompleteError     the run folder has no adapter to package or judge
     ├── GateNotPassedError     the package has not shown that it may be registered
-    └── MergeRefusedError      the adapter may not be merged into that base
+    ├── MergeRefusedError      the adapter may not be merged into that base
+    └── OutputError            what was made cannot be written, e.g. since the disk is full
 """
 
 from __future__ import annotations
@@ -83,3 +84,9 @@ class MergeRefusedError(TrainerError):
     """Merging would change or erase what the adapter learned."""
 
     reason = "MERGE_REFUSED"
+
+
+class OutputError(TrainerError):
+    """A result cannot be written; what stood in its place before is still there."""
+
+    reason = "OUTPUT_FAILED"

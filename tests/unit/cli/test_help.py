@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.models import CommandInfo
 from typer.testing import CliRunner
 
@@ -20,11 +21,18 @@ def _name(command: CommandInfo) -> str:
 
 ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "transformers", "grpc", "google.protobuf", "rich", "numpy", "loraplex_server")
-GROUPS = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
-COMMANDS = [
-    *([_name(command)] for command in app.registered_commands),
-    *([str(group.info.name), _name(command)] for group in GROUPS for command in group.registered_commands),
-]
+
+
+def _commands(group: typer.Typer) -> list[list[str]]:
+    """Words of every command, of groups within groups too."""
+    within = [inner.typer_instance for inner in group.registered_groups if inner.typer_instance is not None]
+    return [
+        *([_name(command)] for command in group.registered_commands),
+        *([str(inner.info.name), *words] for inner in within for words in _commands(inner)),
+    ]
+
+
+COMMANDS = _commands(app)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["adapters", "--help"]])

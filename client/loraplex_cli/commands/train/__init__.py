@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from loraplex_cli.commands.train import run
+from loraplex_cli.commands.train import data, run
 from loraplex_cli.exit_codes import EXIT_CODES_HELP
 
 app = typer.Typer(name="train", help="Turn documents into a proven adapter.", no_args_is_help=True)
 for _command in (run.run,):
     app.command(epilog=EXIT_CODES_HELP)(_command)
+app.add_typer(data.app)
