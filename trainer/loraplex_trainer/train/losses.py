@@ -84,15 +84,19 @@ def collate(rows: Sequence[TokenRow], pad: int, device: torch.device) -> LossBat
     return LossBatch(ids.to(device), mask.to(device), positions.to(device), labels.to(device))
 
 
-def row_losses(model: Any, rows: Sequence[TokenRow], pad: int) -> list[RowLoss]:
-    """Each row's loss, in the order of `rows`. Sets the model to evaluation and leaves it there."""
+def row_losses(model: Any, rows: Sequence[TokenRow], pad: int, adapter: str | None = None) -> list[RowLoss]:
+    """Each row's loss, in the order of `rows`. Sets the model to evaluation and leaves it there.
+
+    adapter  of several; None: the active one
+    """
     model.eval()
     device = next(model.parameters()).device
     found: dict[int, RowLoss] = {}
     with torch.no_grad():
         for indices in _batches(rows, model.config.vocab_size):
             batch = collate([rows[i] for i in indices], pad, device)
-            logits = model(**batch.model_inputs()).logits[:, :-1]
+            named = {} if adapter is None else {"adapter_names": [adapter] * len(indices)}
+            logits = model(**batch.model_inputs(), **named).logits[:, :-1]
             sums, right = _sums(logits, batch.labels)
             counts = (batch.labels != IGNORED).sum(1)
             table = torch.stack([sums.double(), counts.double(), right.double()]).tolist()

@@ -44,7 +44,8 @@ def draw(plot: Plot, curves: Curves) -> str | None:
     lines = [(legend, curves.points(name)) for name, legend in plot.names]
     if not any(points for _, points in lines):
         return None
-    figure = Figure(figsize=_SIZE, layout="tight")  # not pyplot: it would look for a display
+    figure = Figure(figsize=_SIZE)  # not pyplot: it would look for a display
+    figure.subplots_adjust(left=0.16, right=0.97, bottom=0.17, top=0.9)
     axes = figure.add_subplot()
     for legend, points in lines:
         if points:

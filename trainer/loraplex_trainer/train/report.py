@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
@@ -14,10 +14,25 @@ from loraplex_trainer.train.events import EndStatus
 from loraplex_trainer.train.preflight import Preflight
 from loraplex_trainer.train.run_folder import RunFolder, write_json
 
-if TYPE_CHECKING:
-    from loraplex_trainer.train.stage_run import StageReport
-
+StageEnd = Literal["done", "paused", "cancelled"]
 _VERSIONED = ("torch", "transformers", "peft", "trl")
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What one stage did. Epochs and losses of the best validation, where there was one."""
+
+    name: str
+    end: StageEnd
+    num_rows: int
+    num_val: int
+    num_steps: int
+    num_epochs: float
+    num_tokens: int  # in this process
+    final_loss: float | None
+    best_epoch: float | None
+    best_loss: float | None
+    alarms: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,8 @@ def report_page(report: TrainReport, curves: Curves, samples: Sequence[dict[str,
     ]
     title = f"{escape(report.tenant)}/{escape(report.name)}"
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>'
-        f"<body>{''.join(parts)}</body></html>\n"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
 
 

@@ -51,9 +51,16 @@ def typical_rows(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def answer_greedily(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    adapter: str | None = None,
 ) -> list[Answer]:
-    """Answers to all prompts in one batch. Sets the model to evaluation and leaves it there."""
+    """Answers to all prompts in one batch. Sets the model to evaluation and leaves it there.
+
+    adapter  of several; None: the active one
+    """
     model.eval()
     device = next(model.parameters()).device
     pad, eos = padding_id(tokenizer), tokenizer.eos_token_id
@@ -62,8 +69,10 @@ def answer_greedily(
     mask = torch.tensor(
         [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
     )
+    named = {} if adapter is None else {"adapter_names": [adapter] * len(prompts)}
     with torch.no_grad():
         output = model.generate(
+            **named,
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
@@ -90,12 +99,15 @@ class Sampler:
         self._prompts = [prompt_token_ids(tokenizer, prompt_messages(row, system)) for row in rows]
         self._base: list[Answer] | None = None
 
-    def sample(self, model: Any, stage: str, epoch: float) -> list[Sample]:
-        """Ask the adapter, and the first time the base under it."""
+    def sample(self, model: Any, stage: str, epoch: float, adapter: str | None = None) -> list[Sample]:
+        """Ask the adapter, and the first time the base under it.
+
+        adapter  of several; None: the active one
+        """
         if self._base is None:
             with model.disable_adapter():
                 self._base = answer_greedily(model, self._tokenizer, self._prompts, self._max_new_tokens)
-        answers = answer_greedily(model, self._tokenizer, self._prompts, self._max_new_tokens)
+        answers = answer_greedily(model, self._tokenizer, self._prompts, self._max_new_tokens, adapter)
         return [
             _sample(stage, epoch, row, base, answer)
             for row, base, answer in zip(self.rows, self._base, answers, strict=True)

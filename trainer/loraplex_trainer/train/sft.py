@@ -117,7 +117,7 @@ def stage_arguments(
         bf16=plan.compute == "bf16",
         fp16=plan.compute == "fp16",
         use_cpu=plan.device == "cpu",
-        gradient_checkpointing=plan.checkpointing,
+        **_checkpointing(plan.checkpointing),
         dataloader_pin_memory=False,
         logging_steps=min(_LOG_EVERY, max(1, per_epoch)),
         logging_nan_inf_filter=False,  # a diverged loss must show
@@ -129,6 +129,12 @@ def stage_arguments(
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def _checkpointing(is_on: bool) -> dict[str, bool]:
+    """The setting by the name that the installed version has for it."""
+    new = "activation_checkpointing"
+    return {new if new in SFTConfig.__dataclass_fields__ else "gradient_checkpointing": is_on}
 
 
 def steps_per_epoch(plan: TrainingPlan, num_rows: int) -> int:

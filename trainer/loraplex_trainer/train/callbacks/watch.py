@@ -1,4 +1,4 @@
-"""After every evaluation: patience, and the overfit alarm."""
+"""After every epoch: the typical questions, and what the evaluation means for the stage."""
 
 from __future__ import annotations
 
@@ -7,43 +7,33 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from loraplex_trainer.train.events import OverfitAlarm, TrainEvent
-from loraplex_trainer.train.overfit import OverfitWatch
-from loraplex_trainer.train.patience import Patience
+from loraplex_trainer.train.events import Paused, TrainEvent
+from loraplex_trainer.train.observer import Losses, Observer
 
 
 class WatchCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Ends the stage when validation does not get better, or where an alarm is to end it.
+    """Ends the stage when validation does not get better, and pauses it on bad answers.
 
-    on_alarm  called with (epoch, ratio, epoch of the best validation); the alarm's event
+    steps_before  optimizer steps of the stages before this one
     """
 
-    def __init__(
-        self,
-        patience: Patience,
-        overfit: OverfitWatch,
-        emit: Callable[[TrainEvent], None],
-        on_alarm: Callable[[float, float, float], OverfitAlarm],
-        *,
-        stops_on_alarm: bool,
-    ) -> None:
-        self.patience = patience
-        self.overfit = overfit
-        self.has_ended = False  # the stage, by a decision of this callback
-        self.alarms: list[OverfitAlarm] = []
+    def __init__(self, observer: Observer, steps_before: int, emit: Callable[[TrainEvent], None]) -> None:
+        self.has_ended = False  # the stage, before its last epoch
+        self.pause: Paused | None = None
+        self._observer = observer
+        self._steps_before = steps_before
         self._emit = emit
-        self._on_alarm = on_alarm
-        self._stops_on_alarm = stops_on_alarm
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Evaluation and checkpoint of the epoch follow, whatever is decided here."""
+        why = self._observer.ask(model, float(state.epoch), self._steps_before + state.global_step)
+        if why is not None:
+            self.pause = Paused(float(state.epoch), f"{why}, then go on with --resume")
+            self._emit(self.pause)
+            control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """Called before the checkpoint of the epoch is saved, so that it holds what is decided here."""
-        epoch, loss = float(state.epoch), metrics["eval_loss"]
-        self.patience.see(loss, epoch)
-        if self.patience.is_over(epoch):
+        losses = Losses(metrics["eval_loss"], metrics["eval_train_loss"])
+        if self._observer.judge(losses, float(state.epoch)):
             self.has_ended = control.should_training_stop = True
-        if self.overfit.see(loss, metrics["eval_train_loss"]):
-            alarm = self._on_alarm(epoch, loss / metrics["eval_train_loss"], self.patience.best_epoch)
-            self.alarms.append(alarm)
-            self._emit(alarm)
-            if self._stops_on_alarm:
-                self.has_ended = control.should_training_stop = True
