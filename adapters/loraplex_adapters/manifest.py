@@ -35,7 +35,9 @@ class Manifest:
     template_sha256: str | None  # None: not said. Empty: the base had no chat template
     tokenizer_sha256: str | None  # None: not said
     files: dict[str, str]  # name of one of the two package files -> SHA-256, hex
-    companions: dict[str, str] = field(default_factory=dict)  # reports beside them that it lists -> SHA-256, hex
+    companions: dict[str, str] = field(
+        default_factory=dict
+    )  # reports beside them that it lists -> SHA-256, hex
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -14,6 +14,9 @@ class ExitCode(IntEnum):
     UNREACHABLE = 3  # no server answers at the address
     REFUSED = 4  # the server answered with an error; its reason is printed
     WRONG_RESULT = 5  # everything ran, and the result is not what it must be
+    DOES_NOT_FIT = 6
+    PAUSED = 7
+    INCONCLUSIVE = 8
     INTERRUPTED = 130  # Ctrl-C
 
 

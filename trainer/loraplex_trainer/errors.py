@@ -8,11 +8,11 @@ LoraplexError
     ├── RunFolderError         the folder holds no run, another run, or one of another recipe or other data
     ├── TrainingStorageError   the disk is full
     ├── TrainingDivergedError  the loss or the weights are no longer finite
+    ├── OutputError            what was made cannot be written, e.g. since the disk is full
     ├── SuiteUnavailableError  general questions that are not here
     ├── RunIncompleteError     the run folder has no adapter to package or judge
     ├── GateNotPassedError     the package has not shown that it may be registered
-    ├── MergeRefusedError      the adapter may not be merged into that base
-    └── OutputError            what was made cannot be written, e.g. since the disk is full
+    └── MergeRefusedError      the adapter may not be merged into that base
 """
 
 from __future__ import annotations
@@ -62,6 +62,12 @@ class TrainingDivergedError(TrainerError):
     reason = "TRAINING_DIVERGED"
 
 
+class OutputError(TrainerError):
+    """A result cannot be written; what stood in its place before is still there."""
+
+    reason = "OUTPUT_FAILED"
+
+
 class SuiteUnavailableError(TrainerError):
     """A suite of general questions is unknown, or its library or data are not on this machine."""
 
@@ -84,9 +90,3 @@ class MergeRefusedError(TrainerError):
     """Merging would change or erase what the adapter learned."""
 
     reason = "MERGE_REFUSED"
-
-
-class OutputError(TrainerError):
-    """A result cannot be written; what stood in its place before is still there."""
-
-    reason = "OUTPUT_FAILED"

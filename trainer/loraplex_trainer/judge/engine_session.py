@@ -38,7 +38,9 @@ class EngineAnswer:
     """What the engine made of a request."""
 
     token_ids: tuple[int, ...]  # with the end-of-sequence token, where it ended by itself
-    top: tuple[dict[int, float], ...]  # at each position: log-probability of the likeliest tokens and the chosen one
+    top: tuple[
+        dict[int, float], ...
+    ]  # at each position: log-probability of the likeliest tokens and the chosen one
     ended: bool
 
 
@@ -84,7 +86,7 @@ class EngineSession:
 
     @property
     def device(self) -> str:
-        """"cpu" or "cuda"."""
+        """ "cpu" or "cuda"."""
         assert self._engine.ready is not None
         return self._engine.ready.device
 

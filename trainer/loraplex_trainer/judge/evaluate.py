@@ -89,19 +89,21 @@ def evaluate_run(
     others: Sequence[Path] = (),
     progress: StageProgress | None = None,
 ) -> Evaluation:
-    """Evaluate the run's best adapter and write `eval.json` into the run folder.
+    """Evaluate the run's best adapter, write `eval.json` into the run folder, and package the run with it.
+
+    What is judged is the package: the weights as they are stored. An earlier gate's verdict goes with the old package.
 
     precision  None: the recipe's `eval.on`
     others     recipes of other domains, whose questions the adapter should not be able to answer
 
     Raises RunIncompleteError, TrainingDataError, SuiteUnavailableError, AdapterInvalidError.
     """
-    from loraplex_trainer.packaging.package import finished_adapter
+    from loraplex_trainer.packaging.package import package_run
     from loraplex_trainer.train.run_folder import write_json
 
     evaluation = evaluate_package(
-        finished_adapter(run),
-        read_recipe(run.resolved if run.resolved.is_file() else run.recipe),
+        package_run(run, base_folder),
+        read_recipe(run.recipe),
         recipe_folder,
         base_folder,
         precision=precision,
@@ -110,6 +112,7 @@ def evaluate_run(
         progress=progress,
     )
     write_json(run.eval, evaluation.document())
+    package_run(run, base_folder)
     return evaluation
 
 

@@ -84,7 +84,5 @@ def _answer_shipped(session: ModelSession, suite: Suite, progress: StageProgress
     scores = []
     for with_adapter in (False, True):
         chosen = choose(session, suite, with_adapter=with_adapter, on_done=advance)
-        scores.append(
-            [float(pick == q.answer) for pick, q in zip(chosen, suite.questions, strict=True)]
-        )
+        scores.append([float(pick == q.answer) for pick, q in zip(chosen, suite.questions, strict=True)])
     return SuiteScores(suite.name, *scores)

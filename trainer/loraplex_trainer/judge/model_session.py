@@ -68,9 +68,7 @@ class ModelSession:
         done: dict[int, Completion] = {}
         for indices in _batches([len(prompt) for prompt in prompts], max_rows=_ROWS[self.device.type]):
             batch = [list(prompts[index]) for index in indices]
-            done.update(
-                zip(indices, self._complete_batch(batch, with_adapter, max_new_tokens), strict=True)
-            )
+            done.update(zip(indices, self._complete_batch(batch, with_adapter, max_new_tokens), strict=True))
             if on_done is not None:
                 on_done(len(indices))
         return [done[index] for index in range(len(prompts))]
@@ -179,7 +177,9 @@ def _batches(
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         longest = longest if batch else lengths[index]
-        is_full = len(batch) == max_rows or (max_tokens is not None and (len(batch) + 1) * longest > max_tokens)
+        is_full = len(batch) == max_rows or (
+            max_tokens is not None and (len(batch) + 1) * longest > max_tokens
+        )
         if batch and is_full:
             yield batch
             batch, longest = [], lengths[index]

@@ -28,7 +28,7 @@ def domain_questions(recipe: Recipe, recipe_folder: Path, built: Path | None = N
 
         rows = read_eval_rows(recipe_folder / recipe.eval.domain)
     elif built is not None and built.is_dir():
-        from loraplex_trainer.data.build import load_built
+        from loraplex_trainer.data.built import load_built
 
         rows = questions_of_rows(load_built(built).val, recipe.system)
     else:

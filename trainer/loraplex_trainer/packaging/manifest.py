@@ -30,7 +30,9 @@ class Origin:
     base_folder: Path
     plan: Mapping[str, Any] = field(default_factory=dict)
     data: BuiltData | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)  # steps, loss, seconds, as the run's report has them
+    training: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # steps, loss, seconds, as the run's report has them
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # without the answers
 
 
@@ -109,7 +111,9 @@ def _base(origin: Origin) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "trained_on": _trained_on(origin),
-        "allowed_serving": sorted({str(origin.evaluation[key]) for key in ("precision",) if key in origin.evaluation}),
+        "allowed_serving": sorted(
+            {str(origin.evaluation[key]) for key in ("precision",) if key in origin.evaluation}
+        ),
     }
 
 

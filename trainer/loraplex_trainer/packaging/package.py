@@ -31,7 +31,7 @@ def package_run(run: RunFolder, base_folder: Path, output: Path | None = None) -
 
     Raises RunIncompleteError, AdapterInvalidError, AdapterIncompatibleError, TrainingDivergedError.
     """
-    from loraplex_trainer.data.build import load_built
+    from loraplex_trainer.data.built import load_built
 
     adapter = finished_adapter(run)
     evaluation = _read_json(run.eval)

@@ -12,9 +12,7 @@ from loraplex_server.admission.jobs import AdmissionJob, AdmittedPackage
 from loraplex_server.base.fingerprint import base_spec, template_hash, tokenizer_hash
 
 
-def validate(
-    package: Path, base_folder: Path, limits: PackageLimits = DEFAULT_LIMITS
-) -> AdmittedPackage:
+def validate(package: Path, base_folder: Path, limits: PackageLimits = DEFAULT_LIMITS) -> AdmittedPackage:
     """Prove that a server with this base and these limits would take the package, and that the trainer wrote it whole.
 
     Raises AdapterInvalidError, AdapterIncompatibleError, AdapterTooLargeError.

@@ -35,7 +35,7 @@ def stages_of(
 
     def own(section: StageSection) -> BuiltData:
         return _built(
-            run.data / "stages" / section.name,
+            run.stage_data(section.name),
             lambda folder: build_stage(recipe, section, recipe_folder, folder, tokenizer, progress),
         )
 

@@ -118,6 +118,10 @@ class RunFolder:
         """The gate's verdict."""
         return self.path / "gate.json"
 
+    def stage_data(self, stage: str) -> Path:
+        """Folder of the built data of a stage with its own sources."""
+        return self.path / f"data-{stage}"
+
     def stage_folder(self, index: int, stage: str) -> Path:
         """Checkpoints of one stage."""
         return self.checkpoints / f"{index:02d}-{stage}"

@@ -89,7 +89,8 @@ def padding_id(tokenizer: Any) -> int:
 
 def question_messages(row: EvalRow) -> list[dict[str, str]]:
     """The prompt of a held-out question."""
-    return [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["question"]}]
+    question = {"role": "user", "content": row["question"]}
+    return [question] if row["system"] is None else [{"role": "system", "content": row["system"]}, question]
 
 
 def read_eval_rows(path: Path) -> list[EvalRow]:
