@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from loraplex_trainer.base_model import Precision
     from loraplex_trainer.judge.gate_report import GateReport
     from loraplex_trainer.recipe.document import Recipe
-    from loraplex_trainer.train.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from loraplex_cli.commands.train import data, judge, package, run
+from loraplex_cli.commands.train import data, jobs, judge, package, run
 from loraplex_cli.exit_codes import EXIT_CODES_HELP
 
 app = typer.Typer(name="train", help="Turn documents into a proven adapter.", no_args_is_help=True)
 for _command in (run.run, judge.compare, judge.gate, package.package, package.merge, package.register):
     app.command(epilog=EXIT_CODES_HELP)(_command)
 app.command("eval", epilog=EXIT_CODES_HELP)(judge.evaluate)
-app.add_typer(data.app)
+for _group in (data.app, jobs.app):
+    app.add_typer(_group)
