@@ -20,7 +20,7 @@ from loraplex_server.training.event_recorder import EventRecorder
 from loraplex_server.training.job_folder import JobFolders
 from loraplex_server.training.job_store import Decide, JobStore
 from loraplex_server.training.jobs import Failure, JobName, JobState, Progress, TrainingJob, Verdict
-from loraplex_server.training.messages import Outcome, RunOrder
+from loraplex_server.training.messages import MAX_TEXT, Outcome, RunOrder
 from loraplex_server.training.settings import ServedBase, TrainingLimits
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,8 @@ class JobSupervisor:
             case "cancelled":
                 decide = partial(_ended, state=JobState.CANCELLED)
             case _:
-                failure = Failure(outcome.reason, outcome.message, outcome.is_resumable)
+                message = outcome.message.replace("\0", " ")[:MAX_TEXT]  # PostgreSQL takes no NUL
+                failure = Failure(outcome.reason[:64] or "UNKNOWN", message, outcome.is_resumable)
                 decide = partial(_failed, failure=failure, verdict=verdict)
         after = await self._change(job.name, decide, outcome.message)
         self._metrics.training_ended(after.state.value)

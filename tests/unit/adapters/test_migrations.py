@@ -184,6 +184,21 @@ def test_going_back_keeps_what_stable_names(engine: Engine, database_url: str) -
     assert kept == [("shop", B, "ready"), ("t/faq", B, "ready")]
 
 
+def test_going_back_before_training_jobs_keeps_the_adapters(engine: Engine, database_url: str) -> None:
+    registry = AdapterRegistry(database_url)
+    name = AdapterName.parse("t/faq")
+    before = registry.register(name, version(A), alias="candidate")
+
+    migrate(engine, "0002")
+
+    assert "training_jobs" not in inspect(engine).get_table_names()
+    assert registry.get(name) == before
+    migrate(engine)
+    assert "training_jobs" in inspect(engine).get_table_names()
+    assert registry.get(name) == before
+    registry.close()
+
+
 def test_the_tables_after_all_migrations_are_those_of_the_code(engine: Engine) -> None:
     migrate(engine)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from collections.abc import Callable
 from typing import BinaryIO
 
 import msgspec
@@ -35,9 +35,9 @@ class ServerChannel:
         """What is to be done. Raises msgspec.MsgspecError."""
         return decode_command(self._commands.readline())
 
-    def listen(self) -> None:
-        """Follow what the server says, in a thread; the process ends with the server."""
-        threading.Thread(target=self._listen, name="server", daemon=True).start()
+    def listen(self, on_gone: Callable[[], None]) -> None:
+        """Follow what the server says, in a thread, which calls `on_gone` when there is no server any more."""
+        threading.Thread(target=self._listen, args=(on_gone,), name="server", daemon=True).start()
 
     def tell(self, report: Report) -> None:
         """One line, whole."""
@@ -64,7 +64,7 @@ class ServerChannel:
         paused_s, self._paused_s = self._paused_s, 0.0
         return paused_s
 
-    def _listen(self) -> None:
+    def _listen(self, on_gone: Callable[[], None]) -> None:
         for line in self._commands:
             try:
                 command = decode_command(line)
@@ -77,4 +77,4 @@ class ServerChannel:
                     case CancelOrder():
                         self._is_cancelled = True
                 self._changed.notify_all()
-        os._exit(1)  # the server is gone; the next one goes on from the last checkpoint
+        on_gone()

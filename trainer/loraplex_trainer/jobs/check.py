@@ -73,4 +73,6 @@ def _misfits(recipe: Recipe, order: CheckOrder) -> Iterator[Violation]:
         if problem := problem_of_pattern(named.pattern):
             yield Violation(named.field, problem)
         elif not found_files(named.pattern, Path(order.folder)):
-            yield Violation(named.field, f"names no file that was sent or lies in data_folder: {named.pattern}")
+            yield Violation(
+                named.field, f"names no file that was sent or lies in data_folder: {named.pattern}"
+            )

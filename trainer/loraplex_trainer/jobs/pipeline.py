@@ -50,7 +50,9 @@ def run_job(order: RunOrder, channel: ServerChannel) -> Outcome:
         if type(error).__name__ == "OutOfMemoryError":  # torch's
             message = "the device has no memory left for the job; lower the micro batch, or resume it later"
             return Outcome("failed", "JOB_OUT_OF_MEMORY", message, is_resumable=True)
-        message = f"a bug of the trainer ({type(error).__name__}); the job's output on the server has its place"
+        message = (
+            f"a bug of the trainer ({type(error).__name__}); the job's output on the server has its place"
+        )
         return Outcome("failed", "INTERNAL", message, is_resumable=True)
 
 

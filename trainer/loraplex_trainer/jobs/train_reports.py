@@ -57,7 +57,9 @@ class TrainReports:
                 values = {"epoch": event.epoch, "answers": event.num_answers, "bad_answers": event.num_bad}
                 tell(Measured(stage, values))
             case OverfitAlarm():
-                text = f"validation falls behind training: ratio {event.ratio:.2f} after epoch {event.epoch:g}"
+                text = (
+                    f"validation falls behind training: ratio {event.ratio:.2f} after epoch {event.epoch:g}"
+                )
                 tell(Said(text, stage, is_warning=True))
             case Paused():
                 tell(Said(f"paused: {event.why}"[:MAX_TEXT], stage, is_warning=True))
