@@ -2,20 +2,25 @@
 
 LoraplexError
 └── TrainerError
-    ├── RecipeError            the recipe is malformed or names what is not there
-    ├── TrainingDataError      a data file is malformed or does not fit the recipe
-    ├── QuantizedBaseError     the base's modules are not quantized as the plan says
-    ├── RunFolderError         the folder holds no run, another run, or one of another recipe or other data
-    ├── TrainingStorageError   the disk is full
-    ├── TrainingDivergedError  the loss or the weights are no longer finite
-    ├── OutputError            what was made cannot be written, e.g. since the disk is full
-    ├── SuiteUnavailableError  general questions that are not here
-    ├── RunIncompleteError     the run folder has no adapter to package or judge
-    ├── GateNotPassedError     the package has not shown that it may be registered
-    └── MergeRefusedError      the adapter may not be merged into that base
+    ├── RecipeError           the recipe is malformed or names what is not there
+    ├── TrainingDataError     a data file is malformed or does not fit the recipe
+    ├── QuantizedBaseError    the base's modules are not quantized as the plan says
+    ├── RunFolderError        the folder holds no run, another run, or one of another recipe or other data
+    ├── TrainingStorageError  the disk is full
+    ├── TrainingDivergedError the loss or the weights are no longer finite
+    ├── OutputError           what was made cannot be written, e.g. since the disk is full
+    ├── SuiteUnavailableError general questions that are not here
+    ├── RunIncompleteError    the run folder has no adapter to package or judge
+    ├── GateNotPassedError    the package has not shown that it may be registered
+    ├── MergeRefusedError     the adapter may not be merged into that base
+    ├── DoesNotFitError       no way to train this model fits the memory; the nearest that does is named
+    ├── QuantBackendError     an experimental way to hold the base lacks its library
+    └── MeasurementError      the trial steps of `plan --measure` failed
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from loraplex_adapters.errors import LoraplexError
 
@@ -90,3 +95,40 @@ class MergeRefusedError(TrainerError):
     """Merging would change or erase what the adapter learned."""
 
     reason = "MERGE_REFUSED"
+
+
+class DoesNotFitError(TrainerError):
+    """No plan fits the memory there is."""
+
+    reason = "TRAINING_DOES_NOT_FIT"
+
+    def __init__(
+        self, message: str, available_bytes: int, nearest: NearestPlan, rejected: tuple[RejectedPlan, ...]
+    ) -> None:
+        super().__init__(message)
+        self.available_bytes = available_bytes
+        self.nearest = nearest
+        self.rejected = rejected
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The numbers behind the message, as JSON values."""
+        from dataclasses import asdict
+
+        return {
+            "available_bytes": self.available_bytes,
+            "nearest": asdict(self.nearest),
+            "rejected": [asdict(plan) for plan in self.rejected],
+        }
+
+
+class QuantBackendError(TrainerError):
+    """2 bits are experimental: their library is not installed, or cannot quantize this base."""
+
+    reason = "QUANT_BACKEND_UNAVAILABLE"
+
+
+class MeasurementError(TrainerError):
+    """The trial steps ended without a measurement, e.g. because memory ran out after all."""
+
+    reason = "MEASUREMENT_FAILED"

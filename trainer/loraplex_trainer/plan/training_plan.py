@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Method = Literal["lora-bf16", "lora-fp32", "lora-int8", "qlora-nf4"]
+Method = Literal["lora-bf16", "lora-fp32", "lora-int8", "qlora-nf4", "qlora-2bit"]
+"""lora-bf16 is any 16 bits: fp16 on a card without bf16; qlora-2bit is experimental."""
 Compute = Literal["bf16", "fp16", "fp32"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
@@ -19,11 +20,13 @@ class MemoryEstimate:
     activations: int
     logits: int
     context: int  # libraries and the device's own
+    loading: int = 0  # what reading the base takes beyond what the steps do
 
     @property
     def total(self) -> int:
         """Sum of the parts."""
-        return self.base + self.adapter + self.activations + self.logits + self.context
+        steps = self.adapter + self.activations + self.logits
+        return self.base + steps + self.context + self.loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,25 @@ class RejectedPlan:
     method: Method
     needed_bytes: int
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class NearestPlan:
+    """What would have to change for a training to fit; each part alone is enough, null is none."""
+
+    card_gb: int | None  # smallest usual card that trains this model
+    max_length: int | None  # longest rows, in tokens, that fit here
+    model: str | None  # largest preset that fits here
+    method: Method  # that the first of them would take
+
+
+@dataclass(frozen=True, slots=True)
+class DataSize:
+    """What the plan needs to know of the rows. Tokens are those of a rendered row."""
+
+    num_rows: int
+    median_tokens: int | None = None
+    longest_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +92,7 @@ class TrainingPlan:
     choices: tuple[Choice, ...]
     rejected: tuple[RejectedPlan, ...]
     rule_of_thumb: str  # the common advice for this size, and why the plan differs from it if it does
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    notes: tuple[str, ...] = ()  # what is allowed and unusual
+    planned_tokens: int | None = None  # of the longest row, where shorter than max_length; else null
+    measured_step_seconds: float | None = None  # of an optimizer step, by `plan --measure`

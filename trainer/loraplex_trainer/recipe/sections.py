@@ -210,7 +210,7 @@ class TrainSection(Section):
     scheduler: Literal["constant_with_warmup", "cosine", "linear"] = "constant_with_warmup"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of all optimizer steps
     max_grad_norm: float = Field(default=1.0, gt=0)
-    packing: bool = False
+    packing: bool | Auto = False  # auto: where most rows are short
     seed: int = Field(default=42, ge=0)
 
 
