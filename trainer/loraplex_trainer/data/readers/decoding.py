@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from loraplex_trainer.data.conversation import BadRecordError
@@ -34,26 +35,28 @@ def decoded(content: bytes) -> str:
         pass
     if b"\x00" in content[:4096]:
         raise BadRecordError("the file is not text")
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(content).best()
-    # Old Chinese files are GBK. Decoding to Chinese decides: statistics of a short file may say Korean.
+    runs = re.findall(rb"[\x80-\xff]+", content)
+    if sum(map(len, runs)) < 1.5 * len(runs):
+        return content.decode("cp1252", errors="replace")  # letters with accents among plain ones: Western
     try:
+        # Old Chinese files are GBK. Decoding to Chinese decides: statistics of a short file may say Korean.
         chinese = content.decode("gb18030")
-        if _share_of_common_chinese(chinese) > 0.5:
+        if _is_chinese(chinese):
             return chinese
     except UnicodeDecodeError:
         pass
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(content).best()
     if best is None:
         raise BadRecordError("the encoding of the file is not known; save it as UTF-8")
     return str(best)
 
 
-def _share_of_common_chinese(text: str) -> float:
-    """Of the characters beyond ASCII, those of GB 2312's first level, which nearly all Chinese text is made of."""
+def _is_chinese(text: str) -> bool:
+    """Whether most of its characters beyond ASCII are those that Chinese text is made of."""
     beyond = [c for c in text if ord(c) > 127]
-    common = sum(_is_common_chinese(c) for c in beyond)
-    return common / len(beyond) if beyond else 0.0
+    return sum(map(_is_common_chinese, beyond)) > len(beyond) / 2
 
 
 def _is_common_chinese(character: str) -> bool:

@@ -63,7 +63,7 @@ def _begins(role: str, word: str, before: str, current: _Open) -> bool:
     has_answer = any(turn["role"] == "assistant" for turn in current.turns)
     if role == "system":
         return bool(current.turns)
-    return role == "user" and has_answer and (begins_conversation(word) or before.endswith("\n\n"))
+    return role == "user" and (begins_conversation(word) or (has_answer and before.endswith("\n\n")))
 
 
 def _closed(current: _Open, source: str, where: str | None) -> Conversation | Rejected:
