@@ -45,7 +45,19 @@ def load_for_training(folder: Path, plan: TrainingPlan, quant: QuantSection) -> 
     model = model if is_quantized else model.to(device)
     model.requires_grad_(False)
     check_census(census(model), plan)
+    _keep_trainable(model)
     return model.eval()
+
+
+def _keep_trainable(model: Any) -> None:
+    """Forbids bitsandbytes to repack 4-bit weights for inference on some CPUs.
+
+    It does so at the first forward pass in evaluation mode, rounds the scales to bf16, and has no gradient after: each
+    validation between two epochs would change the base and cut the gradient off.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def quantization(plan: TrainingPlan, quant: QuantSection) -> Any:

@@ -51,7 +51,7 @@ def joint_losses(
     """
     names = [name for name, own in rows.items() for _ in own]
     device = next(model.parameters()).device
-    batch = collate([row for own in rows.values() for row in own], pad, device)
+    batch = collate([row for own in rows.values() for row in own], pad, device, in_company=True)
     logits = model(**batch.model_inputs(), adapter_names=names).logits[:, :-1]
     losses = {}
     first = 0

@@ -14,6 +14,7 @@ from loraplex_trainer.train.tokens import IGNORED, TokenRow
 
 _LOGIT_BYTES = 2**27  # of one batch's logits in 16 bits: little beside any base
 _MAX_ROWS = 128
+_VECTOR = 16  # floats of the widest registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,9 @@ class MeanLoss:
 class LossBatch:
     """Rows padded on the left, so that what has a loss stands in the last `num_columns` columns.
 
-    input_ids, attention_mask, position_ids  [rows, length]
-    labels                                   [rows, num_columns], IGNORED where there is no loss
+    input_ids, position_ids  [rows, length]
+    attention_mask           [rows, length], or [rows, 1, length, length] and true where one may look
+    labels                   [rows, num_columns], IGNORED where there is no loss
     """
 
     input_ids: Tensor
@@ -67,9 +69,18 @@ class LossBatch:
         }
 
 
-def collate(rows: Sequence[TokenRow], pad: int, device: torch.device) -> LossBatch:
-    """One batch of the rows, in their order."""
+def collate(
+    rows: Sequence[TokenRow], pad: int, device: torch.device, *, in_company: bool = False
+) -> LossBatch:
+    """One batch of the rows, in their order.
+
+    in_company  each row's numbers shall not depend on which rows stand beside it: widths are those of whole vectors,
+                so that a longer row adds zeros and no other order of adding, and every batch has a mask of its own,
+                since attention without one is another kernel
+    """
     length = max(len(row.input_ids) for row in rows)
+    if in_company:
+        length = -(-length // _VECTOR) * _VECTOR
     columns = max(len(row.labels) - _first_label(row) for row in rows)
     ids = torch.full((len(rows), length), pad)
     mask = torch.zeros((len(rows), length), dtype=torch.long)
@@ -81,7 +92,8 @@ def collate(rows: Sequence[TokenRow], pad: int, device: torch.device) -> LossBat
         kept = row.labels[-columns:]
         labels[index, columns - len(kept) :] = torch.tensor(kept)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return LossBatch(ids.to(device), mask.to(device), positions.to(device), labels.to(device))
+    seen = _causal(mask) if in_company else mask
+    return LossBatch(ids.to(device), seen.to(device), positions.to(device), labels.to(device))
 
 
 def row_losses(model: Any, rows: Sequence[TokenRow], pad: int, adapter: str | None = None) -> list[RowLoss]:
@@ -120,6 +132,13 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return loss.view_as(labels)
+
+
+def _causal(mask: Tensor) -> Tensor:
+    """[rows, 1, length, length] from [rows, length]. Padding sees itself, since a softmax of nothing is no number."""
+    length = mask.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    return (earlier & mask.bool()[:, None, None, :]) | torch.eye(length, dtype=torch.bool)
 
 
 def _sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

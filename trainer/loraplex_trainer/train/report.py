@@ -127,7 +127,7 @@ def make_report(
         planned_memory_bytes=plan.memory.total,
         trainable_parameters=plan.trainable_parameters,
         adapter_bytes=weights.stat().st_size if weights.is_file() else 0,
-        cost=_cost(recipe, plan, seconds),
+        cost=cost_of(recipe, plan, seconds),
         seed=recipe.train.seed,
         recipe_sha256=recipe_sha256,
         data_sha256=data_sha256,
@@ -147,7 +147,7 @@ def write_report(run: RunFolder, report: TrainReport) -> None:
     write_text(run.report_page, report_page(report, read_curves(run), read_lines(run.samples)))
 
 
-def _cost(recipe: Recipe, plan: TrainingPlan, seconds: float) -> Cost:
+def cost_of(recipe: Recipe, plan: TrainingPlan, seconds: float) -> Cost:
     gpu_seconds = seconds if plan.device == "cuda" else 0.0
     price = recipe.resources.price_per_gpu_hour
     return Cost(gpu_seconds, price, None if price is None else round(price * gpu_seconds / 3600, 4))

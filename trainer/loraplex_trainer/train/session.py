@@ -80,10 +80,10 @@ def _train_stages(
     model = add_adapter(load_for_training(opened.base, plan, recipe.quant), recipe, plan)
     memory.look()
 
-    def losses_of(rows: Sequence[Row]) -> list[float]:
+    def loss_of(rows: Sequence[Row]) -> list[float]:
         return _losses_under(model, opened, rows)
 
-    stages = [part for stage in opened.stages for part in with_curriculum(stage, recipe, losses_of)]
+    stages = [part for stage in opened.stages for part in with_curriculum(stage, recipe, loss_of)]
     steps = [steps_per_epoch(plan, len(stage.train)) * stage.epochs.max for stage in stages]
     context = RunContext(
         run=run,

@@ -10,18 +10,31 @@ import torch
 from safetensors.torch import load_file
 
 from loraplex_trainer import base_model
-from loraplex_trainer.errors import RunFolderError, TrainingDataError, TrainingDivergedError, TrainingStorageError
+from loraplex_trainer.errors import (
+    RunFolderError,
+    TrainingDataError,
+    TrainingDivergedError,
+    TrainingStorageError,
+)
 from loraplex_trainer.train import adapter, stage_run
 from loraplex_trainer.train.adapter import CONFIG_FILE, WEIGHTS_FILE
 from loraplex_trainer.train.curves import read_curves
 from loraplex_trainer.train.events import Evaluated, Finished, Log, StageStarted, Step, TrainEvent
 from loraplex_trainer.train.report import TrainReport
 from loraplex_trainer.train.run_folder import RunFolder
+from loraplex_trainer.train.session import train
 
 from .conftest import Trains, built, colour_rows, row, tiny_plan, tiny_recipe
 
 EPOCHS_4 = {"epochs": {"min": 1, "max": 4}}
 SPLIT = built(colour_rows(6)[:4], colour_rows(6)[4:])
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
+    """Four epochs of two steps in one go. Read-only."""
+    folder = tmp_path_factory.mktemp("straight")
+    return train(tiny_recipe(train=EPOCHS_4), folder, folder / "run", tiny_base, plan=tiny_plan(), data=SPLIT)
 
 
 def weights(report: TrainReport) -> bytes:
@@ -55,9 +68,10 @@ def test_a_resumed_run_ends_with_the_bytes_of_a_straight_one(train_tiny: Trains)
     assert resumed.num_steps == straight.num_steps == 8
 
 
-def test_a_checkpoint_that_a_kill_cut_off_is_not_resumed_from(train_tiny: Trains) -> None:
+def test_a_checkpoint_that_a_kill_cut_off_is_not_resumed_from(
+    train_tiny: Trains, straight: TrainReport
+) -> None:
     recipe = tiny_recipe(train=EPOCHS_4)
-    straight = train_tiny("straight", recipe, SPLIT)
     cancelled = train_tiny("cut", recipe, SPLIT, should_stop=stop_at(6))
     (stage,) = (cancelled.run_folder / "checkpoints").iterdir()
     half = stage / "checkpoint-6"
@@ -68,7 +82,9 @@ def test_a_checkpoint_that_a_kill_cut_off_is_not_resumed_from(train_tiny: Trains
     assert weights(resumed) == weights(straight)
 
 
-def test_a_run_killed_after_its_last_epoch_only_writes_what_is_missing(train_tiny: Trains, tmp_path: Path) -> None:
+def test_a_run_killed_after_its_last_epoch_only_writes_what_is_missing(
+    train_tiny: Trains, tmp_path: Path
+) -> None:
     report = train_tiny("run", tiny_recipe(train=EPOCHS_4), SPLIT)
     before = weights(report)
     run = RunFolder(report.run_folder)
@@ -240,15 +256,16 @@ def test_a_training_that_diverges_writes_no_adapter_and_says_what_to_do(
 
 def test_a_checkpoint_with_infinite_weights_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(TrainingDivergedError, match="NaN or infinity"):
-        adapter.export_tensors({"w": torch.tensor([float("inf")])}, tmp_path / "best", tiny_recipe(), tiny_plan())
+        adapter.export_tensors(
+            {"w": torch.tensor([float("inf")])}, tmp_path / "best", tiny_recipe(), tiny_plan()
+        )
     assert not (tmp_path / "best").exists()
 
 
 def test_a_full_disk_is_a_clear_error_and_the_run_goes_on_when_there_is_room(
-    train_tiny: Trains, tmp_path: Path
+    train_tiny: Trains, tmp_path: Path, straight: TrainReport
 ) -> None:
     recipe = tiny_recipe(train=EPOCHS_4)
-    straight = train_tiny("straight", recipe, SPLIT)
     folder = tmp_path / "run"
 
     def fill(event: TrainEvent) -> None:
@@ -289,7 +306,9 @@ def test_the_whole_run_opens_no_socket_and_prints_nothing(
 
 
 def test_four_micro_batches_of_one_row_train_like_one_of_four(train_tiny: Trains) -> None:
-    rows = tuple(row(f"What is {n}?", "Red. " * n) for n in range(1, 5))  # of unequal length: means of means differ
+    rows = tuple(
+        row(f"What is {n}?", "Red. " * n) for n in range(1, 5)
+    )  # of unequal length: means of means differ
     wide = train_tiny("wide", data=built(rows), plan=tiny_plan(micro_batch=4, accumulation=1))
     narrow = train_tiny("narrow", data=built(rows), plan=tiny_plan(micro_batch=1, accumulation=4))
     one, four = (load_file(r.run_folder / "best" / WEIGHTS_FILE) for r in (wide, narrow))
@@ -322,7 +341,7 @@ def test_events_tell_steps_with_time_left_and_end_with_finished(train_tiny: Trai
 def test_rows_that_cannot_be_trained_on_are_refused_by_id(train_tiny: Trains) -> None:
     long = row("What is long?", "a" * 500)
 
-    with pytest.raises(TrainingDataError, match=f"{long.id}.*|max_length"):
+    with pytest.raises(TrainingDataError, match=long.id):
         train_tiny("long", data=built([*colour_rows(), long]))
     with pytest.raises(TrainingDataError, match="no rows"):
         train_tiny("empty", data=built([]))
