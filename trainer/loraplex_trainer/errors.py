@@ -24,6 +24,9 @@ from typing import Any
 
 from loraplex_adapters.errors import LoraplexError
 
+if TYPE_CHECKING:
+    from loraplex_trainer.plan.training_plan import NearestPlan, RejectedPlan
+
 
 class TrainerError(LoraplexError):
     """Something about making an adapter."""
