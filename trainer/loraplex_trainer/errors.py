@@ -20,7 +20,7 @@ LoraplexError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraplex_adapters.errors import LoraplexError
 
