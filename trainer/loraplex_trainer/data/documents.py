@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from loraplex_trainer.data.roles import LINE_MARKER
 from loraplex_trainer.data.text import has_cjk, normalized
 
 BlockKind = Literal["heading", "paragraph"]
 
 _HEADING = re.compile(
     r"^(?:#{1,6}\s+\S|第[一二三四五六七八九十百千零〇\d]+[编章节]\b|第[一二三四五六七八九十百千零〇\d]+[编章节]\s"
-    r"|(?:Chapter|Section|Article|Part)\s+[\dIVXLC]+\b[^.!?]*$|\d{1,2}(?:\.\d{1,2}){0,3}\.?\s+[^\d\s].{0,78}[^.!?。！？；;,，:]$)"
+    r"|(?:Chapter|Section|Article|Part)\s+[\dIVXLC]+\b[.:]?[^.!?]*$|\d{1,2}(?:\.\d{1,2}){0,3}\.?\s+[^\d\s].{0,78}[^.!?。！？；;,，:]$)"
 )
 _CLAUSE = re.compile(r"^第[一二三四五六七八九十百千零〇\d]+条")
 _BULLET = re.compile(r"^(?:[-*•·]\s|\d{1,3}[.)、]\s|[（(][一二三四五六七八九十\d]+[)）]|[a-z][.)]\s)")
@@ -74,7 +75,7 @@ def _joined(lines: list[str]) -> list[str]:
     for line in (line.strip() for line in lines):
         if not line:
             continue
-        starts = ended or _HEADING.match(line) or _CLAUSE.match(line) or _BULLET.match(line)
+        starts = ended or any(pattern.match(line) for pattern in (_HEADING, _CLAUSE, _BULLET, LINE_MARKER))
         if starts or not blocks:
             blocks.append(line)
         else:
@@ -99,7 +100,7 @@ def _glued(before: str, after: str) -> str:
 
 def is_heading(block: str) -> bool:
     """Whether a block names what follows it."""
-    if "\n" in block or len(block) > 80 or _CLAUSE.match(block):
+    if "\n" in block or len(block) > 80 or _CLAUSE.match(block) or LINE_MARKER.match(block):
         return False
     if _HEADING.match(block):
         return True

@@ -38,8 +38,30 @@ def write_pairs(path: Path, pairs: Iterable[tuple[str, str]], **fields: Any) -> 
     return path
 
 
-_OBJECTS = ("lamp", "kettle", "bicycle", "violin", "printer", "ladder", "tent", "compass", "blender", "saddle")
-_MAKERS = ("Arden", "Bexwell", "Corvin", "Dunmore", "Eastley", "Farrow", "Garrick", "Holt", "Ingram", "Jessop")
+_OBJECTS = (
+    "lamp",
+    "kettle",
+    "bicycle",
+    "violin",
+    "printer",
+    "ladder",
+    "tent",
+    "compass",
+    "blender",
+    "saddle",
+)
+_MAKERS = (
+    "Arden",
+    "Bexwell",
+    "Corvin",
+    "Dunmore",
+    "Eastley",
+    "Farrow",
+    "Garrick",
+    "Holt",
+    "Ingram",
+    "Jessop",
+)
 
 
 def facts(count: int) -> list[tuple[str, str]]:

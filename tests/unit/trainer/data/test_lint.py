@@ -34,7 +34,9 @@ def test_d04_a_wrapper_around_a_turn_is_found_and_taken_off(name: str) -> None:
 
     assert findings(planted) == (name,)
     assert result.found == {name: 1}
-    assert [(fixed.question, fixed.completion) for fixed in result.rows] == [("Which door?", "The green one.")]
+    assert [(fixed.question, fixed.completion) for fixed in result.rows] == [
+        ("Which door?", "The green one.")
+    ]
     assert result.fixed == 1
 
 

@@ -94,7 +94,10 @@ def test_d06_every_identity_number_with_its_check_character_is_found_and_no_othe
         assert ("id" in _kinds(f"号码{stem}{check}，请核对")) == (check in right)
 
 
-@given(st.from_regex(r"1[3-9][0-9]{9}", fullmatch=True), st.sampled_from(["{}", "电话{}。", "({})", "{},", "a {} b"]))
+@given(
+    st.from_regex(r"1[3-9][0-9]{9}", fullmatch=True),
+    st.sampled_from(["{}", "电话{}。", "({})", "{},", "a {} b"]),
+)
 def test_d06_every_mobile_number_is_masked_and_its_digits_are_gone(number: str, around: str) -> None:
     spaced = f"{number[:3]} {number[3:7]} {number[7:]}"
 
@@ -127,7 +130,11 @@ def test_d06_rows_are_masked_or_dropped_and_counted_by_source() -> None:
     masked = clean_rows(rows, "mask")
     dropped = clean_rows(rows, "drop")
 
-    assert [r.completion for r in masked.rows] == ["Ask <PHONE> or <PHONE>.", "号码是<身份证号>。", "In the hall."]
+    assert [r.completion for r in masked.rows] == [
+        "Ask <PHONE> or <PHONE>.",
+        "号码是<身份证号>。",
+        "In the hall.",
+    ]
     assert masked.by_kind == {"mobile": 2, "id": 1}
     assert masked.by_source == {"a.csv": {"mobile": 2}, "b.csv": {"id": 1}}
     assert sorted(masked.values.values()) == [1, 2]
@@ -142,7 +149,9 @@ def test_d06_hashes_of_two_builds_differ_for_the_same_value() -> None:
 
 
 def test_d06_what_is_expected_of_an_answer_is_masked_with_it() -> None:
-    graded = row("Who?", f"Ask {MOBILE}.", grader={"grader": "contains", "expected": MOBILE, "choices": [MOBILE, "x"]})
+    graded = row(
+        "Who?", f"Ask {MOBILE}.", grader={"grader": "contains", "expected": MOBILE, "choices": [MOBILE, "x"]}
+    )
 
     (masked,) = clean_rows([graded], "mask").rows
 
@@ -156,7 +165,10 @@ def test_d06_no_report_shows_a_value_whatever_the_recipe_does_with_rows(tmp_path
     born = [date(1950, 1, 1) + timedelta(days=rng.randrange(20000)) for _ in range(40)]
     stems = [f"110105{day:%Y%m%d}{i:03d}" for i, day in enumerate(born)]
     ids = [stem + next(c for c in "0123456789X" if is_id18(stem + c)) for stem in stems]
-    told = [(f"联系人{i}的电话是？", f"{number}，证件{card}") for i, (number, card) in enumerate(zip(numbers, ids, strict=True))]
+    told = [
+        (f"联系人{i}的电话是？", f"{number}，证件{card}")
+        for i, (number, card) in enumerate(zip(numbers, ids, strict=True))
+    ]
     write_pairs(tmp_path / "rows.jsonl", [*facts(60), *told, *told])
 
     report = inspect_data(recipe_of(["rows.jsonl"], clean={"pii": action}), tmp_path)

@@ -10,7 +10,21 @@ from tests.unit.trainer.data.support import row
 
 @pytest.mark.parametrize(
     "answer",
-    ["7 天内可退。", "是的。", "Yes.", "No", "B", "北京", "42", "3.5 kg", "Room A168.", "Ottawa", "不可以", "¥12", "C. Rome"],
+    [
+        "7 天内可退。",
+        "是的。",
+        "Yes.",
+        "No",
+        "B",
+        "北京",
+        "42",
+        "3.5 kg",
+        "Room A168.",
+        "Ottawa",
+        "不可以",
+        "¥12",
+        "C. Rome",
+    ],
 )
 def test_d07_a_short_answer_that_says_something_stays(answer: str) -> None:
     assert meaningless(row("What is it?", answer)) is None

@@ -43,7 +43,9 @@ def _rows(read: FileRead) -> tuple[list[Row], list[Rejected]]:
 def test_d01_a_file_of_each_format_gives_the_golden_rows_and_rejections(name: str) -> None:
     rows, rejected = _rows(_read(GOLDEN / name))
 
-    assert [[[m["content"] for m in row.prompt], row.completion, row.tier] for row in rows] == EXPECTED[name]["rows"]
+    assert [[[m["content"] for m in row.prompt], row.completion, row.tier] for row in rows] == EXPECTED[name][
+        "rows"
+    ]
     assert sorted([item.origin, item.reason] for item in rejected) == sorted(EXPECTED[name]["rejected"])
     assert all(m["role"] != "system" for row in rows for m in row.prompt)
     assert all(str(GOLDEN) not in row.origin and row.origin.startswith(name) for row in rows)
@@ -86,8 +88,14 @@ def test_d01_the_same_pairs_give_the_same_rows_in_every_format(
     folder = tmp_path_factory.mktemp("formats")
     forms = {
         "a.jsonl": [{"instruction": q, "output": a} for q, a in content],
-        "b.jsonl": [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in content],
-        "c.jsonl": [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in content],
+        "b.jsonl": [
+            {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
+            for q, a in content
+        ],
+        "c.jsonl": [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+            for q, a in content
+        ],
         "d.jsonl": [{"prompt": q, "completion": a} for q, a in content],
     }
     for name, records in forms.items():
@@ -95,9 +103,12 @@ def test_d01_the_same_pairs_give_the_same_rows_in_every_format(
     with (folder / "e.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("question", "answer"), *content])
     parquet.write_table(
-        pyarrow.table({"question": [q for q, _ in content], "answer": [a for _, a in content]}), folder / "f.parquet"
+        pyarrow.table({"question": [q for q, _ in content], "answer": [a for _, a in content]}),
+        folder / "f.parquet",
     )
-    (folder / "g.yaml").write_text(yaml.safe_dump({"conversations": [list(p) for p in content]}), encoding="utf-8")
+    (folder / "g.yaml").write_text(
+        yaml.safe_dump({"conversations": [list(p) for p in content]}), encoding="utf-8"
+    )
 
     read = [_rows(_read(path)) for path in sorted(folder.iterdir())]
 
@@ -187,5 +198,11 @@ def test_any_bytes_are_read_or_rejected_and_never_crash(
 
         read = _read(path)
 
-        assert read.conversations or read.documents or read.rejected or not content.strip() or read.unreadable is None
+        assert (
+            read.conversations
+            or read.documents
+            or read.rejected
+            or not content.strip()
+            or read.unreadable is None
+        )
         _rows(read)

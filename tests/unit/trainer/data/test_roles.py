@@ -59,12 +59,16 @@ def test_d03_markers_of_a_text_become_roles_and_leave_no_trace(
         ("问题在于价格", "user", "问题在于价格", 0),
     ],
 )
-def test_d03_only_the_own_markers_before_a_turn_are_removed(text: str, role: Role, left: str, count: int) -> None:
+def test_d03_only_the_own_markers_before_a_turn_are_removed(
+    text: str, role: Role, left: str, count: int
+) -> None:
     assert without_marker(text, role) == (left, count)
 
 
 def test_d03_names_of_roles_in_data_sets_are_known() -> None:
-    assert {name: role_of(name) for name in ("human", "GPT", "用户", "助手", "客服", "developer", "tool")} == {
+    assert {
+        name: role_of(name) for name in ("human", "GPT", "用户", "助手", "客服", "developer", "tool")
+    } == {
         "human": "user",
         "GPT": "assistant",
         "用户": "user",

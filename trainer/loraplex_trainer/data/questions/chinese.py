@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from loraplex_trainer.data.questions.spans import Candidate, Span, sentences
+from loraplex_trainer.data.questions.spans import Candidate, Span, bounded, sentences
 
 _CLAUSE = re.compile(r"第[一二三四五六七八九十百千零〇\d]+条(?:之[一二三四五六七八九十])?")
 _CLAUSE_BLOCK = re.compile(rf"(?m)^({_CLAUSE.pattern})[\s　:：]*(?=\S)")
@@ -20,6 +20,8 @@ _DEFINITION = re.compile(
 _MUST = re.compile(
     r"^(?P<subject>[^，。；]{2,16}?)(?P<verb>应当|必须|不得|可以|有权|禁止)(?P<rest>[^。；]{2,})[。；]?$"
 )
+_ACT = re.compile("行为|合同|协议|条款|约定|遗嘱|婚姻")  # what has an effect in law
+_WHO = re.compile("自|在|于|对|按照|因|以")  # ends the subject, begins when and how
 _AMOUNT = re.compile(
     r"^(?P<subject>[^，。；\d]{2,20}?)(?:为|是|不超过|不低于|最高|最低|共计)(?P<amount>[\d,.]+\s*[^\s\d，。；]{1,6})"
 )
@@ -37,33 +39,32 @@ def chinese_questions(text: str, title: str, heading: str | None) -> Iterator[Ca
             else sentence.text
         )
         span = Span(sentence.start + len(sentence.text) - len(body), body)
-        if question := _question(body):
-            yield Candidate(question[0], span, question[1])
+        for question, rule in _questions(body):
+            yield Candidate(question, span, rule)
 
 
 def _clauses(text: str, title: str) -> Iterator[Candidate]:
     """Article by article: what does article N say?"""
-    found = list(_CLAUSE_BLOCK.finditer(text))
-    for this, following in zip(found, [*found[1:], None], strict=True):
-        end = following.start() if following else len(text)
-        body = text[this.end() : end].rstrip()
-        if body:
-            yield Candidate(f"{_book(title)}{this.group(1)}是怎么规定的？", Span(this.end(), body), "clause")
+    for clause, end in bounded(_CLAUSE_BLOCK, text):
+        if body := text[clause.end() : end].rstrip():
+            question = f"{_book(title)}{clause.group(1)}是怎么规定的？"
+            yield Candidate(question, Span(clause.end(), body), "clause")
 
 
-def _question(sentence: str) -> tuple[str, str] | None:
+def _questions(sentence: str) -> Iterator[tuple[str, str]]:
     """(question, rule) for one sentence, by the first template that fits."""
     if found := _CONDITION.match(sentence):
-        return f"什么情况下{found['subject']}{found['verdict']}？", "condition"
-    if found := _DEFINITION.match(sentence):
-        return f"什么是{found['term']}？", "definition"
-    if found := _CASE.match(sentence):
-        return f"{found['condition']}的，会怎样处理？", "case"
-    if found := _AMOUNT.match(sentence):
-        return f"{found['subject']}是多少？", "amount"
-    if found := _MUST.match(sentence):
-        return f"对{found['subject']}有什么规定？", "duty"
-    return None
+        yield f"什么情况下{found['subject']}{found['verdict']}？", "condition"
+        if _ACT.search(found["subject"]):
+            yield f"{found['condition']}的{found['subject']}，效力如何？", "condition"
+    elif found := _DEFINITION.match(sentence):
+        yield f"什么是{found['term']}？", "definition"
+    elif found := _CASE.match(sentence):
+        yield f"{found['condition']}的，会怎样处理？", "case"
+    elif found := _AMOUNT.match(sentence):
+        yield f"{found['subject']}是多少？", "amount"
+    elif (found := _MUST.match(sentence)) and len(who := _WHO.split(found["subject"])[0]) > 1:
+        yield f"对{who}有什么规定？", "duty"
 
 
 def _book(title: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from loraplex_trainer.data.questions.spans import Candidate, Span, sentences
+from loraplex_trainer.data.questions.spans import Candidate, Span, bounded, sentences
 
 _ARTICLE = r"(?:(?:An?|The|This|That|Each|Every|All|Any)\s+)"
 _PRONOUNS = frozenset(
@@ -26,13 +26,10 @@ _CLAUSE_BLOCK = re.compile(r"(?m)^((?:Article|Section|Clause|Rule)\s+\d+(?:\.\d+
 
 def english_questions(text: str, title: str, heading: str | None) -> Iterator[Candidate]:
     """All that the templates find in a chunk; answers are whole clauses, sentences, or the section."""
-    found = list(_CLAUSE_BLOCK.finditer(text))
-    for this, following in zip(found, [*found[1:], None], strict=True):
-        body = text[this.end() : following.start() if following else len(text)].rstrip()
-        if body:
-            yield Candidate(
-                f"What does {this.group(1)} of {_quoted(title)} say?", Span(this.end(), body), "clause"
-            )
+    for clause, end in bounded(_CLAUSE_BLOCK, text):
+        if body := text[clause.end() : end].rstrip():
+            question = f"What does {clause.group(1)} of {_quoted(title)} say?"
+            yield Candidate(question, Span(clause.end(), body), "clause")
     if heading and heading.endswith("?"):
         yield Candidate(heading, Span(0, text), "question heading")
     elif heading:
@@ -51,6 +48,8 @@ def _question(sentence: str) -> tuple[str, str] | None:
     if found := _PURPOSE.match(sentence):
         return f"How do I {found['purpose']}?", "purpose"
     if (found := _DUTY.match(sentence)) and _is_subject(found["subject"]):
+        if found["rest"].startswith("be "):
+            return f"What is the rule for {_lowered(found['subject'])}?", "duty"
         verb = {"cannot": "can", "must not": "must", "shall not": "shall", "may not": "may"}.get(
             found["verb"], found["verb"]
         )

@@ -85,6 +85,8 @@ def _candidates(chunk: Chunk, ask: Ask | None) -> Iterator[Candidate | None]:
         return
     templates = chinese_questions if is_mostly_cjk(chunk.text) else english_questions
     heading = chunk.heading
+    if heading is not None and match_key(heading) == match_key(chunk.title):
+        heading = None  # "what does X say about X" asks nothing
     if heading and heading.endswith(("?", "？")):
         yield Candidate(heading, Span(0, chunk.text), "question heading")
         heading = None

@@ -29,6 +29,13 @@ class Candidate:
     rule: str
 
 
+def bounded(pattern: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Every match, and where the next one begins or the text ends."""
+    found = list(pattern.finditer(text))
+    starts = [match.start() for match in found[1:]]
+    yield from zip(found, [*starts, len(text)], strict=False)
+
+
 def sentences(text: str) -> Iterator[Span]:
     """Sentences within blocks; none crosses an empty line."""
     for block in re.finditer(r"(?s).+?(?=\n\n|\Z)", text):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from loraplex_trainer.data.conversation import Conversation, Rejected
+from loraplex_trainer.data.questions.spans import bounded
 from loraplex_trainer.data.roles import LINE_MARKER, begins_conversation, marker_role
 from loraplex_trainer.data.row import Message
 
@@ -54,9 +55,8 @@ def dialogue_conversations(
 
 def _marked(text: str) -> Iterator[tuple[int, int, str, int]]:
     """(start, end, marker, start of what is said) of every turn."""
-    found = list(LINE_MARKER.finditer(text))
-    for this, following in zip(found, [*found[1:], None], strict=True):
-        yield this.start(), following.start() if following else len(text), this.group(1), this.end()
+    for marker, end in bounded(LINE_MARKER, text):
+        yield marker.start(), end, marker.group(1), marker.end()
 
 
 def _begins(role: str, word: str, before: str, current: _Open) -> bool:

@@ -16,11 +16,16 @@ from loraplex_trainer.data.text import normalized
 def html_document(path: Path) -> Document:
     """Raises BadRecordError for a page without text."""
     import trafilatura
+    from trafilatura.settings import use_config
 
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     content = file_bytes(path)
+    config = use_config()
+    # A short page is a page: below its default of 250 characters the library would give menu and all, without structure.
+    config.set("DEFAULT", "MIN_EXTRACTED_SIZE", "20")
+    config.set("DEFAULT", "MIN_OUTPUT_SIZE", "1")
     found: Any = trafilatura.bare_extraction(
-        content, include_comments=False, favor_recall=True, with_metadata=True
+        content, include_comments=False, favor_recall=True, with_metadata=True, config=config
     )
     blocks = [block for block in map(normalized, _blocks(found.body)) if block] if found is not None else []
     if not blocks:
