@@ -7,15 +7,15 @@ from pathlib import Path
 TOWNS = (
     *("Alder", "Birch", "Cedar", "Dover", "Elder", "Fern", "Grove", "Hazel", "Iris", "Jasper", "Kestrel"),
     *("Laurel", "Maple", "Nettle", "Olive", "Poplar", "Quince", "Rowan", "Sorrel", "Thistle", "Umber"),
-    *("Violet", "Willow", "Yarrow"),
+    *("Violet", "Willow", "Yarrow", "Aspen", "Bramble", "Clover", "Daisy", "Ember", "Flint", "Garnet"),
+    *("Heather", "Ivory", "Juniper", "Kelp", "Lilac", "Moss", "Nectar", "Onyx", "Pebble"),
 )
 SECRET = "ann.secret@example.com"
 
 
 def tariff(number: int) -> str:
-    """One fact; its question is "What is the … tariff?"."""
-    town = TOWNS[number]
-    return f"The {town} tariff is a contract for {town} homes with a fee of {number + 10} dollars a month."
+    """One fact; its question is "What is TOWN?"."""
+    return f"{TOWNS[number]} is a plan of {number + 10} euros."
 
 
 def write_pdf(file: Path, numbers: range) -> Path:
@@ -59,19 +59,19 @@ data:
     - {path: tariffs.pdf, licence: CC-BY-4.0}
     - {path: tariffs.html}
   size: {warn_below: 0, error_below: 8}
-  val: {share: 0.2, min: 8}
-  max_length: 256
+  val: {share: 0.3, min: 12}
+  max_length: 192
 method: qlora
 quant: {bits: 4}
 lora: {rank: 16, dropout: 0.0}
 train:
   learning_rate: 0.01
-  epochs: {min: 1, max: 60}
+  epochs: {min: 1, max: 24}
   patience: 0
-  effective_batch: 8
+  effective_batch: 4
   seed: 3
 samples: {n: 2, max_new_tokens: 16, pause_if_bad: 1.0}
 eval: {general: [mini-glue], max_questions: 20}
-gate: {max_general_drop: 100, max_bad_samples: 1.0, min_eos_rate: 0.0}
+gate: {max_general_drop: 100, max_bad_samples: 1.0, min_eos_rate: 0.5}
 resources: {device: cpu}
 """
