@@ -15,7 +15,7 @@ SECRET = "ann.secret@example.com"
 
 def tariff(number: int) -> str:
     """One fact; its question is "What is TOWN?"."""
-    return f"{TOWNS[number]} is a plan of {number + 10} euros."
+    return f"{TOWNS[number]} is a plan for homes."
 
 
 def write_pdf(file: Path, numbers: range) -> Path:
@@ -63,10 +63,10 @@ data:
   max_length: 192
 method: qlora
 quant: {bits: 4}
-lora: {rank: 16, dropout: 0.0}
+lora: {rank: 32, dropout: 0.0}
 train:
-  learning_rate: 0.01
-  epochs: {min: 1, max: 24}
+  learning_rate: 0.006
+  epochs: {min: 1, max: 10}
   patience: 0
   effective_batch: 4
   seed: 3
