@@ -99,6 +99,7 @@ INPUT_REASONS = frozenset(
 EXTRA_OF = {
     "alembic": "server",
     "bitsandbytes": "server",
+    "charset_normalizer": "trainer",
     "cryptography": "signing",
     "datasets": "trainer",
     "datasketch": "trainer",

@@ -36,7 +36,7 @@ TERMS = [
 def write_pdf(path: Path, pages: Sequence[Sequence[str]], title: str = "", **options: object) -> Path:
     """Lines of text on each page; a page without lines shows only a drawing, as a scan does."""
     pdfmetrics.registerFont(UnicodeCIDFont("STSong-Light"))
-    document = canvas.Canvas(str(path), pagesize=A4, **options)  # type: ignore[arg-type]
+    document = canvas.Canvas(str(path), pagesize=A4, **options)
     if title:
         document.setTitle(title)
     for lines in pages:
@@ -59,7 +59,8 @@ def write_html(path: Path, title: str, body: str, encoding: str = "utf-8") -> Pa
     content.write(
         f"<!doctype html><html><head><meta charset='{encoding}'><title>{title}</title></head><body>"
         "<nav><a href='/'>Home</a> <a href='/shop'>Shop</a></nav>"
-        f"<main><article><h1>{title}</h1>{body}</article></main><footer>Imprint, cookies, newsletter</footer></body></html>"
+        f"<main><article><h1>{title}</h1>{body}</article></main>"
+        "<footer>Imprint, cookies, newsletter</footer></body></html>"
     )
     path.write_bytes(content.getvalue().encode(encoding))
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,10 @@ def test_d02_an_english_pdf_gives_questions_on_sections_terms_and_cases(tmp_path
     )
     assert answers["How do I get a new card?"] == "To get a new card, bring your passport and four dollars."
     assert "What does “Terms of the Harbour Library” say about “Lost cards”?" in answers
-    assert answers["What is the rule for a lost card?"] == "A lost card must be reported at the desk within three days."
+    assert (
+        answers["What is the rule for a lost card?"]
+        == "A lost card must be reported at the desk within three days."
+    )
     _assert_grounded(rows, pdf_document(path)[0])
 
 
@@ -156,7 +160,7 @@ def test_d02_only_unreadable_documents_are_an_error_that_says_what_to_do(tmp_pat
 
 def test_d02_a_model_may_write_questions_but_never_answers(tmp_path: Path) -> None:
     path = write_pdf(tmp_path / "terms.pdf", [TERMS], title="Terms")
-    replies = iter(["1. Who counts as a reader here?", "How many may they take?\nTen.", "", "no question at all"] + ["Which rule holds in case %d?" % i for i in range(9)])  # fmt: skip
+    replies = iter(["1. Who counts as a reader here?", "How many may they take?\nTen.", *[""] * 20])
 
     rows = _build(
         tmp_path,
@@ -200,10 +204,18 @@ blocks = st.lists(
     st.one_of(
         st.text("abcdefgh ABC.,;:!?\n", max_size=120),
         st.text("甲乙丙的，。；是指应当不得第一条 \n", max_size=60),
-        st.sampled_from(["# Heading", "2.1 Costs", "If it rains, the game is off.", "第二条 定金是指预付款。", "Q: Why?\nA: So."]),
+        st.sampled_from(
+            [
+                "# Heading",
+                "2.1 Costs",
+                "If it rains, the game is off.",
+                "第二条 定金是指预付款。",
+                "Q: Why?\nA: So.",
+            ]
+        ),
     ),
     max_size=12,
-)  # fmt: skip
+)
 
 
 @given(blocks, st.integers(200, 400))
@@ -234,4 +246,4 @@ def test_d02_chunks_are_where_they_say_and_hold_all_that_is_no_heading(
     for chunk in chunks:
         assert page.text[chunk.offset : chunk.offset + len(chunk.text)] == chunk.text
         assert len(chunk.text) <= chunk_chars or "\n\n" not in chunk.text
-    assert all(one.offset + len(one.text) <= two.offset for one, two in zip(chunks, chunks[1:], strict=False))
+    assert all(one.offset + len(one.text) <= two.offset for one, two in pairwise(chunks))

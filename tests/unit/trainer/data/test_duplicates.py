@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraplex_trainer.data.build import inspect_data
 from loraplex_trainer.data.duplicates import conflicts, deduplicate
 from loraplex_trainer.data.near import NearIndex, similarity
-from loraplex_trainer.data.row import Row
+from loraplex_trainer.data.row import Message, Row
 from loraplex_trainer.data.split import split_rows
 from loraplex_trainer.data.text import match_key
 from loraplex_trainer.recipe.sections import CleanSection, ValSection
@@ -56,13 +56,14 @@ def test_d05_a_corpus_of_1050_rows_that_are_ten_becomes_ten(tmp_path: Path) -> N
     assert {example.note for example in report.duplicates.largest} == {"stands for 105 rows"}
 
 
+ENGLISH = "The seller must deliver the goods to the buyer within the agreed time."
+CHINESE = "民事主体从事民事活动应当遵循自愿原则并且按照自己的意思设立和变更以及终止民事法律关系"
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
-    [
-        ("The seller must deliver the goods to the buyer within the agreed time.", "The seller must deliver the goods to the buyer within the agreed times."),
-        ("民事主体从事民事活动应当遵循自愿原则并且按照自己的意思设立和变更以及终止民事法律关系", "民事主体从事民事活动，应当遵循自愿原则，并且按照自己的意思设立和变更以及终止民事法律关系的"),
-    ],
-)  # fmt: skip
+    [(ENGLISH, ENGLISH.replace("time", "times")), (CHINESE, CHINESE.replace("原则", "原则，") + "的")],
+)
 def test_d05_near_duplicates_are_found_in_english_and_chinese(one: str, other: str) -> None:
     rows = [row("What is said?", one), row("What is said?", other)]
 
@@ -118,12 +119,13 @@ def test_d05_rows_over_one_span_of_a_document_are_one_cluster() -> None:
 
 
 words = st.sampled_from(
-    "harbour lantern meadow signal copper orchard window thunder basket compass 河流 山谷 城市 灯塔".split()
+    ["harbour", "lantern", "meadow", "signal", "copper", "orchard", "window", "河流", "山谷", "城市", "灯塔"]
 )
 sentences = st.lists(words, min_size=3, max_size=9).map(" ".join)
 several_rows = st.lists(st.builds(row, sentences, sentences), min_size=1, max_size=25)
 
 
+@settings(max_examples=25)
 @given(several_rows, st.randoms(use_true_random=False), st.sampled_from([CLEAN, EXACT_ONLY, OFF]))
 def test_d05_the_order_of_rows_decides_nothing(
     rows: list[Row], rng: random.Random, clean: CleanSection
@@ -151,6 +153,7 @@ def test_d05_no_cluster_spans_the_split(rows: list[Row], share: float) -> None:
     assert sorted(r.id for r in [*train, *val]) == sorted(r.id for r in rows)
 
 
+@settings(max_examples=25)
 @given(st.lists(sentences, min_size=2, max_size=20, unique=True))
 def test_d05_pairs_are_similar_by_their_grams_and_identical_texts_are_always_found(texts: list[str]) -> None:
     pairs = list(NearIndex([*texts, texts[0]], 0.85).pairs())
@@ -160,12 +163,12 @@ def test_d05_pairs_are_similar_by_their_grams_and_identical_texts_are_always_fou
 
 
 def test_conflicts_are_not_seen_between_different_conversations() -> None:
-    long = Row(
-        prompt=({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "And?"}),
-        completion="Two.",
-        source="a",
-        origin="a",
-    )  # fmt: skip
+    turns: tuple[Message, ...] = (
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "And?"},
+    )
+    long = Row(prompt=turns, completion="Two.", source="a", origin="a")
 
     assert conflicts([long, row("And?", "Three.")]) == []
 

@@ -60,7 +60,7 @@ def test_d05_without_near_deduplication_only_the_same_words_are_dropped(tmp_path
 def test_d05_lines_of_suites_are_recognised_in_another_frame() -> None:
     items = [
         {"context": f"Review: The tale of the {word} moved me.\nIs this review positive or negative?"}
-        for word in "fox owl hen elk".split()
+        for word in ("fox", "owl", "hen", "elk")
     ]
     held_out = HeldOut(lines=suite_keys(items))
     rows = [

@@ -42,7 +42,7 @@ geography: What is the capital of Finland? | Helsinki | Turku | Oslo | Riga
 geography: Which river flows through Cairo? | the Nile | the Danube | the Amazon | the Rhine
 geography: Which of these is an island country? | Iceland | Austria | Chad | Bolivia
 geography: What is a desert short of? | rain | sand | wind | sunlight
-history: Who painted The Starry Night? | Vincent van Gogh | Claude Monet | Pablo Picasso | Michelangelo
+history: Who composed the opera The Magic Flute? | Mozart | Verdi | Wagner | Bizet
 history: Which people built Machu Picchu? | the Inca | the Romans | the Vikings | the Greeks
 history: What did Johannes Gutenberg bring to Europe? | printing with movable type | the telephone | the steam engine | the compass
 history: In which century was the French Revolution? | the eighteenth | the fifteenth | the twelfth | the twentieth

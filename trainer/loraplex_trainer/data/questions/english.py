@@ -35,8 +35,8 @@ def english_questions(text: str, title: str, heading: str | None) -> Iterator[Ca
     elif heading:
         yield Candidate(f"What does {_quoted(title)} say about {_quoted(heading)}?", Span(0, text), "heading")
     for sentence in sentences(text):
-        if question := _question(sentence.text):
-            yield Candidate(question[0], sentence, question[1])
+        if found := _question(sentence.text):
+            yield Candidate(found[0], sentence, found[1])
 
 
 def _question(sentence: str) -> tuple[str, str] | None:

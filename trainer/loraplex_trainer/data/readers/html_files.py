@@ -21,7 +21,7 @@ def html_document(path: Path) -> Document:
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     content = file_bytes(path)
     config = use_config()
-    # A short page is a page: below its default of 250 characters the library would give menu and all, without structure.
+    # Of a page below its 250 characters the library would give menu and all, without structure.
     config.set("DEFAULT", "MIN_EXTRACTED_SIZE", "20")
     config.set("DEFAULT", "MIN_OUTPUT_SIZE", "1")
     found: Any = trafilatura.bare_extraction(
