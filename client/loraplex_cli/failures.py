@@ -62,8 +62,8 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
     if isinstance(error, LoraplexApiError):
         return _api_failure(error)
     if isinstance(error, LoraplexError):
-        code = ExitCode.BAD_INPUT if error.reason in INPUT_REASONS else ExitCode.FAILURE
-        return Failure(code, error.reason, str(error), {})
+        # Some errors of the trainer carry the numbers behind their message.
+        return Failure(exit_code_of(error.reason), error.reason, str(error), getattr(error, "details", {}))
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | IsADirectoryError):
         return Failure(ExitCode.BAD_INPUT, "FILE_ERROR", str(error), {})
     library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
@@ -89,12 +89,25 @@ INPUT_REASONS = frozenset(
         "BASE_MODEL_INVALID",
         "INVALID_CONFIG",
         "INVALID_REQUEST",
+        "QUANT_BACKEND_UNAVAILABLE",
         "RECIPE_INVALID",
+        "RUN_FOLDER_INVALID",
         "TRAINING_DATA_INVALID",
         "UNSUPPORTED_ARCHITECTURE",
     }
 )
 """Reasons whose cause is what the user gave, not what happened."""
+
+_EXIT_CODES = {"TRAINING_DOES_NOT_FIT": ExitCode.DOES_NOT_FIT}
+"""Reasons that have an exit code of their own."""
+
+
+def exit_code_of(reason: str) -> ExitCode:
+    """Of an error of this machine, not of the server."""
+    if reason in INPUT_REASONS:
+        return ExitCode.BAD_INPUT
+    return _EXIT_CODES.get(reason, ExitCode.FAILURE)
+
 
 EXTRA_OF = {
     "alembic": "server",
@@ -125,6 +138,7 @@ EXTRA_OF = {
     "safetensors": "server",
     "sigstore_models": "signing",
     "sqlalchemy": "server",
+    "tensorboard": "trainer",
     "tokenizers": "server",
     "torch": "server",
     "trafilatura": "trainer",

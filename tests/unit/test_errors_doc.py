@@ -20,7 +20,7 @@ from loraplex_adapters.errors import (
     SignatureRequiredError,
 )
 from loraplex_cli.exit_codes import ExitCode
-from loraplex_cli.failures import INPUT_REASONS
+from loraplex_cli.failures import INPUT_REASONS, exit_code_of
 from loraplex_server.errors import QueueFullError
 from loraplex_server.rpc.status import STATUS_OF, internal_status, malformed_status, rich_status
 
@@ -87,11 +87,7 @@ def test_every_row_says_whether_to_repeat_what_it_means_and_what_to_do() -> None
 
 def test_every_other_reason_is_in_the_table_of_the_command_line_with_its_exit_code() -> None:
     answered = {kind.reason for kind in SENT}
-    local = {
-        kind.reason: ExitCode.BAD_INPUT if kind.reason in INPUT_REASONS else ExitCode.FAILURE
-        for kind in _tree()
-        if kind.reason not in answered
-    }
+    local = {kind.reason: exit_code_of(kind.reason) for kind in _tree() if kind.reason not in answered}
 
     documented = {reason.strip("`"): int(code) for reason, code, _, _ in _table("What the command line adds")}
 

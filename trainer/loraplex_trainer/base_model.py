@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from loraplex_adapters.base_spec import LORA_MODULES
 from loraplex_server.model.int8 import quantize_rows
 from loraplex_trainer.errors import QuantizedBaseError
+from loraplex_trainer.plan.quantization import quantization_config
 from loraplex_trainer.plan.training_plan import TrainingPlan
-from loraplex_trainer.recipe.sections import QuantSection
 
 Precision = Literal["fp32", "bf16", "int8", "nf4"]
 """How the base's weights are rounded; int8 and nf4 compute in bf16 (CUDA) or fp32 (CPU)."""
 
 _NF4_BLOCK = 64
+_OUTPUT_LAYER = "lm_head"  # often tied to the embedding, and never quantized
+_LINEAR_OF = {"lora-int8": "Linear8bitLt", "qlora-nf4": "Linear4bit", "qlora-2bit": "HQQLinear"}
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -28,7 +30,7 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def load_for_training(folder: Path, plan: TrainingPlan, quant: QuantSection) -> Any:
+def load_for_training(folder: Path, plan: TrainingPlan) -> Any:
     """The frozen base as the plan holds it, in evaluation mode, without gradients.
 
     Raises QuantizedBaseError when its modules are not quantized as the plan says.
@@ -36,13 +38,14 @@ def load_for_training(folder: Path, plan: TrainingPlan, quant: QuantSection) -> 
     from transformers import AutoModelForCausalLM
 
     device = torch.device(plan.device)
-    dtype = torch.float32 if plan.method == "lora-fp32" else compute_dtype(plan)
     options: dict[str, Any] = {}
-    is_quantized = plan.method in ("lora-int8", "qlora-nf4")
-    if is_quantized:
-        options = {"quantization_config": quantization(plan, quant), "device_map": {"": device}}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
-    model = model if is_quantized else model.to(device)
+    config = quantization_config(plan)
+    if config is not None:
+        options = {"quantization_config": config, "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=compute_dtype(plan), local_files_only=True, **options
+    )
+    model = model if options else model.to(device)
     model.requires_grad_(False)
     check_census(census(model), plan)
     _keep_trainable(model)
@@ -60,43 +63,27 @@ def _keep_trainable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def quantization(plan: TrainingPlan, quant: QuantSection) -> Any:
-    """What bitsandbytes is told. The output layer, often tied to the embedding, is never quantized."""
-    from transformers import BitsAndBytesConfig
-
-    unquantized = sorted({*plan.unquantized, "lm_head"})
-    if plan.method == "lora-int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unquantized)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quant.type,
-        bnb_4bit_use_double_quant=plan.double_quant,
-        bnb_4bit_compute_dtype=compute_dtype(plan),
-        llm_int8_skip_modules=unquantized,
-    )
-
-
 def compute_dtype(plan: TrainingPlan) -> torch.dtype:
     """Dtype of the matrix products."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[plan.compute]
 
 
 def census(model: Any) -> dict[str, frozenset[str]]:
-    """Last name of each module that can carry LoRA -> classes of its instances, e.g. {"Linear4bit"}."""
+    """Last name of each linear module, of LoRA and the output layer -> its classes, e.g. {"Linear4bit"}."""
     found: dict[str, set[str]] = {}
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if last in LORA_MODULES:
+        if last in (*LORA_MODULES, _OUTPUT_LAYER):
             found.setdefault(last, set()).add(type(module).__name__)
     return {name: frozenset(kinds) for name, kinds in found.items()}
 
 
 def check_census(found: Mapping[str, frozenset[str]], plan: TrainingPlan) -> None:
     """Raises QuantizedBaseError naming the modules that are not of the class that the plan makes them."""
-    quantized = {"lora-int8": "Linear8bitLt", "qlora-nf4": "Linear4bit"}.get(plan.method, "Linear")
+    quantized = _LINEAR_OF.get(plan.method, "Linear")
     wrong = []
     for name, kinds in sorted(found.items()):
-        wanted = "Linear" if name in plan.unquantized else quantized
+        wanted = "Linear" if name in (*plan.unquantized, _OUTPUT_LAYER) else quantized
         if kinds != {wanted}:
             wrong.append(f"{name} is {'/'.join(sorted(kinds))}, not {wanted}")
     if wrong:

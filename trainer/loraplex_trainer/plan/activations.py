@@ -1,7 +1,8 @@
 """What autograd keeps of a forward pass, and what one backward step needs besides; bytes.
 
 Follows transformers' Llama-like layers with scaled_dot_product_attention, PEFT's LoRA layers, bitsandbytes' products
-and TRL's projection in tiles. Frozen products keep nothing: the gradient of their input needs only their weight. A test compares `layer_bytes_per_token` with what autograd really saves.
+and TRL's projection in tiles. Frozen products keep nothing: the gradient of their input needs only their weight. A test
+compares `layer_bytes_per_token` with what autograd really saves.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def add_adapter(base: Any, recipe: Recipe, plan: TrainingPlan) -> Any:
 
 def is_quantized(plan: TrainingPlan) -> bool:
     """Whether the base is held in 4 or 8 bits."""
-    return plan.method in ("lora-int8", "qlora-nf4")
+    return plan.method in ("lora-int8", "qlora-nf4", "qlora-2bit")
 
 
 def load_adapter(model: Any, folder: Path, adapter: str = "default") -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from loraplex_trainer.plan.training_plan import TrainingPlan
+from loraplex_trainer.plan.training_plan import DataSize, TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.recipe.sections import StageSection
 from loraplex_trainer.train.run_folder import RunFolder
 from loraplex_trainer.train.stages import Stage
+from loraplex_trainer.train.tokens import TokenRow
 
 if TYPE_CHECKING:
     from loraplex_trainer.data.built import BuiltData
@@ -72,10 +74,12 @@ def _built(folder: Path, build: Callable[[Path], BuiltData]) -> BuiltData:
     return build(folder)
 
 
-def make_plan_for(recipe: Recipe, base_folder: Path, stages: Sequence[Stage], tokenizer: Any) -> TrainingPlan:
-    """The plan for this machine. Raises DoesNotFitError."""
+def plan_for(recipe: Recipe, base_folder: Path, rows: Sequence[TokenRow]) -> TrainingPlan:
+    """The plan for this machine and these rows. Raises DoesNotFitError."""
     from loraplex_trainer.plan.hardware import probe
     from loraplex_trainer.plan.planner import make_plan
     from loraplex_trainer.plan.shape import model_shape
 
-    return make_plan(recipe, model_shape(base_folder), probe(recipe.resources), None)
+    lengths = [len(row.input_ids) for row in rows]
+    size = DataSize(len(rows), int(median(lengths)), max(lengths))
+    return make_plan(recipe, model_shape(base_folder), probe(recipe.resources), size)

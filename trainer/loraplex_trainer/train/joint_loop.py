@@ -24,8 +24,8 @@ class JointLoop:
         """`stack` closes what the members write to."""
         first = runs[0]
         self._plan = first.plan
-        self._memory = PeakMemory(torch.device(first.plan.device))
-        base = load_for_training(first.base, first.plan, first.recipe.quant)
+        self._memory = PeakMemory(first.plan)
+        base = load_for_training(first.base, first.plan)
         adapters = {
             name: (run.recipe, run.plan, run.recipe.train.seed) for name, run in zip(names, runs, strict=True)
         }
@@ -66,7 +66,6 @@ class JointLoop:
             torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
             for name, loss in losses.items():
                 sums[name] += float(loss.detach())
-        self._memory.look()
         for member in active:
             member.step(sums[member.name], sum(len(row.input_ids) for b in batches[member.name] for row in b))
             if member.is_at_end_of_epoch:

@@ -71,7 +71,7 @@ class OpenedRun:
         """Tokenizer, data, plan, resolved recipe, preflight. Raises whatever is wrong with them."""
         from loraplex_trainer.base_model import load_tokenizer
         from loraplex_trainer.plan.resolve import resolve
-        from loraplex_trainer.train.inputs import make_plan_for, stages_of
+        from loraplex_trainer.train.inputs import plan_for, stages_of
         from loraplex_trainer.train.preflight import preflight
 
         self.tokenizer = load_tokenizer(self.base)
@@ -82,14 +82,13 @@ class OpenedRun:
         if self.is_resumed and state.data_sha256 not in ("", data_sha256):
             raise RunFolderError("the data is not what this run began with; start a new run")
         self.run.change_state(data_sha256=data_sha256)
-        self.plan = plan or make_plan_for(self._given, self.base, self.stages, self.tokenizer)
+        rows = [row for stage in self.stages for row in (*stage.train, *stage.val)]
+        limit = self._given.data.max_length
+        self.preflight, tokens = preflight(rows, self.tokenizer, self._given.system, limit, self.base)
+        self.plan = plan or plan_for(self._given, self.base, tokens)
         self.recipe = resolve(self._given, self.plan)
         write_json(self.run.plan, asdict(self.plan))
         write_text(self.run.resolved, dump_recipe(self.recipe))
-        rows = [row for stage in self.stages for row in (*stage.train, *stage.val)]
-        self.preflight, _ = preflight(
-            rows, self.tokenizer, self.recipe.system, self.plan.max_length, self.base
-        )
         self.warnings += self.preflight.warnings
         for warning in self.warnings:
             self.emit(Log(f"warning: {warning}"))
@@ -118,8 +117,9 @@ class OpenedRun:
 
     def note_failure(self, error: BaseException) -> None:
         """Leave the reason in the state, as far as the disk takes it."""
+        status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(OSError, RunFolderError):
-            self.run.change_state(status="failed", message=str(error)[:500], seconds=self._seconds())
+            self.run.change_state(status=status, message=str(error)[:500], seconds=self._seconds())
 
     def stage_reports(self) -> list[StageReport]:
         """Of the stages that an earlier process has done."""

@@ -1,28 +1,19 @@
-"""Peak memory of a training: of the device where there is one, else of the process."""
+"""Peak memory of a training, in the terms that it was planned in."""
 
 from __future__ import annotations
 
-import psutil
-import torch
+from loraplex_trainer.plan.peak import peak_bytes, reset_peak
+from loraplex_trainer.plan.training_plan import TrainingPlan
 
 
 class PeakMemory:
-    """On CUDA what torch allocated at most, exactly; on a CPU the largest resident set of the looks taken."""
+    """Counts from its making on."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._rss_peak = 0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-
-    def look(self) -> None:
-        """Take in the present size."""
-        if self._device.type != "cuda":
-            self._rss_peak = max(self._rss_peak, psutil.Process().memory_info().rss)
+    def __init__(self, plan: TrainingPlan) -> None:
+        self._plan = plan
+        reset_peak(plan.device)
 
     @property
     def peak_bytes(self) -> int:
-        """The peak so far."""
-        if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device))
-        return self._rss_peak
+        """The peak so far: on CUDA what torch allocated and the plan's allowance for the driver, else the process."""
+        return peak_bytes(self._plan.device, self._plan.memory.context)

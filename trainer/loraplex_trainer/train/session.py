@@ -64,7 +64,6 @@ def _train_stages(
     opened: OpenedRun, should_stop: Callable[[], bool] | None, wait_turn: Callable[[], None] | None
 ) -> TrainReport:
     """Run the stages that are not done yet, and write the report."""
-    import torch
     from transformers import set_seed
 
     from loraplex_trainer.base_model import load_for_training
@@ -75,10 +74,9 @@ def _train_stages(
     from loraplex_trainer.train.stages import with_curriculum
 
     recipe, plan, run = opened.recipe, opened.plan, opened.run
-    memory = PeakMemory(torch.device(plan.device))
+    memory = PeakMemory(plan)
     set_seed(recipe.train.seed)  # before the adapter's random A matrices are made
-    model = add_adapter(load_for_training(opened.base, plan, recipe.quant), recipe, plan)
-    memory.look()
+    model = add_adapter(load_for_training(opened.base, plan), recipe, plan)
 
     def loss_of(rows: Sequence[Row]) -> list[float]:
         return _losses_under(model, opened, rows)

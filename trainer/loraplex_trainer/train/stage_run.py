@@ -149,7 +149,6 @@ class StageRun:
         losses = self._observer.evaluate(
             model, float(state.epoch or 0.0), self._steps_before + state.global_step
         )
-        self._context.memory.look()
         return {"eval_loss": losses.val, "eval_train_loss": losses.train}
 
     def _state(self) -> dict[str, Any]:

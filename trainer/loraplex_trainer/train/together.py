@@ -80,7 +80,7 @@ def check_together(recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         wrong = {
             "lora.dropout must be 0": recipe.lora.dropout > 0,
-            "train.packing must be off": recipe.train.packing,
+            "train.packing must be off": recipe.train.packing is True,
             "train.checkpointing must be off or auto": recipe.train.checkpointing is True,
             "stages must be empty": bool(recipe.stages),
             "curriculum must be off": recipe.curriculum.mode != "off",
@@ -102,9 +102,9 @@ def check_plans(plans: Sequence[TrainingPlan]) -> None:
         raise RecipeError(
             f"the plans hold the base differently ({methods}); give all recipes the same method and quant"
         )
-    if any(plan.checkpointing for plan in plans):
+    if any(plan.checkpointing or plan.packing for plan in plans):
         raise RecipeError(
-            "the plans need activation checkpointing, which a joint pass has not; train one by one"
+            "the plans need activation checkpointing or packing, which a joint pass has not; train one by one"
         )
 
 

@@ -1,101 +1,204 @@
-"""`loraplex train`: from a recipe to an adapter package."""
+"""`loraplex train run`: from recipes to trained adapters."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraplex_cli.exit_codes import EXIT_CODES_HELP
+from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.failures import CommandError
 from loraplex_cli.options import JsonOption
-from loraplex_cli.output import command, facts
+from loraplex_cli.output import Output, command
 
-app = typer.Typer(name="train", help="Train and measure adapters.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from loraplex_cli.progress import StageProgress
+    from loraplex_trainer.recipe.document import Recipe
+    from loraplex_trainer.train.report import TrainReport
 
-
-class PrecisionOption(StrEnum):
-    """Precisions of the base that an adapter can be measured on."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    INT8 = "int8"
-    NF4 = "nf4"
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="Folder or id of the base; left out: the recipe's.")
+]
 
 
-@app.command(epilog=EXIT_CODES_HELP)
 def run(
-    recipe: Annotated[Path, typer.Argument(help="recipe.yaml")],
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE...", help="recipe.yaml; several with --together")
+    ],
     output_folder: Annotated[
         Path | None,
-        typer.Option("--output", help="Folder of the package; left out: 'package' beside the recipe."),
+        typer.Option(
+            "--output",
+            help="Run folder; left out: 'run' beside the recipe. With --together, the folder of run folders.",
+        ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, from its newest checkpoint.")
+    ] = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="Train all recipes in one pass over one base.")
+    ] = False,
+    patch: Annotated[
+        Path | None,
+        typer.Option("--patch", help="YAML laid over the recipe, e.g. a run's overfit.patch.yaml."),
+    ] = None,
+    base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the adapter that a recipe describes."""
+    """Train the adapter that a recipe describes; end with 7 where it pauses because its answers are bad."""
     with command(as_json, extra="trainer") as output:
+        _check_usage(recipes, together, resume)
         from loraplex_cli.progress import stage_bars
-        from loraplex_server.base.resolve import resolve_base
-        from loraplex_trainer.recipe.document import read_recipe
-        from loraplex_trainer.train.run import TrainProgress, train_recipe
 
         with stage_bars() as progress:
+            if together:
+                reports = _train_together(recipes, output_folder, patch, base, output, progress)
+            else:
+                reports = [_train_one(recipes[0], output_folder, patch, base, resume, output, progress)]
+        documents = [report.document() for report in reports]
+        text = "\n\n".join(_text(report) for report in reports)
+        output.result({"runs": documents} if together else documents[0], text)
+        if any(report.status == "paused" for report in reports):
+            raise typer.Exit(ExitCode.PAUSED)
 
-            def report_step(look: TrainProgress) -> None:
-                progress("training", look.step, look.num_steps)
 
-            base = resolve_base(read_recipe(recipe).base, progress)
-            progress("training", 0, 1)  # importing the libraries and loading the base take a while too
-            report = train_recipe(recipe, output_folder or recipe.parent / "package", report_step, base)
-        document = {**asdict(report), "package": str(report.package)}
-        output.result(document, facts(document))
+def read_patched(recipe: Path, patch: Path | None) -> Recipe:
+    """The recipe, with a patch laid over it. Raises RecipeError."""
+    import yaml
+
+    from loraplex_trainer.errors import RecipeError
+    from loraplex_trainer.recipe.document import read_recipe
+    from loraplex_trainer.train.overfit import apply_patch
+
+    content = read_recipe(recipe)
+    if patch is None:
+        return content
+    try:
+        changes = yaml.safe_load(patch.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{patch.name} is not valid YAML") from error
+    return apply_patch(content, changes, patch.name)
 
 
-@app.command("eval", epilog=EXIT_CODES_HELP)
-def evaluate(
-    recipe: Annotated[Path, typer.Argument(help="recipe.yaml whose held-out questions are asked")],
-    package: Annotated[
-        Path | None, typer.Option("--package", help="PEFT folder; left out: 'package' beside the recipe.")
-    ] = None,
-    other: Annotated[
-        list[Path] | None, typer.Option("--other", help="Another domain's recipe; may be repeated.")
-    ] = None,
-    precision: Annotated[
-        PrecisionOption, typer.Option(help="How the base is rounded.")
-    ] = PrecisionOption.INT8,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask held-out questions of the base, and of the base with the adapter; print the share of right answers."""
-    with command(as_json, extra="trainer") as output:
-        from loraplex_cli.progress import stage_bars
-        from loraplex_server.base.resolve import resolve_base
-        from loraplex_trainer.judge.evaluate import evaluate_recipe
-        from loraplex_trainer.recipe.document import read_recipe
+def base_folder(recipe: Recipe, base: str | None, progress: StageProgress) -> Path:
+    """The base that is trained on, fetched where it is not here yet."""
+    from loraplex_server.base.resolve import resolve_base
 
-        with stage_bars() as progress:
-            report = evaluate_recipe(
-                recipe,
-                package or recipe.parent / "package",
-                other or [],
-                precision.value,
-                resolve_base(read_recipe(recipe).base, progress),
-                partial(progress, "asking"),
-            )
-        document = asdict(report)
-        others = {f"on {name}": f"{share:.3f}" for name, share in report.on_other_domains.items()}
-        output.result(
-            document,
-            facts(
-                {
-                    "recipe": report.name,
-                    "precision": report.precision,
-                    "questions": report.questions,
-                    "adapter": f"{report.adapter:.3f}",
-                    "base": f"{report.base:.3f}",
-                    **others,
-                }
-            ),
+    return resolve_base(base or recipe.base.model, progress)
+
+
+def _check_usage(recipes: list[Path], together: bool, resume: bool) -> None:
+    if len(recipes) > 1 and not together:
+        raise CommandError(
+            "several recipes are trained with --together, or one by one", ExitCode.BAD_INPUT, "BAD_USAGE"
         )
+    if together and resume:
+        raise CommandError(
+            "--together cannot be resumed; run it again with another --output",
+            ExitCode.BAD_INPUT,
+            "BAD_USAGE",
+        )
+
+
+def _train_one(
+    path: Path,
+    output_folder: Path | None,
+    patch: Path | None,
+    base: str | None,
+    resume: bool,
+    output: Output,
+    progress: StageProgress,
+) -> TrainReport:
+    from loraplex_trainer.train.session import train
+
+    recipe = read_patched(path, patch)
+    folder = base_folder(recipe, base, progress)
+    progress("training", 0, 1)  # importing the libraries and loading the base take a while too
+    return train(
+        recipe,
+        path.parent,
+        output_folder or path.parent / "run",
+        folder,
+        resume=resume,
+        on_event=lambda event: _tell(event, "", output, progress),
+    )
+
+
+def _train_together(
+    paths: list[Path],
+    output_folder: Path | None,
+    patch: Path | None,
+    base: str | None,
+    output: Output,
+    progress: StageProgress,
+) -> list[TrainReport]:
+    from loraplex_trainer.train.together import TogetherRun, check_together, train_together
+
+    recipes = [read_patched(path, patch) for path in paths]
+    check_together(recipes)
+    folder = base_folder(recipes[0], base, progress)
+    runs = [
+        TogetherRun(
+            recipe, path.parent, output_folder / recipe.name if output_folder else path.parent / "run"
+        )
+        for recipe, path in zip(recipes, paths, strict=True)
+    ]
+    return train_together(
+        runs, folder, on_event=lambda name, event: _tell(event, f"{name} ", output, progress)
+    )
+
+
+def _tell(event: Any, prefix: str, output: Output, progress: StageProgress) -> None:
+    """Steps move the bar; what people should see is a line on standard error."""
+    from loraplex_trainer.train import events
+
+    match event:
+        case events.Step():
+            progress(f"{prefix}training", event.step, event.num_steps)
+        case events.StageStarted():
+            output.note(
+                f"{prefix}stage {event.stage}: {event.num_rows} rows, at most {event.max_epochs} epochs"
+            )
+        case events.Evaluated():
+            output.note(
+                f"{prefix}epoch {event.epoch:g}: validation perplexity {event.perplexity:.4g}, gap {event.gap:+.4g}"
+            )
+        case events.Sampled():
+            output.note(
+                f"{prefix}epoch {event.epoch:g}: {event.num_bad} of {event.num_answers} answers are bad"
+            )
+        case events.OverfitAlarm():
+            output.note(
+                f"{prefix}epoch {event.epoch:g}: overfitting, validation loss is {event.ratio:.2f} times that of "
+                "training; overfit.patch.yaml in the run folder changes the recipe (--patch)"
+            )
+        case events.Paused():
+            output.note(f"{prefix}paused: {event.why}")
+        case events.Log():
+            output.note(f"{prefix}{event.message}")
+
+
+def _text(report: TrainReport) -> str:
+    from loraplex_cli.output import facts, mebibytes
+
+    shown: dict[str, object] = {
+        "run": str(report.run_folder),
+        "status": report.status,
+        "method": f"{report.method} on {report.device}",
+        "rows": f"{report.num_rows}, {report.num_val} of validation",
+        "steps": report.num_steps,
+        "perplexity": f"{_number(report.first_perplexity)} -> {_number(report.best_perplexity)}",
+        "best epoch": _number(report.best_epoch),
+        "typical questions right": _number(report.sample_accuracy),
+        "seconds": f"{report.seconds:.1f}",
+        "peak memory": f"{mebibytes(report.peak_memory_bytes)}, planned {mebibytes(report.planned_memory_bytes)}",
+        "adapter": mebibytes(report.adapter_bytes),
+    }
+    if report.cost.total is not None:
+        shown["cost"] = f"{report.cost.total:g}"
+    return facts(shown)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

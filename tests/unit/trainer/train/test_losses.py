@@ -12,14 +12,14 @@ from loraplex_trainer.train.losses import RowLoss, mean_loss, row_losses
 from loraplex_trainer.train.tokens import padding_id, render
 
 from ..conftest import SYSTEM
-from .conftest import row, tiny_plan, tiny_recipe
+from .conftest import row, tiny_plan
 
 ROWS = [row(f"What is {n}?", "Red. " * n) for n in (3, 1, 7, 2)]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_base: Path) -> Any:
-    return load_for_training(tiny_base, tiny_plan(), tiny_recipe().quant)
+    return load_for_training(tiny_base, tiny_plan())
 
 
 def test_a_rows_loss_is_the_models_own(model: Any, tiny_base: Path) -> None:

@@ -14,8 +14,6 @@ from loraplex_trainer.train.adapter import WEIGHTS_FILE
 
 from .conftest import Trains, built, colour_rows, tiny_plan, tiny_recipe
 
-QUANT = tiny_recipe().quant
-
 
 @pytest.mark.parametrize(
     ("method", "kind"), [("lora-int8", "Linear8bitLt"), ("qlora-nf4", "Linear4bit"), ("lora-fp32", "Linear")]
@@ -24,7 +22,7 @@ QUANT = tiny_recipe().quant
 def test_exactly_the_modules_of_the_plan_are_quantized(
     tiny_base: Path, method: str, kind: str, skipped: tuple[str, ...]
 ) -> None:
-    model = load_for_training(tiny_base, tiny_plan(method=method, unquantized=skipped), QUANT)
+    model = load_for_training(tiny_base, tiny_plan(method=method, unquantized=(*skipped, "lm_head")))
     found = census(model)
 
     assert {name: found[name] for name in MLP_MODULES} == {name: frozenset({kind}) for name in MLP_MODULES}
@@ -36,7 +34,7 @@ def test_exactly_the_modules_of_the_plan_are_quantized(
 
 
 def test_a_base_that_is_not_quantized_as_planned_is_refused_by_module(tiny_base: Path) -> None:
-    model = load_for_training(tiny_base, tiny_plan(), QUANT)
+    model = load_for_training(tiny_base, tiny_plan())
 
     with pytest.raises(QuantizedBaseError, match="down_proj is Linear, not Linear4bit"):
         check_census(census(model), tiny_plan(method="qlora-nf4"))
@@ -44,7 +42,9 @@ def test_a_base_that_is_not_quantized_as_planned_is_refused_by_module(tiny_base:
 
 def test_double_quantization_quantizes_the_scales(tiny_base: Path) -> None:
     nested = [
-        load_for_training(tiny_base, tiny_plan(method="qlora-nf4", double_quant=double), QUANT)
+        load_for_training(
+            tiny_base, tiny_plan(method="qlora-nf4", double_quant=double, unquantized=("lm_head",))
+        )
         .model.layers[0]
         .mlp.up_proj.weight.quant_state.nested
         for double in (True, False)
@@ -54,7 +54,7 @@ def test_double_quantization_quantizes_the_scales(tiny_base: Path) -> None:
 
 
 def test_bf16_is_the_dtype_of_the_base_where_the_plan_says_so(tiny_base: Path) -> None:
-    model = load_for_training(tiny_base, tiny_plan(method="lora-bf16", compute="bf16"), QUANT)
+    model = load_for_training(tiny_base, tiny_plan(method="lora-bf16", compute="bf16"))
 
     assert model.dtype == torch.bfloat16
 
@@ -65,7 +65,7 @@ def test_an_adapter_over_a_quantized_base_is_written_in_bf16_and_is_the_best_che
 ) -> None:
     recipe = tiny_recipe(train={"epochs": {"min": 1, "max": 2}})
     data = built(colour_rows(6)[:4], colour_rows(6)[4:])
-    plan: Any = tiny_plan(method=method)
+    plan: Any = tiny_plan(method=method, unquantized=("lm_head",))
     reports = [train_tiny(name, recipe, data, plan) for name in ("a", "b")]
     best = load_file(reports[0].run_folder / "best" / WEIGHTS_FILE)
     step = int(2 * (reports[0].best_epoch or 0))
@@ -75,3 +75,15 @@ def test_an_adapter_over_a_quantized_base_is_written_in_bf16_and_is_the_best_che
     assert all(torch.equal(best[key], checkpoint[key].to(torch.bfloat16)) for key in best)
     again = load_file(reports[1].run_folder / "best" / WEIGHTS_FILE)
     assert all(torch.equal(best[key], again[key]) for key in best)
+
+
+def test_evaluating_between_epochs_leaves_the_quantized_base_as_it_was(tiny_base: Path) -> None:
+    model = load_for_training(tiny_base, tiny_plan(method="qlora-nf4", unquantized=("lm_head",)))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        model.eval()(torch.tensor([[1, 5, 6]]))
+
+    # bitsandbytes repacks for inference where the CPU has the instructions, and gradients end there.
+    assert torch.equal(weight, before)
+    assert not any(getattr(module, "support_avx512bf16_for_cpu", False) for module in model.modules())

@@ -167,7 +167,7 @@ def test_the_base_is_frozen_and_the_number_of_weights_is_that_of_the_two_factors
     monkeypatch.setattr(adapter, "add_adapter", remember)
     train_tiny("run")
     (model,) = models
-    fresh = base_model.load_for_training(tiny_base, tiny_plan(), tiny_recipe().quant).state_dict()
+    fresh = base_model.load_for_training(tiny_base, tiny_plan()).state_dict()
     trained = {
         name.replace("base_model.model.", "").replace(".base_layer", ""): value
         for name, value in model.state_dict().items()
@@ -189,7 +189,7 @@ def test_the_merged_model_says_what_the_adapter_on_the_base_says(train_tiny: Tra
     from peft import PeftModel
 
     report = train_tiny("run", tiny_recipe(train=EPOCHS_4))
-    base = base_model.load_for_training(tiny_base, tiny_plan(), tiny_recipe().quant)
+    base = base_model.load_for_training(tiny_base, tiny_plan())
     model = PeftModel.from_pretrained(base, str(report.run_folder / "best")).eval()
     ids = torch.tensor([[1, 40, 41, 42]])
     with torch.no_grad():
@@ -364,3 +364,50 @@ def test_packed_rows_train(train_tiny: Trains) -> None:
 
     assert report.status == "finished"
     assert report.num_steps >= 1
+
+
+def test_activation_checkpointing_changes_no_weight(train_tiny: Trains) -> None:
+    plain = train_tiny("plain", data=SPLIT)
+    checkpointed = train_tiny("checkpointed", data=SPLIT, plan=tiny_plan(checkpointing=True))
+    one, other = (load_file(r.run_folder / "best" / WEIGHTS_FILE) for r in (plain, checkpointed))
+
+    assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
+
+
+def test_every_setting_of_the_trainer_is_the_recipes(tmp_path: Path) -> None:
+    from loraplex_trainer.train.sft import stage_arguments
+
+    train_section = {"scheduler": "cosine", "warmup": 0.1, "weight_decay": 0.02, "max_grad_norm": 0.5}
+    plan = tiny_plan(learning_rate=2e-4, micro_batch=2, accumulation=8)
+    arguments = stage_arguments(
+        tiny_recipe(train=train_section),
+        plan,
+        tmp_path,
+        num_rows=33,
+        epochs=4,
+        learning_rate=None,
+        seed=7,
+        has_validation=True,
+    )
+
+    assert arguments.learning_rate == 2e-4  # never the 2e-5 that TRL takes for full fine-tuning
+    assert arguments.warmup_steps == round(0.1 * 4 * 3)
+    assert (arguments.weight_decay, arguments.max_grad_norm) == (0.02, 0.5)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 8)
+    assert arguments.lr_scheduler_type == "cosine"
+    assert arguments.seed == arguments.data_seed == 7
+    assert not arguments.bf16
+    assert not arguments.gradient_checkpointing
+    assert not arguments.logging_nan_inf_filter
+    assert arguments.report_to == []
+
+
+def test_attention_alone_can_be_the_target(train_tiny: Trains) -> None:
+    modules = ("k_proj", "o_proj", "q_proj", "v_proj")
+    report = train_tiny(
+        "run", tiny_recipe(lora={"targets": "attention"}), plan=tiny_plan(target_modules=modules)
+    )
+    keys = load_file(report.run_folder / "best" / WEIGHTS_FILE)
+
+    assert len(keys) == 2 * 4 * 2
+    assert all(any(f".{name}." in key for name in modules) for key in keys)

@@ -110,6 +110,6 @@ def test_a_file_of_questions_that_is_none_is_refused_with_its_line(
 
 def test_the_server_renders_a_prompt_to_the_same_tokens(tiny_base: Path) -> None:
     prompt = prompt_messages(row("Hm?", "Aha."), SYSTEM)
-    messages = tuple(ChatMessage(m["role"], m["content"]) for m in prompt)  # type: ignore[arg-type]
+    messages = tuple(ChatMessage(m["role"], m["content"]) for m in prompt)
 
     assert BaseTokenizer(tiny_base).encode(messages) == prompt_token_ids(load_tokenizer(tiny_base), prompt)

@@ -47,10 +47,6 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         self._started = time.monotonic()
         self._first_step = state.global_step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Memory is highest while gradients are there."""
-        self._memory.look()
-
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
