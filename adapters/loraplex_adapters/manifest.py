@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 def check_files(manifest: Manifest, folder: Path) -> None:
     """Raises AdapterInvalidError unless the package's files are those that the manifest was written with.
 
-    Companions may be missing, since only what is served travels to a server; where one is there it must be the right one.
+    Companions may be missing, since only what is served travels to a server; one that is there must be right.
     """
     here = {name: digest for name, digest in manifest.companions.items() if os.path.lexists(folder / name)}
     for name in here:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+import torch
+
 from loraplex_adapters.store import PackageStore
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.messages import AddSequence, FinishReason, SamplingParams, TokenOutput
@@ -66,6 +68,7 @@ class EngineSession:
             device=device,
             kv_cache_bytes=_KV_CACHE_BYTES[_device_type(device)],
             max_lora_rank=max_rank,
+            num_threads=torch.get_num_threads(),  # as many as this process was given
         )
         self._engine = EngineClient(config, _ignore, _ignore, on_progress)
 

@@ -12,7 +12,7 @@ from loraplex_trainer.base_model import Precision
 from loraplex_trainer.judge.general import StageProgress, answer_suites, perplexity
 from loraplex_trainer.judge.graders import EvalRow, score
 from loraplex_trainer.judge.model_session import Completion, ModelSession
-from loraplex_trainer.judge.questions import domain_questions
+from loraplex_trainer.judge.questions import built_data, domain_questions
 from loraplex_trainer.judge.statistics import Change, Share, paired_change, share
 from loraplex_trainer.recipe.document import Recipe, read_recipe
 from loraplex_trainer.train.answers import problems
@@ -101,14 +101,15 @@ def evaluate_run(
     from loraplex_trainer.packaging.package import package_run
     from loraplex_trainer.train.run_folder import write_json
 
+    recipe = read_recipe(run.recipe)
     evaluation = evaluate_package(
         package_run(run, base_folder),
-        read_recipe(run.recipe),
+        recipe,
         recipe_folder,
         base_folder,
         precision=precision,
         others=others,
-        built=run.data,
+        built=built_data(run, recipe),
         progress=progress,
     )
     write_json(run.eval, evaluation.document())

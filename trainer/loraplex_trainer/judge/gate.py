@@ -19,10 +19,11 @@ from loraplex_trainer.judge.gate_report import Check, GateReport, write_gate
 from loraplex_trainer.judge.general import StageProgress, answer_suites
 from loraplex_trainer.judge.graders import EvalRow
 from loraplex_trainer.judge.model_session import Completion, ModelSession
-from loraplex_trainer.judge.questions import domain_questions
+from loraplex_trainer.judge.questions import built_data, domain_questions
 from loraplex_trainer.judge.statistics import paired_change, worst
 from loraplex_trainer.packaging.validate import validate
 from loraplex_trainer.recipe.document import Recipe
+from loraplex_trainer.train.run_folder import RunFolder
 from loraplex_trainer.train.tokens import prompt_token_ids, question_messages
 
 GOLDEN_QUESTIONS = 4  # of the domain, besides the server's golden prompts
@@ -43,14 +44,17 @@ def run_gate(
     """Judge a package, and write `gate.json` and `gate.md` into it, unless it is not even sound.
 
     others  packages of other adapters, whose answers must not change
-    built   folder of the built data, for a recipe without a file of held-out questions; None: beside the package
+    built   folder of the built data, for a recipe without a file of held-out questions; None: that of the run which the
+            package lies in
 
     Never raises for what is wrong with the package: that is a verdict. Raises TrainingDataError, SuiteUnavailableError,
     EngineUnavailableError.
     """
     started = time.monotonic()
     report_progress = progress or (lambda *_: None)
-    questions = domain_questions(recipe, recipe_folder, built or package.parent / "data")
+    questions = domain_questions(
+        recipe, recipe_folder, built or built_data(RunFolder(package.parent), recipe)
+    )
     limits = replace(DEFAULT_LIMITS, max_rank=recipe.resources.max_serving_rank or DEFAULT_LIMITS.max_rank)
     checks: list[Check] = []
     digest, device = "", ""

@@ -13,8 +13,8 @@ from loraplex_trainer.judge.statistics import Change, Verdict, verdict_of_drop, 
 from loraplex_trainer.packaging.readable import change_text
 from loraplex_trainer.recipe.sections import GateSection
 
-# Largest difference of a log-probability between the engine and transformers over weights that are rounded alike. In fp32
-# it is the order of summation. The other precisions round activations, and keys and values, where transformers does not.
+# Largest difference of a log-probability between the engine and transformers over weights that are rounded alike. In
+# fp32 it is the order of summation. The others round activations, and keys and values, where transformers does not.
 PARITY: Mapping[Precision, float] = {"fp32": 1e-3, "bf16": 0.5, "int8": 1.0, "nf4": 1.0}
 PARITY_MEAN: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.2, "nf4": 0.2}
 
@@ -63,15 +63,15 @@ def parity_check(completions: Sequence[Sequence[Position]], precision: Precision
 
 
 def unchanged_check(differences: Mapping[str, float], precision: Precision) -> Check:
-    """`differences`: by package, the largest change of a log-probability of its own answers since the new one is there."""
+    """`differences`: by package, the largest change of a log-probability of its answers since the new one is there."""
     limit = PARITY[precision]
     changed = sorted(name for name, value in differences.items() if value > limit)
+    same = f"the golden answers of {', '.join(sorted(differences))} are the same with the adapter loaded"
+    other = f"the answers of {', '.join(changed)} changed when the adapter was loaded; report it as a fault of the server"
     return Check(
         "others_unchanged",
         "fail" if changed else "pass",
-        f"the answers of {', '.join(changed)} changed when the adapter was loaded; report it, this is a fault of the server"
-        if changed
-        else f"the golden answers of {', '.join(sorted(differences))} are the same with the adapter loaded",
+        other if changed else same,
         {"largest": max(differences.values(), default=0.0), "limit": limit, "asked": sorted(differences)},
     )
 

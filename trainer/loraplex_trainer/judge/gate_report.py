@@ -48,13 +48,17 @@ class GateReport:
         rows = "\n".join(f"| {c.name} | {c.verdict} | {c.message.replace('|', '/')} |" for c in self.checks)
         return (
             f"# Gate of `{self.tenant}/{self.name}`: {self.verdict}\n\n"
-            f"Package `{self.package_digest[:12]}`, engine in {self.precision} on {self.device}, {self.seconds:.0f} s.\n\n"
+            f"Package `{self.package_digest[:12]}`, engine in {self.precision} on {self.device}, "
+            f"{self.seconds:.0f} s.\n\n"
             f"| check | verdict | found |\n|---|---|---|\n{rows}\n"
         )
 
 
 def write_gate(report: GateReport, package: Path) -> None:
-    """Put the report into the package and its verdict into the manifest. The weights, and so the digest, stay the same."""
+    """Put the report into the package and its verdict into the manifest. Weights and digest stay the same.
+
+    A signature that covers the manifest must be made afterwards.
+    """
     files = {GATE_FILE: canonical_json(report.document()), GATE_PAGE: report.page().encode()}
     for name, content in files.items():
         _replace(package / name, content)

@@ -1,7 +1,7 @@
 """Judges a completion against the known answer. Strict: a completion that lists many answers is wrong.
 
-Two graders measure closeness instead of deciding: character F1 and ROUGE-L. Both are fit for Chinese, Japanese and Korean,
-where no spaces part the words.
+Two graders measure closeness instead of deciding: character F1 and ROUGE-L. Both are fit for Chinese, Japanese and
+Korean, where no spaces part the words.
 """
 
 from __future__ import annotations

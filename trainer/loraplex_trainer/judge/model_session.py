@@ -1,7 +1,7 @@
 """A base and one adapter over it, as transformers and PEFT run them: the trainer's side of every comparison.
 
-Base and adapter are the same weights in memory, with the adapter switched off or on, so both get the same prompts in the
-same batches.
+Base and adapter are the same weights in memory, with the adapter switched off or on, so both get the same prompts in
+the same batches.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from loraplex_trainer.judge.graders import GRADERS, EvalRow
 if TYPE_CHECKING:
     from loraplex_trainer.data.row import Row
     from loraplex_trainer.recipe.document import Recipe
+    from loraplex_trainer.train.run_folder import RunFolder
 
 _REFERENCE_GRADER = "rouge_l"  # for a row that does not say how to judge: closeness to its own answer
 
@@ -43,6 +44,14 @@ def domain_questions(recipe: Recipe, recipe_folder: Path, built: Path | None = N
             f"held-out questions name graders that are none: {unknown}; there are {', '.join(GRADERS)}"
         )
     return rows
+
+
+def built_data(run: RunFolder, recipe: Recipe) -> Path | None:
+    """Folder of the data that the run's last stage was trained on; None where the run keeps none."""
+    own = [stage.name for stage in recipe.stages if stage.sources is not None]
+    last_has_own = bool(recipe.stages) and recipe.stages[-1].sources is not None
+    folder = run.stage_data(own[-1]) if last_has_own else run.data
+    return folder if folder.is_dir() else None
 
 
 def questions_of_rows(rows: Sequence[Row], system: str | None) -> list[EvalRow]:

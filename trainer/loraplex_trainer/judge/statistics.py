@@ -1,8 +1,8 @@
 """How sure a measured share or difference is, and what may be concluded from it.
 
-Shares get Wilson's interval. Differences are of pairs, base and adapter on the same questions, and get a paired bootstrap.
-To the observed pairs one won and one lost question are added before resampling, as Agresti and Min do for the interval of
-Wald: else few questions without any difference would look like certainty.
+Shares get Wilson's interval. Differences are of pairs, base and adapter on the same questions, and get a paired
+bootstrap. To the observed pairs one won and one lost question are added before resampling, as Agresti and Min do for
+the interval of Wald: else few questions without any difference would look like certainty.
 """
 
 from __future__ import annotations

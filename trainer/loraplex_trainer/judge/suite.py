@@ -1,7 +1,7 @@
 """The shipped suites of general questions, answered by the likelihood of the given choices.
 
-`mini-mmlu` has four choices of school knowledge, `mini-glue` two of sentiment, entailment and paraphrase. Their text was
-written for Loraplex and has its licence. A choice is scored as a continuation of its context: a small base cannot
+`mini-mmlu` has four choices of school knowledge, `mini-glue` two of sentiment, entailment and paraphrase. Their text
+was written for Loraplex and has its licence. A choice is scored as a continuation of its context: a small base cannot
 follow "answer with a letter", but it finds the right answer likelier than the wrong ones.
 """
 

@@ -133,6 +133,7 @@ def _data(origin: Origin) -> dict[str, Any]:
     described: dict[str, Any] = {"sources": _sources(origin.recipe)}
     if origin.data is None:
         return described
+    report = origin.data.report
     stages = sorted({row.stage for row in origin.data.train})
     return {
         **described,
@@ -140,7 +141,11 @@ def _data(origin: Origin) -> dict[str, Any]:
         "num_train": len(origin.data.train),
         "num_val": len(origin.data.val),
         "train_by_stage": {stage: sum(r.stage == stage for r in origin.data.train) for stage in stages},
-        "personal_data": origin.recipe.data.clean.pii,
+        "personal_data": {
+            "action": report.pii.action,
+            "rows": report.pii.rows,
+            "by_kind": report.pii.by_kind,
+        },
     }
 
 

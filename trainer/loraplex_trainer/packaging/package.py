@@ -29,19 +29,23 @@ def package_run(run: RunFolder, base_folder: Path, output: Path | None = None) -
 
     output  None: the run folder's own `package`
 
-    Raises RunIncompleteError, AdapterInvalidError, AdapterIncompatibleError, TrainingDivergedError.
+    Raises RunIncompleteError, AdapterInvalidError, AdapterIncompatibleError, TrainingDivergedError,
+    TrainingStorageError.
     """
     from loraplex_trainer.data.built import load_built
+    from loraplex_trainer.judge.questions import built_data
+    from loraplex_trainer.train.run_folder import storage_faults
 
     adapter = finished_adapter(run)
     evaluation = _read_json(run.eval)
-    resolved = read_recipe(run.resolved)
+    recipe = read_recipe(run.recipe)
+    built = built_data(run, recipe)
     origin = Origin(
-        recipe=read_recipe(run.recipe),
-        resolved=resolved,
+        recipe=recipe,
+        resolved=read_recipe(run.resolved),
         base_folder=base_folder,
         plan=_read_json(run.plan),
-        data=load_built(run.data) if run.data.is_dir() else None,
+        data=None if built is None else load_built(built),
         training=_facts_of_training(_read_json(run.report)),
         evaluation={key: value for key, value in evaluation.items() if key != "answers"},
     )
@@ -49,7 +53,8 @@ def package_run(run: RunFolder, base_folder: Path, output: Path | None = None) -
         EVAL_FILE: run.eval.read_bytes() if run.eval.is_file() else b"",
         SAMPLES_FILE: run.samples.read_bytes() if run.samples.is_file() else b"",
     }
-    return write_package(output or run.package, adapter, origin, companions)
+    with storage_faults():
+        return write_package(output or run.package, adapter, origin, companions)
 
 
 def write_package(

@@ -64,6 +64,7 @@ def evaluate(
         from loraplex_cli.progress import stage_bars
         from loraplex_server.base.resolve import resolve_base
         from loraplex_trainer.judge.evaluate import evaluate_package, evaluate_run
+        from loraplex_trainer.judge.questions import built_data
         from loraplex_trainer.recipe.document import read_recipe
         from loraplex_trainer.train.run_folder import RunFolder
 
@@ -79,9 +80,8 @@ def evaluate(
                 evaluation = evaluate_run(RunFolder(run), recipe.parent, base, **options)
             else:
                 folder = package or recipe.parent / "package"
-                evaluation = evaluate_package(
-                    folder, read, recipe.parent, base, built=folder.parent / "data", **options
-                )
+                built = built_data(RunFolder(folder.parent), read)
+                evaluation = evaluate_package(folder, read, recipe.parent, base, built=built, **options)
         document = evaluation.document()
         output.result(document, _evaluation_text(document))
 

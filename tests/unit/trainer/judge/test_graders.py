@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex_trainer.judge.graders import MAX_WORDS, EvalRow, GraderName, grade, share_right
+from loraplex_trainer.judge.graders import (
+    GRADERS,
+    MAX_WORDS,
+    EvalRow,
+    GraderName,
+    char_f1,
+    grade,
+    rouge_l,
+    score,
+    share_right,
+)
 
 _numbers = st.integers(0, 10**6)
 
@@ -93,3 +103,39 @@ def test_the_share_right_is_a_share(graded: list[bool]) -> None:
 
     assert 0 <= share <= 1
     assert share * len(graded) == pytest.approx(sum(graded))
+
+
+@given(st.text(), st.sampled_from(["char_f1", "rouge_l"]))
+def test_a_text_is_as_close_to_itself_as_can_be_and_a_score_is_a_share(text: str, grader: GraderName) -> None:
+    asked = row(grader, "退货期为七天, seven days.")
+
+    assert score(asked, asked["expected"]) == 1.0
+    assert 0.0 <= score(asked, text) <= 1.0
+
+
+@pytest.mark.parametrize("grader", ["char_f1", "rouge_l"])
+def test_chinese_is_compared_character_by_character(grader: GraderName) -> None:
+    asked = row(grader, "七天内可以退货")
+
+    assert score(asked, "七天内可退货") == pytest.approx(12 / 13)
+    assert score(asked, "不知道") == 0.0
+
+
+def test_the_longest_common_subsequence_respects_the_order_of_words() -> None:
+    assert rouge_l("one two three four", "one three four") == pytest.approx(2 * 3 / 7)
+    assert rouge_l("three two one", "one two three") == pytest.approx(1 / 3)
+    assert char_f1("three two one", "one two three") == 1.0
+
+
+def test_a_close_answer_is_right_from_the_rows_own_limit_on() -> None:
+    asked = row("rouge_l", "The fee is 3 dollars.")
+
+    assert grade(asked, "The fee is 4 dollars.")
+    asked["pass_at"] = 0.9
+    assert not grade(asked, "The fee is 4 dollars.")
+    assert score(asked, "The fee is 4 dollars.") == 0.8
+
+
+@given(st.sampled_from(GRADERS))
+def test_an_empty_answer_is_never_right(grader: GraderName) -> None:
+    assert not grade(row(grader, "7", choices=["7", "8"]), "")
