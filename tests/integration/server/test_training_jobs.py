@@ -415,8 +415,8 @@ def test_a_killed_server_loses_no_job_and_leaves_no_process(start: StartTraining
         assert (done.state, done.attempts) == (TrainingJobState.SUCCEEDED, 2)
 
 
-def test_a_server_that_does_not_train_says_so(server: LiveServer, packages: Path) -> None:
-    with server.client() as client, pytest.raises(PreconditionError) as caught:
+def test_a_server_that_does_not_train_says_so(tight_server: LiveServer, packages: Path) -> None:
+    with tight_server.client() as client, pytest.raises(PreconditionError) as caught:
         client.training.create(recipe(packages))
 
     assert caught.value.reason == "TRAINING_DISABLED"

@@ -43,16 +43,17 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     """URL of a database with empty tables, of each kind in turn."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'registry.db'}"
-        _migrate(url)
+        migrated(url)
         yield url
         return
     server: PostgresServer = request.getfixturevalue("postgres")
     with server.database() as url:
-        _migrate(url)
+        migrated(url)
         yield url
 
 
-def _migrate(url: str) -> None:
+def migrated(url: str) -> None:
+    """Make the tables."""
     engine = open_engine(url)
     migrate(engine)
     engine.dispose()
