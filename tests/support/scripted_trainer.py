@@ -98,6 +98,8 @@ def _run(order: dict[str, Any], server: _Server) -> None:
         if path.is_file()
     }
     (run / "seen.json").write_text(json.dumps(data))
+    others = [sorted(path.name for path in Path(other).iterdir()) for other in order["other_packages"]]
+    (run / "others.json").write_text(json.dumps(others))
     eaten = b"x" * script.get("eat_bytes", 0)
     _tell("StageBegan", stage="train")
     _tell("Said", text=f"going on behind step {done} with {len(eaten)} bytes", stage="train")

@@ -12,6 +12,7 @@ from loraplex_server.metrics import Metrics
 from loraplex_server.releases.service import Releases
 from loraplex_server.training.job_folder import JobFolders
 from loraplex_server.training.job_store import JobStore
+from loraplex_server.training.neighbours import Neighbours
 from loraplex_server.training.service import TrainingJobs
 from loraplex_server.training.settings import ServedBase, training_limits
 
@@ -41,6 +42,7 @@ def build_training(
         base,
         training_limits(config),
         releases.registrar,
+        Neighbours(releases.registry, releases.packages, ready.base_fingerprint).link,
         lambda: engine.stats.num_waiting,
         metrics,
     )

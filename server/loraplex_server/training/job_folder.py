@@ -44,6 +44,11 @@ class JobFolder:
         return self.run / "package"
 
     @property
+    def neighbours(self) -> Path:
+        """Other adapters that the gate looks at."""
+        return self.path / "neighbours"
+
+    @property
     def events(self) -> Path:
         """Of EventLog."""
         return self.path / "events.jsonl"
@@ -79,10 +84,11 @@ class JobFolder:
             self.outcome_file.unlink(missing_ok=True)
             self.run.mkdir(exist_ok=True)
 
-    def drop_checkpoints(self) -> None:
-        """Nothing will go on from them."""
+    def drop_scratch(self) -> None:
+        """Nothing will go on from the checkpoints."""
         with disk_faults():
-            shutil.rmtree(self.run / "checkpoints", ignore_errors=True)
+            for folder in (self.run / "checkpoints", self.neighbours):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class JobFolders:

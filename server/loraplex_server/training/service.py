@@ -21,13 +21,13 @@ from loraplex_server.metrics import Metrics
 from loraplex_server.releases.registration import Registrar, RegistrationRequest
 from loraplex_server.training import jobs
 from loraplex_server.training.checker import RecipeChecker
-from loraplex_server.training.event_log import JobEvent
+from loraplex_server.training.event_log import EventDraft, EventLog, JobEvent
 from loraplex_server.training.job_folder import JobFolders
 from loraplex_server.training.job_store import JobStore
-from loraplex_server.training.jobs import JobName, JobState, TrainingJob
+from loraplex_server.training.jobs import JobName, TrainingJob
 from loraplex_server.training.messages import Checked, CheckOrder
 from loraplex_server.training.settings import ServedBase, TrainingLimits
-from loraplex_server.training.supervisor import JobSupervisor
+from loraplex_server.training.supervisor import FindNeighbours, JobSupervisor
 from loraplex_server.training.uploaded_files import check_files, check_recipe_size
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class TrainingJobs:
         base: ServedBase,
         limits: TrainingLimits,
         registrar: Registrar,
+        neighbours: FindNeighbours,
         queue_depth: Callable[[], int],
         metrics: Metrics,
     ) -> None:
@@ -65,7 +66,9 @@ class TrainingJobs:
         self._limits = limits
         self._checker = RecipeChecker()
         register = partial(_register, registrar)
-        self._supervisor = JobSupervisor(store, folders, base, limits, register, queue_depth, metrics)
+        self._supervisor = JobSupervisor(
+            store, folders, base, limits, register, neighbours, queue_depth, metrics
+        )
 
     async def start(self) -> None:
         """Find the jobs of before again, and go on with them. Raises StorageError."""
@@ -113,37 +116,26 @@ class TrainingJobs:
 
     async def cancel(self, name: JobName, etag: str) -> TrainingJob:
         """Raises TrainingJobNotFoundError, TrainingJobStateError, EtagMismatchError."""
-        was_unfinished = False
 
         def decide(before: TrainingJob, now: datetime) -> TrainingJob:
-            nonlocal was_unfinished
             jobs.check_etag(before, etag)
-            was_unfinished = before.state is not JobState.CANCELLED
             return jobs.cancelled(before, now)
 
-        job = await asyncio.to_thread(self._store.change, name, decide)
-        if job.state is JobState.RUNNING:
-            self._supervisor.cancel(name)
-        elif was_unfinished and self._is_here(job):
-            await self._supervisor.tell_state(job)
-            self._supervisor.queue_changed()
+        job = await self._supervisor.change(name, decide)
+        self._supervisor.cancel(name)  # if it runs here
+        self._supervisor.queue_changed()
         return self._supervisor.progress_of(job)
 
     async def resume(self, name: JobName, etag: str) -> TrainingJob:
         """Raises TrainingJobNotFoundError, TrainingJobStateError, EtagMismatchError, TrainingJobElsewhereError."""
-        was_ended = False
 
         def decide(before: TrainingJob, now: datetime) -> TrainingJob:
-            nonlocal was_ended
             jobs.check_etag(before, etag)
             self._check_here(before)
-            was_ended = not before.state.is_unfinished
             return jobs.resumed(before)
 
-        job = await asyncio.to_thread(self._store.change, name, decide)
-        if was_ended:
-            await self._supervisor.tell_state(job)
-            self._supervisor.queue_changed()
+        job = await self._supervisor.change(name, decide)
+        self._supervisor.queue_changed()
         return self._supervisor.progress_of(job)
 
     async def events(self, name: JobName, after: int) -> AsyncIterator[JobEvent]:
@@ -153,7 +145,7 @@ class TrainingJobs:
         """
         job = await asyncio.to_thread(self._store.get, name)
         self._check_here(job)
-        events = await self._supervisor.events(job)
+        events = await self._supervisor.events(name)
         async for event in events.follow(after):
             yield event
 
@@ -186,6 +178,8 @@ class TrainingJobs:
         """First the folder, then the row: a row without a folder would be a lost job."""
         folder = await asyncio.to_thread(self._folders.keep, received, job.name.job)
         try:
+            # Before the row is there: from then on the job may begin, and tell of it.
+            await (await EventLog.open(folder.events)).append(EventDraft(kind="state", state=job.state.value))
             stored = await asyncio.to_thread(self._store.create, job, once)
         except LoraplexError:
             await asyncio.to_thread(self._folders.discard, folder.path)
@@ -193,16 +187,12 @@ class TrainingJobs:
         if stored.name != job.name:  # an equal request was quicker
             await asyncio.to_thread(self._folders.discard, folder.path)
             return stored
-        await self._supervisor.tell_state(stored)
         self._supervisor.queue_changed()
         log.info("training job queued", extra={"job": str(job.name), "adapter": str(job.adapter)})
         return stored
 
-    def _is_here(self, job: TrainingJob) -> bool:
-        return job.owner == self._folders.owner
-
     def _check_here(self, job: TrainingJob) -> None:
-        if not self._is_here(job):
+        if job.owner != self._folders.owner:
             raise TrainingJobElsewhereError(
                 f"training job {job.name} belongs to another server of this registry; ask that one"
             )

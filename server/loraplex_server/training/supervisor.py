@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 
 from loraplex_adapters.errors import LoraplexError, StorageError
 from loraplex_server.errors import EngineError, TrainingJobNotFoundError
@@ -32,6 +33,8 @@ _REGISTER_PAUSE_S = 5.0
 _AFTER_FAULT_S = 5.0
 _LOST = Failure("JOB_LOST", "the job's folder is gone from the server's disk; create the job anew", False)
 
+FindNeighbours = Callable[[TrainingJob, Path], Awaitable[tuple[str, ...]]]
+"""(job, folder for them) -> folders of other adapters' packages."""
 Register = Callable[[TrainingJob, "JobFolders"], Awaitable[str]]
 """Makes the package of a job that passed the gate a version; returns its digest. Raises LoraplexError."""
 
@@ -54,6 +57,7 @@ class JobSupervisor:
         base: ServedBase,
         limits: TrainingLimits,
         register: Register,
+        neighbours: FindNeighbours,
         queue_depth: Callable[[], int],
         metrics: Metrics,
     ) -> None:
@@ -62,12 +66,15 @@ class JobSupervisor:
         self._base = base
         self._limits = limits
         self._register = register
+        self._neighbours = neighbours
         self._queue_depth = queue_depth
         self._metrics = metrics
         self._running: dict[JobName, _Running] = {}
         self._devices: set[str] = set()  # that a job has
         self._logs: dict[JobName, EventLog] = {}  # of jobs that are not over
         self._recorders: dict[JobName, EventRecorder] = {}
+        self._opening = asyncio.Lock()
+        self._changing: list[JobName] = []  # whose state changes and is not told yet
         self._changed = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
 
@@ -76,9 +83,9 @@ class JobSupervisor:
         for job in await self._owned(JobState.RUNNING):
             folder = self._folders.of(job.name.job)
             if not folder.exists():
-                await self._change(job.name, partial(_failed, failure=_LOST, verdict=None))
+                await self.change(job.name, partial(_failed, failure=_LOST, verdict=None))
             elif await asyncio.to_thread(folder.outcome) is None:
-                await self._change(job.name, jobs.interrupted)
+                await self.change(job.name, jobs.interrupted)
             else:  # it ended unseen
                 self._begin(job, self._conclude_found(job))
         self._main = asyncio.create_task(self._run())
@@ -109,20 +116,43 @@ class JobSupervisor:
         recorder = self._recorders.get(job.name)
         return job if recorder is None else replace(job, progress=recorder.progress)
 
-    async def events(self, job: TrainingJob) -> EventLog:
-        """What happened in a job of this server. Raises StorageError."""
-        events = self._logs.get(job.name)
-        if events is None:
-            opened = await EventLog.open(self._folders.of(job.name.job).events)
-            events = self._logs.get(job.name, opened)
-            if job.state.is_unfinished:
-                events.begin()
-                self._logs[job.name] = events
-        return events
+    async def events(self, name: JobName) -> EventLog:
+        """What happened in a job of this server. Raises StorageError, TrainingJobNotFoundError."""
+        async with self._opening:
+            events = self._logs.get(name)
+            if events is None:
+                events = await EventLog.open(self._folders.of(name.job).events)
+                # Only now: a job that ended while its file was read has told so already, or is about to.
+                job = await asyncio.to_thread(self._store.get, name)
+                if job.state.is_unfinished or name in self._changing:
+                    events.begin()
+                    self._logs[name] = events
+            return events
 
-    async def tell_state(self, job: TrainingJob, text: str = "") -> None:
+    async def change(self, name: JobName, decide: Decide, text: str = "") -> TrainingJob:
+        """Change a job's row, and tell who follows it here. Raises what `JobStore.change` does."""
+        was: list[JobState] = []
+        recorder = self._recorders.get(name)
+
+        def decide_and_note(before: TrainingJob, now: datetime) -> TrainingJob:
+            was[:] = [before.state]
+            after = decide(before, now)
+            if after is before or recorder is None:
+                return after
+            return replace(after, progress=recorder.progress)
+
+        self._changing.append(name)
+        try:
+            job = await asyncio.to_thread(self._store.change, name, decide_and_note)
+            if was != [job.state] and job.owner == self._folders.owner:
+                await self._tell_state(job, job.failure.message if job.failure else text)
+        finally:
+            self._changing.remove(name)
+        return job
+
+    async def _tell_state(self, job: TrainingJob, text: str = "") -> None:
         """Put the job's state into its events."""
-        events = await self.events(job)
+        events = await self.events(job.name)
         await events.append(EventDraft(kind="state", state=job.state.value, text=text))
         if not job.state.is_unfinished:
             events.end()
@@ -171,21 +201,20 @@ class JobSupervisor:
 
     async def _put_back(self, job: TrainingJob) -> None:
         try:
-            await self._change(job.name, jobs.interrupted)
+            await self.change(job.name, jobs.interrupted)
         except LoraplexError:
             log.error("a training job waits for the next start", extra={"job": str(job.name)})
 
     async def _do(self, queued: TrainingJob) -> None:
-        job = await self._change(queued.name, jobs.started)
+        job = await self.change(queued.name, jobs.started)
         if job.state is not JobState.RUNNING:
             return  # cancelled meanwhile
-        await self.tell_state(job, f"attempt {job.attempts}")
-        recorder = self._recorders[job.name] = EventRecorder(await self.events(job), self._metrics)
+        recorder = self._recorders[job.name] = EventRecorder(await self.events(job.name), self._metrics)
         attempt = Attempt(self._folders.of(job.name.job), self._limits, self._queue_depth, recorder.take)
         self._running[job.name].attempt = attempt
         saving = asyncio.create_task(self._keep_saved(job.name, recorder, attempt))
         try:
-            outcome = await attempt.run(self._order(job))
+            outcome = await attempt.run(await self._order(job))
         finally:
             saving.cancel()
         await self._save(job.name, recorder)
@@ -211,10 +240,10 @@ class JobSupervisor:
                 message = outcome.message.replace("\0", " ")[:MAX_TEXT]  # PostgreSQL takes no NUL
                 failure = Failure(outcome.reason[:64] or "UNKNOWN", message, outcome.is_resumable)
                 decide = partial(_failed, failure=failure, verdict=verdict)
-        after = await self._change(job.name, decide, outcome.message)
+        after = await self.change(job.name, decide, outcome.message)
         self._metrics.training_ended(after.state.value)
         if not after.is_resumable:
-            await asyncio.to_thread(self._folders.of(job.name.job).drop_checkpoints)
+            await asyncio.to_thread(self._folders.of(job.name.job).drop_scratch)
         log.info("training job ended", extra={"job": str(job.name), "state": after.state.value})
 
     async def _registered(self, job: TrainingJob) -> Decide:
@@ -222,7 +251,7 @@ class JobSupervisor:
         recorder = self._recorders.get(job.name)
         if recorder is not None:
             recorder.progress = Progress("register")
-        events = await self.events(job)
+        events = await self.events(job.name)
         await events.append(EventDraft(kind="stage", stage="register"))
         for attempt in range(1, _REGISTER_ATTEMPTS + 1):
             try:
@@ -236,22 +265,6 @@ class JobSupervisor:
             else:
                 return lambda before, now: jobs.succeeded(before, digest, now)
         raise AssertionError("the last attempt returns")
-
-    async def _change(self, name: JobName, decide: Decide, text: str = "") -> TrainingJob:
-        """Change its row, and tell who follows."""
-        before_state: list[JobState] = []
-
-        def decide_and_note(before: TrainingJob, now: datetime) -> TrainingJob:
-            before_state[:] = [before.state]
-            recorder = self._recorders.get(name)
-            progress = before.progress if recorder is None else recorder.progress
-            after = decide(before, now)
-            return after if after is before else replace(after, progress=progress)
-
-        job = await asyncio.to_thread(self._store.change, name, decide_and_note)
-        if before_state != [job.state] and job.state is not JobState.RUNNING:
-            await self.tell_state(job, job.failure.message if job.failure else text)
-        return job
 
     async def _keep_saved(self, name: JobName, recorder: EventRecorder, attempt: Attempt) -> None:
         """Progress into the row from time to time; and what another server was asked for, out of it."""
@@ -274,7 +287,7 @@ class JobSupervisor:
     async def _owned(self, state: JobState) -> list[TrainingJob]:
         return await asyncio.to_thread(self._store.owned, self._folders.owner, [state])
 
-    def _order(self, job: TrainingJob) -> RunOrder:
+    async def _order(self, job: TrainingJob) -> RunOrder:
         folder = self._folders.of(job.name.job)
         return RunOrder(
             recipe=job.recipe,
@@ -287,6 +300,7 @@ class JobSupervisor:
             is_resumed=job.attempts > 1,
             max_waiting=self._limits.max_waiting,
             max_pause_s=self._limits.max_pause_s,
+            other_packages=await self._neighbours(job, folder.neighbours),
         )
 
 

@@ -114,10 +114,23 @@ def test_a_job_that_passes_the_gate_answers_as_a_candidate_without_a_restart(
     assert adapter.version("new").source == f"training job {job.name.rpartition('/')[2]}"
     answer = client.generate(PROMPT, adapter="team/life@new", **GREEDY)
     assert answer.adapter_digest == done.digest
-    (seen,) = shared.data_dir.glob(f"training/jobs/{job.name.rpartition('/')[2]}/run/seen.json")
-    assert json.loads(seen.read_text()) == {"data/a.csv": "x"}
+    run = shared.data_dir / "training/jobs" / job.name.rpartition("/")[2] / "run"
+    assert json.loads((run / "seen.json").read_text()) == {"data/a.csv": "x"}
     assert shared.metric("loraplex_training_jobs_total", state="succeeded") >= 1
     assert shared.metric("loraplex_training_steps_total") >= 4
+
+
+def test_the_gate_sees_other_adapters_of_the_server(
+    client: LoraplexClient, shared: LiveServer, packages: Path
+) -> None:
+    client.adapters.upload("neighbours/green", packages / "green")
+
+    job = client.training.create(recipe(packages, "seeing", verdict="fail"))
+
+    await_end(client, job)
+    run = shared.data_dir / "training/jobs" / job.name.rpartition("/")[2] / "run"
+    others = json.loads((run / "others.json").read_text())
+    assert ["adapter_config.json", "adapter_model.safetensors"] in others
 
 
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,6 +42,10 @@ class Registrar:
         return type("Registered", (), {"version": type("Version", (), {"digest": DIGEST})})
 
 
+async def no_neighbours(job: TrainingJob, into: Path) -> tuple[str, ...]:
+    return ()
+
+
 class Case:
     """A server's training, from before it has started."""
 
@@ -66,7 +71,9 @@ class Case:
             max_pause_s=1,
         )
         registrar: Any = self.registrar
-        return TrainingJobs(self.store, self.folders, base, limits, registrar, lambda: self.depth, Metrics())
+        return TrainingJobs(
+            self.store, self.folders, base, limits, registrar, no_neighbours, lambda: self.depth, Metrics()
+        )
 
     def running(self, outcome: Outcome | None = None) -> TrainingJob:
         """A job that a server which is gone was at."""
@@ -190,6 +197,22 @@ async def test_a_cancellation_through_another_server_ends_the_job(
     case.store.change(job.name, jobs.cancelled)  # as that one does
 
     assert (await case.ended(job)).state is JobState.CANCELLED
+
+
+async def test_whoever_begins_to_follow_while_a_job_ends_sees_its_end(case: Case) -> None:
+    await case.jobs.start()
+    for _ in range(3):
+        job = await case.jobs.create(NewJob(tenant="team", recipe=recipe(outcome="failed")))
+        followers = []
+        while (await case.jobs.get(job.name)).state.is_unfinished:
+            followers.append(asyncio.create_task(states_of(case, job)))
+            await asyncio.sleep(0)
+
+        assert {states[-1] for states in await asyncio.gather(*followers)} == {"failed"}
+
+
+async def states_of(case: Case, job: TrainingJob) -> list[str]:
+    return [event.state async for event in case.jobs.events(job.name, 0) if event.kind == "state"]
 
 
 async def test_what_is_refused_leaves_nothing_on_disk(case: Case) -> None:
