@@ -22,6 +22,7 @@ from loraplex_server.releases.registration import Registrar, RegistrationRequest
 from loraplex_server.training import jobs
 from loraplex_server.training.checker import RecipeChecker
 from loraplex_server.training.event_log import EventDraft, EventLog, JobEvent
+from loraplex_server.training.job_book import JobBook
 from loraplex_server.training.job_folder import JobFolders
 from loraplex_server.training.job_store import JobStore
 from loraplex_server.training.jobs import JobName, TrainingJob
@@ -66,8 +67,9 @@ class TrainingJobs:
         self._limits = limits
         self._checker = RecipeChecker()
         register = partial(_register, registrar)
+        self._book = JobBook(store, folders)
         self._supervisor = JobSupervisor(
-            store, folders, base, limits, register, neighbours, queue_depth, metrics
+            store, folders, self._book, base, limits, register, neighbours, queue_depth, metrics
         )
 
     async def start(self) -> None:
@@ -107,12 +109,12 @@ class TrainingJobs:
 
     async def get(self, name: JobName) -> TrainingJob:
         """Raises TrainingJobNotFoundError."""
-        return self._supervisor.progress_of(await asyncio.to_thread(self._store.get, name))
+        return self._book.progress_of(await asyncio.to_thread(self._store.get, name))
 
     async def list_page(self, page_size: int, before: int | None, tenant: str | None) -> list[TrainingJob]:
         """As JobStore.list_page, with the newest progress."""
         found = await asyncio.to_thread(self._store.list_page, page_size, before, tenant)
-        return [self._supervisor.progress_of(job) for job in found]
+        return [self._book.progress_of(job) for job in found]
 
     async def cancel(self, name: JobName, etag: str) -> TrainingJob:
         """Raises TrainingJobNotFoundError, TrainingJobStateError, EtagMismatchError."""
@@ -121,10 +123,10 @@ class TrainingJobs:
             jobs.check_etag(before, etag)
             return jobs.cancelled(before, now)
 
-        job = await self._supervisor.change(name, decide)
+        job = await self._book.change(name, decide)
         self._supervisor.cancel(name)  # if it runs here
         self._supervisor.queue_changed()
-        return self._supervisor.progress_of(job)
+        return self._book.progress_of(job)
 
     async def resume(self, name: JobName, etag: str) -> TrainingJob:
         """Raises TrainingJobNotFoundError, TrainingJobStateError, EtagMismatchError, TrainingJobElsewhereError."""
@@ -134,9 +136,9 @@ class TrainingJobs:
             self._check_here(before)
             return jobs.resumed(before)
 
-        job = await self._supervisor.change(name, decide)
+        job = await self._book.change(name, decide)
         self._supervisor.queue_changed()
-        return self._supervisor.progress_of(job)
+        return self._book.progress_of(job)
 
     async def events(self, name: JobName, after: int) -> AsyncIterator[JobEvent]:
         """What happened in a job, and what happens until it has ended.
@@ -145,7 +147,7 @@ class TrainingJobs:
         """
         job = await asyncio.to_thread(self._store.get, name)
         self._check_here(job)
-        events = await self._supervisor.events(name)
+        events = await self._book.events(name)
         async for event in events.follow(after):
             yield event
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from loraplex_server.errors import EngineError, TrainingJobNotFoundError
 from loraplex_server.metrics import Metrics
 from loraplex_server.training import jobs
 from loraplex_server.training.attempt import Attempt
-from loraplex_server.training.event_log import EventDraft, EventLog
+from loraplex_server.training.event_log import EventDraft
 from loraplex_server.training.event_recorder import EventRecorder
+from loraplex_server.training.job_book import JobBook
 from loraplex_server.training.job_folder import JobFolders
 from loraplex_server.training.job_store import Decide, JobStore
 from loraplex_server.training.jobs import Failure, JobName, JobState, Progress, TrainingJob, Verdict
@@ -54,6 +55,7 @@ class JobSupervisor:
         self,
         store: JobStore,
         folders: JobFolders,
+        book: JobBook,
         base: ServedBase,
         limits: TrainingLimits,
         register: Register,
@@ -63,6 +65,7 @@ class JobSupervisor:
     ) -> None:
         self._store = store
         self._folders = folders
+        self._book = book
         self._base = base
         self._limits = limits
         self._register = register
@@ -71,10 +74,6 @@ class JobSupervisor:
         self._metrics = metrics
         self._running: dict[JobName, _Running] = {}
         self._devices: set[str] = set()  # that a job has
-        self._logs: dict[JobName, EventLog] = {}  # of jobs that are not over
-        self._recorders: dict[JobName, EventRecorder] = {}
-        self._opening = asyncio.Lock()
-        self._changing: list[JobName] = []  # whose state changes and is not told yet
         self._changed = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
 
@@ -83,9 +82,9 @@ class JobSupervisor:
         for job in await self._owned(JobState.RUNNING):
             folder = self._folders.of(job.name.job)
             if not folder.exists():
-                await self.change(job.name, partial(_failed, failure=_LOST, verdict=None))
+                await self._book.change(job.name, partial(_failed, failure=_LOST, verdict=None))
             elif await asyncio.to_thread(folder.outcome) is None:
-                await self.change(job.name, jobs.interrupted)
+                await self._book.change(job.name, jobs.interrupted)
             else:  # it ended unseen
                 self._begin(job, self._conclude_found(job))
         self._main = asyncio.create_task(self._run())
@@ -98,8 +97,7 @@ class JobSupervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for events in self._logs.values():
-            events.abandon()
+        self._book.abandon()
 
     def queue_changed(self) -> None:
         """A job was queued, or one that waited was cancelled."""
@@ -110,53 +108,6 @@ class JobSupervisor:
         running = self._running.get(name)
         if running is not None and running.attempt is not None:
             running.attempt.cancel()
-
-    def progress_of(self, job: TrainingJob) -> TrainingJob:
-        """The job with what is newer than its row."""
-        recorder = self._recorders.get(job.name)
-        return job if recorder is None else replace(job, progress=recorder.progress)
-
-    async def events(self, name: JobName) -> EventLog:
-        """What happened in a job of this server. Raises StorageError, TrainingJobNotFoundError."""
-        async with self._opening:
-            events = self._logs.get(name)
-            if events is None:
-                events = await EventLog.open(self._folders.of(name.job).events)
-                # Only now: a job that ended while its file was read has told so already, or is about to.
-                job = await asyncio.to_thread(self._store.get, name)
-                if job.state.is_unfinished or name in self._changing:
-                    events.begin()
-                    self._logs[name] = events
-            return events
-
-    async def change(self, name: JobName, decide: Decide, text: str = "") -> TrainingJob:
-        """Change a job's row, and tell who follows it here. Raises what `JobStore.change` does."""
-        was: list[JobState] = []
-        recorder = self._recorders.get(name)
-
-        def decide_and_note(before: TrainingJob, now: datetime) -> TrainingJob:
-            was[:] = [before.state]
-            after = decide(before, now)
-            if after is before or recorder is None:
-                return after
-            return replace(after, progress=recorder.progress)
-
-        self._changing.append(name)
-        try:
-            job = await asyncio.to_thread(self._store.change, name, decide_and_note)
-            if was != [job.state] and job.owner == self._folders.owner:
-                await self._tell_state(job, job.failure.message if job.failure else text)
-        finally:
-            self._changing.remove(name)
-        return job
-
-    async def _tell_state(self, job: TrainingJob, text: str = "") -> None:
-        """Put the job's state into its events."""
-        events = await self.events(job.name)
-        await events.append(EventDraft(kind="state", state=job.state.value, text=text))
-        if not job.state.is_unfinished:
-            events.end()
-            self._logs.pop(job.name, None)
 
     async def _run(self) -> None:
         while True:
@@ -195,21 +146,23 @@ class JobSupervisor:
             await self._put_back(job)
         finally:
             self._running.pop(job.name, None)
-            self._recorders.pop(job.name, None)
+            self._book.recorders.pop(job.name, None)
             self._devices.discard(job.device)
             self._changed.set()
 
     async def _put_back(self, job: TrainingJob) -> None:
         try:
-            await self.change(job.name, jobs.interrupted)
+            await self._book.change(job.name, jobs.interrupted)
         except LoraplexError:
             log.error("a training job waits for the next start", extra={"job": str(job.name)})
 
     async def _do(self, queued: TrainingJob) -> None:
-        job = await self.change(queued.name, jobs.started)
+        job = await self._book.change(queued.name, jobs.started)
         if job.state is not JobState.RUNNING:
             return  # cancelled meanwhile
-        recorder = self._recorders[job.name] = EventRecorder(await self.events(job.name), self._metrics)
+        recorder = self._book.recorders[job.name] = EventRecorder(
+            await self._book.events(job.name), self._metrics
+        )
         attempt = Attempt(self._folders.of(job.name.job), self._limits, self._queue_depth, recorder.take)
         self._running[job.name].attempt = attempt
         saving = asyncio.create_task(self._keep_saved(job.name, recorder, attempt))
@@ -240,7 +193,7 @@ class JobSupervisor:
                 message = outcome.message.replace("\0", " ")[:MAX_TEXT]  # PostgreSQL takes no NUL
                 failure = Failure(outcome.reason[:64] or "UNKNOWN", message, outcome.is_resumable)
                 decide = partial(_failed, failure=failure, verdict=verdict)
-        after = await self.change(job.name, decide, outcome.message)
+        after = await self._book.change(job.name, decide, outcome.message)
         self._metrics.training_ended(after.state.value)
         if not after.is_resumable:
             await asyncio.to_thread(self._folders.of(job.name.job).drop_scratch)
@@ -248,10 +201,10 @@ class JobSupervisor:
 
     async def _registered(self, job: TrainingJob) -> Decide:
         """What registering its package makes of a job."""
-        recorder = self._recorders.get(job.name)
+        recorder = self._book.recorders.get(job.name)
         if recorder is not None:
             recorder.progress = Progress("register")
-        events = await self.events(job.name)
+        events = await self._book.events(job.name)
         await events.append(EventDraft(kind="stage", stage="register"))
         for attempt in range(1, _REGISTER_ATTEMPTS + 1):
             try:
