@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -118,3 +119,40 @@ request_ids = Table(
     Column("at_us", BigInteger, nullable=False),
 )
 Index("ix_request_ids_at_us", request_ids.c.at_us)
+
+training_jobs = Table(
+    "training_jobs",
+    metadata,
+    Column("id", Integer, primary_key=True),  # grows with every job
+    Column("tenant", _SORTED, nullable=False),
+    Column("job", _SORTED, nullable=False),
+    Column("adapter", Text, nullable=False),
+    Column("alias", Text, nullable=False),
+    Column("owner", Text, nullable=False),  # the server whose disk has the job's folder
+    Column("recipe", Text, nullable=False),
+    Column("data_folder", Text, nullable=False),  # empty: its files lie in the job's folder
+    Column("device", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("is_cancel_requested", Boolean, nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("num_steps", BigInteger, nullable=False),
+    Column("loss", Float),
+    Column("eta_s", Float),
+    Column("digest", Text, nullable=False),
+    Column("verdict", String(16), nullable=False),  # empty: the gate has not been asked
+    Column("failure_reason", Text, nullable=False),  # empty: it has not failed
+    Column("failure_message", Text, nullable=False),
+    Column("is_resumable", Boolean, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("revision", BigInteger, nullable=False),  # grows with every change but progress
+    Column("request_id", Text),
+    Column("request_content", Text),  # hash of the request that made it
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("started_at_us", BigInteger),
+    Column("ended_at_us", BigInteger),
+    Column("updated_at_us", BigInteger, nullable=False),
+    UniqueConstraint("tenant", "job", name="uq_training_jobs_name"),
+)
+Index("ix_training_jobs_owner", training_jobs.c.owner, training_jobs.c.state)
+Index("ix_training_jobs_request_id", training_jobs.c.request_id)

@@ -52,6 +52,16 @@ from loraplex_client.results import (
     TokenLogprob,
     Usage,
 )
+from loraplex_client.training_events import AsyncTrainingEvents, TrainingEvents
+from loraplex_client.training_results import (
+    TrainingEvent,
+    TrainingEventKind,
+    TrainingFailure,
+    TrainingJob,
+    TrainingJobState,
+    TrainingProgress,
+    TrainingVerdict,
+)
 from loraplex_client.watch import AdapterWatch, AsyncAdapterWatch
 
 __all__ = [
@@ -64,6 +74,7 @@ __all__ = [
     "AsyncAdapterWatch",
     "AsyncCompletionStream",
     "AsyncLoraplexClient",
+    "AsyncTrainingEvents",
     "BaseModel",
     "CancelledCallError",
     "Completion",
@@ -99,6 +110,14 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "TrafficShare",
+    "TrainingEvent",
+    "TrainingEventKind",
+    "TrainingEvents",
+    "TrainingFailure",
+    "TrainingJob",
+    "TrainingJobState",
+    "TrainingProgress",
+    "TrainingVerdict",
     "UnavailableError",
     "Usage",
     "Version",

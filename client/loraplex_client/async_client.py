@@ -19,6 +19,7 @@ from loraplex.v1 import (
 )
 from loraplex_client import decode, health
 from loraplex_client.async_adapter_calls import AsyncAdapterCalls
+from loraplex_client.async_training_calls import AsyncTrainingCalls
 from loraplex_client.calls import call_async, or_default
 from loraplex_client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
 from loraplex_client.errors import LoraplexApiError, api_error, unreachable
@@ -61,6 +62,7 @@ class AsyncLoraplexClient:
             response_deserializer=health.as_bytes,
         )
         self.adapters = AsyncAdapterCalls(self._channel, timeout_s)
+        self.training = AsyncTrainingCalls(self._channel, timeout_s)
 
     async def __aenter__(self) -> AsyncLoraplexClient:
         return self

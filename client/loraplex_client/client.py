@@ -28,6 +28,7 @@ from loraplex_client.requests import (
 from loraplex_client.results import Completion, ServerInfo, StreamEvent
 from loraplex_client.retry import RetryBudget
 from loraplex_client.service_config import channel_options
+from loraplex_client.training_calls import TrainingCalls
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 300.0
@@ -62,6 +63,7 @@ class LoraplexClient:
             response_deserializer=health.as_bytes,
         )
         self.adapters = AdapterCalls(self._channel, timeout_s)
+        self.training = TrainingCalls(self._channel, timeout_s)
 
     def __enter__(self) -> LoraplexClient:
         return self

@@ -17,6 +17,7 @@ SERVICE_CONFIG: dict[str, Any] = {
                 {"service": "loraplex.v1.InferenceService"},
                 {"service": "loraplex.v1.AdapterService"},
                 {"service": "loraplex.v1.OpsService"},
+                {"service": "loraplex.v1.TrainingService"},
             ],
             "retryPolicy": {
                 "maxAttempts": MAX_ATTEMPTS,
@@ -32,6 +33,7 @@ SERVICE_CONFIG: dict[str, Any] = {
             "name": [
                 {"service": "loraplex.v1.AdapterService", "method": "UploadAdapter"},
                 {"service": "loraplex.v1.AdapterService", "method": "WatchAdapters"},
+                {"service": "loraplex.v1.TrainingService", "method": "StreamTrainingEvents"},
             ]
         },
     ],

@@ -21,6 +21,8 @@ from loraplex.v1 import (
     inference_pb2_grpc,
     ops_pb2,
     ops_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
 )
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.releases import Adapter
@@ -42,7 +44,10 @@ from loraplex_server.rpc.inference import InferenceServicer
 from loraplex_server.rpc.interceptors import ErrorInterceptor
 from loraplex_server.rpc.ops import OpsServicer
 from loraplex_server.rpc.serving import Serving, ServingParts
+from loraplex_server.rpc.training import TrainingServicer
 from loraplex_server.tokenizer import BaseTokenizer
+from loraplex_server.training.assembly import build_training
+from loraplex_server.training.service import TrainingJobs
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +66,7 @@ _SERVICES = tuple(
         (inference_pb2.DESCRIPTOR, "InferenceService"),
         (adapter_pb2.DESCRIPTOR, "AdapterService"),
         (ops_pb2.DESCRIPTOR, "OpsService"),
+        (training_pb2.DESCRIPTOR, "TrainingService"),
     )
 )
 _WITHDRAWAL_S = 0.2  # between NOT_SERVING and refusing, so that load balancers turn away first
@@ -106,6 +112,7 @@ class Server:
         self._is_draining = False
         self._engine: EngineClient | None = None
         self._releases: Releases | None = None
+        self._training: TrainingJobs | None = None
 
     async def serve(self, on_ready: OnReady | None = None) -> None:
         """Start, tell `on_ready`, run until told to stop, drain, stop. Raises LoraplexError if it cannot start."""
@@ -137,6 +144,11 @@ class Server:
                     build_releases, config, storage, spec, base_path, engine, ready, tokenizer, self._metrics
                 )
                 await releases.start()
+                training = self._training = await asyncio.to_thread(
+                    build_training, config, base_path, ready, releases, engine, self._metrics
+                )
+                if training is not None:
+                    await training.start()
                 generation = self._begin_serving(engine, tokenizer, releases, ready)
                 self._health.set_serving(engine.state is EngineState.READY)
                 log.info(
@@ -147,6 +159,8 @@ class Server:
                 await self._stop_requested.wait()
                 await self._drain(generation)
         finally:
+            if self._training is not None:  # it registers adapters, and its streams end with it
+                await self._training.close()
             if self._releases is not None:
                 await self._releases.end_watches()
             await engine.stop()  # first, so that what the grace left running is told why it ends
@@ -180,7 +194,7 @@ class Server:
             engine, tokenizer, directory, self._limits(ready), releases.shadows.begin
         )
         base_id = self._config.base or DEFAULT_BASE_ID
-        self._serving.begin(ServingParts(generation, tokenizer, releases, ready, base_id))
+        self._serving.begin(ServingParts(generation, tokenizer, releases, ready, base_id, self._training))
         return generation
 
     def _install_signal_handlers(self) -> None:
@@ -229,6 +243,9 @@ class Server:
         )
         ops_pb2_grpc.add_OpsServiceServicer_to_server(
             OpsServicer(self._serving, engine, config, self._version, self.request_stop), server
+        )
+        training_pb2_grpc.add_TrainingServiceServicer_to_server(
+            TrainingServicer(self._serving, config.write_stall_timeout_s), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if config.reflection:

@@ -123,6 +123,38 @@ class ServerConfig(BaseModel):
     upload_idle_timeout_s: float = Field(
         30.0, gt=0, description="Seconds an upload may be silent before it is ended."
     )
+    training: bool = Field(False, description="Run training jobs beside the server.")
+    training_roots: tuple[Path, ...] = Field(
+        (), description="Folders that training jobs may read their data from; empty refuses every path."
+    )
+    training_max_upload_bytes: int = Field(
+        4 * 2**20,
+        ge=1,
+        le=7 * 2**20,
+        description="Bytes of the files that a training job may bring with it; a message has at most 8 MiB.",
+    )
+    training_max_jobs_per_tenant: int = Field(
+        8, ge=1, description="Training jobs of one tenant that may wait or run."
+    )
+    training_timeout_s: float = Field(
+        86400.0, gt=0, description="Seconds that a training job may run without a break."
+    )
+    training_memory_bytes: int | None = Field(
+        None,
+        ge=2**28,
+        description="Memory that a training job may take, bytes; null takes half of the machine's.",
+    )
+    training_threads: int | None = Field(
+        None, ge=1, description="Threads of a training job on a CPU; null takes one per two cores."
+    )
+    training_max_waiting: int = Field(
+        2, ge=0, description="Requests that may wait while a training job goes on; with more it gives way."
+    )
+    training_max_pause_s: float = Field(
+        10.0,
+        ge=0,
+        description="Longest time that a training job gives way before each of its steps, seconds.",
+    )
     reflection: bool = Field(True, description="Serve gRPC reflection.")
     max_adapter_bytes: int = Field(512 * 2**20, ge=1, description="Largest adapter package, bytes.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines as text or JSON.")
@@ -176,7 +208,7 @@ class ServerConfig(BaseModel):
     @field_validator(
         *("metrics_port", "base", "registry_url", "package_url", "num_threads", "max_batched_tokens"),
         *("kv_cache_bytes", "max_adapters_per_tenant", "max_bytes_per_tenant", "host_cache_bytes"),
-        *("adapter_load_threads", "adapter_copy_bytes"),
+        *("adapter_load_threads", "adapter_copy_bytes", "training_memory_bytes", "training_threads"),
         mode="before",
     )
     @classmethod
@@ -184,7 +216,9 @@ class ServerConfig(BaseModel):
         """Flags and environment carry text; `null` there means what it means in YAML."""
         return None if isinstance(value, str) and value.lower() == "null" else value
 
-    @field_validator("adapter_roots", "signature_keys", "signature_certificates", mode="before")
+    @field_validator(
+        "adapter_roots", "signature_keys", "signature_certificates", "training_roots", mode="before"
+    )
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
@@ -214,6 +248,11 @@ class ServerConfig(BaseModel):
     def images_path(self) -> Path:
         """Folder of the packages as an engine holds them, made from those in `store_path`."""
         return self.data_dir / "images"
+
+    @property
+    def training_path(self) -> Path:
+        """Folder of the training jobs."""
+        return self.data_dir / "training"
 
     @property
     def resolved_registry_url(self) -> str:

@@ -13,6 +13,12 @@ LoraplexError
 │   ├── EngineRestartedError   the engine died while the request ran
 │   ├── SequenceFailedError    the engine gave up on this one sequence
 │   └── KernelError            a kernel does not compile, load or launch on this GPU
+├── TrainingJobError
+│   ├── TrainingDisabledError     this server trains nothing
+│   ├── TrainerMissingError       the trainer's libraries are not installed
+│   ├── TrainingJobNotFoundError  no training job of that name
+│   ├── TrainingJobStateError     the job is not in a state that allows it
+│   └── TrainingJobElsewhereError the job's files are another server's
 ├── PortInUseError             the address is taken
 ├── DataDirInUseError          another server holds the data folder
 └── BaseModelError
@@ -99,6 +105,42 @@ class KernelError(EngineError):
     """A kernel does not compile, load or launch on this GPU."""
 
     reason = "KERNEL_ERROR"
+
+
+class TrainingJobError(LoraplexError):
+    """Something about a training that this server runs."""
+
+    reason = "TRAINING_JOB_ERROR"
+
+
+class TrainingDisabledError(TrainingJobError):
+    """The setting `training` is off."""
+
+    reason = "TRAINING_DISABLED"
+
+
+class TrainerMissingError(TrainingJobError):
+    """The server's installation lacks the extra `trainer`."""
+
+    reason = "TRAINER_MISSING"
+
+
+class TrainingJobNotFoundError(TrainingJobError):
+    """No training job of that name, or it is another tenant's."""
+
+    reason = "TRAINING_JOB_NOT_FOUND"
+
+
+class TrainingJobStateError(TrainingJobError):
+    """What is asked for does not go with the job's state."""
+
+    reason = "TRAINING_JOB_STATE"
+
+
+class TrainingJobElsewhereError(TrainingJobError):
+    """The job belongs to another server of the same registry, which has its events and checkpoints."""
+
+    reason = "TRAINING_JOB_ELSEWHERE"
 
 
 class PortInUseError(LoraplexError):

@@ -180,6 +180,19 @@ class Metrics:
             "Of its last copy into a slot; 0: none yet.",
             lambda: {adapter: place.copy_s for adapter, place in self._places().items()},
         )
+        self._training_waiting = _gauge(registry, "training_jobs_waiting", "Training jobs that wait.")
+        self._training_running = _gauge(registry, "training_jobs_running", "Training jobs that run.")
+        self._training_jobs = Counter(
+            "loraplex_training_jobs", "Training jobs ended, by state.", ["state"], registry=registry
+        )
+        self._training_steps = Counter(
+            "loraplex_training_steps", "Optimizer steps of training jobs.", registry=registry
+        )
+        self._training_pauses = Counter(
+            "loraplex_training_pause_seconds",
+            "Time that training jobs gave way to requests.",
+            registry=registry,
+        )
         self._build = Info("loraplex_build", "Version and base model.", registry=registry)
 
     def serve(self, port: int, host: str) -> int:
@@ -259,6 +272,22 @@ class Metrics:
     def shadow_ended(self, adapter: str, outcome: str) -> None:
         """`outcome` is "equal", "different" or "dropped"."""
         self._shadow_requests.labels(self._adapter_label(adapter), outcome).inc()
+
+    def training_queue(self, num_waiting: int, num_running: int) -> None:
+        """How many training jobs of this server wait and run."""
+        self._training_waiting.set(num_waiting)
+        self._training_running.set(num_running)
+
+    def training_step(self, paused_s: float, *, is_optimizer_step: bool) -> None:
+        """A training job went on, after it gave way for so many seconds."""
+        if is_optimizer_step:
+            self._training_steps.inc()
+        if paused_s:
+            self._training_pauses.inc(paused_s)
+
+    def training_ended(self, state: str) -> None:
+        """`state` is that of a job that does not run any more."""
+        self._training_jobs.labels(state).inc()
 
     def rejected(self, reason: str) -> None:
         self._rejects.labels(reason).inc()

@@ -62,7 +62,7 @@ def new_adapter(tiny_base: Path, packages: Path) -> NewAdapter:
 def server(tiny_base: Path, packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with ADAPTERS registered. Shared: leave it as you found it."""
     folder = tmp_path_factory.mktemp("server")
-    with running_server(tiny_base, folder, adapter_roots=packages) as live:
+    with running_server(tiny_base, folder, adapter_roots=packages, training=True) as live:
         register_all(live, packages)
         yield live
 

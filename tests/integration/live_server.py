@@ -37,7 +37,11 @@ SETTINGS: dict[str, Any] = {
     "kv_cache_bytes": 32 * 2**20,
     "adapter_arena_bytes": 16 * 2**20,
 }
-_FLAGS = {"adapter_roots": "--adapter-root", "signature_keys": "--signature-key"}
+_FLAGS = {
+    "adapter_roots": "--adapter-root",
+    "signature_keys": "--signature-key",
+    "training_roots": "--training-root",
+}
 _IS_THE_ENGINE = "multiprocessing.spawn"
 
 

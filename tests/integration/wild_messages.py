@@ -12,9 +12,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import strategies as st
 
-from loraplex.v1 import adapter_pb2, inference_pb2, ops_pb2
+from loraplex.v1 import adapter_pb2, inference_pb2, ops_pb2, training_pb2
 
-_FILES = (inference_pb2, adapter_pb2, ops_pb2, health_pb2, reflection_pb2)
+_FILES = (inference_pb2, adapter_pb2, ops_pb2, training_pb2, health_pb2, reflection_pb2)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,20 @@
 
 LoraplexError
 └── TrainerError
-    ├── RecipeError            the recipe is malformed or names what is not there
-    ├── TrainingDataError      a data file is malformed or does not fit the recipe
-    ├── QuantizedBaseError     the base's modules are not quantized as the plan says
-    ├── RunFolderError         the folder holds no run, another run, or one of another recipe or other data
-    ├── TrainingStorageError   the disk is full
-    ├── TrainingDivergedError  the loss or the weights are no longer finite
-    ├── OutputError            what was made cannot be written, e.g. since the disk is full
-    ├── SuiteUnavailableError  general questions that are not here
-    ├── RunIncompleteError     the run folder has no adapter to package or judge
-    ├── GateNotPassedError     the package has not shown that it may be registered
-    ├── MergeRefusedError      the adapter may not be merged into that base
-    ├── DoesNotFitError        no way to train this model fits the memory; the nearest that does is named
-    ├── QuantBackendError      an experimental way to hold the base lacks its library
-    └── MeasurementError       the trial steps of `plan --measure` failed
+    ├── RecipeError           the recipe is malformed or names what is not there
+    ├── TrainingDataError     a data file is malformed or does not fit the recipe
+    ├── QuantizedBaseError    the base's modules are not quantized as the plan says
+    ├── RunFolderError        the folder holds no run, another run, or one of another recipe or other data
+    ├── TrainingStorageError  the disk is full
+    ├── TrainingDivergedError the loss or the weights are no longer finite
+    ├── OutputError           what was made cannot be written, e.g. since the disk is full
+    ├── SuiteUnavailableError general questions that are not here
+    ├── RunIncompleteError    the run folder has no adapter to package or judge
+    ├── GateNotPassedError    the package has not shown that it may be registered
+    ├── MergeRefusedError     the adapter may not be merged into that base
+    ├── DoesNotFitError       no way to train this model fits the memory; the nearest that does is named
+    ├── QuantBackendError     an experimental way to hold the base lacks its library
+    └── MeasurementError      the trial steps of `plan --measure` failed
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def main() -> None:
         description="Bring the tables of a registry to a revision. Stop all servers that use it first.",
     )
     parser.add_argument("url", help="the registry's database, as in the server's configuration")
-    parser.add_argument("revision", help=f"0001, 0002, … or {HEAD}")
+    parser.add_argument("revision", help=f"0001, 0002, 0003, … or {HEAD}")
     arguments = parser.parse_args()
     engine = open_engine(arguments.url)
     migrate(engine, arguments.revision)

@@ -143,6 +143,43 @@ def serve(
     upload_idle_timeout_s: Annotated[
         float | None, _flag("Seconds an upload may be silent before it is ended.", "30")
     ] = None,
+    training: Annotated[bool | None, _flag("Run training jobs beside the server.", "false")] = None,
+    training_roots: Annotated[
+        list[Path] | None,
+        _flag(
+            "Folders that training jobs may read their data from; empty refuses every path.",
+            "empty",
+            "--training-root",
+        ),
+    ] = None,
+    training_max_upload_bytes: Annotated[
+        int | None,
+        _flag(
+            "Bytes of the files that a training job may bring with it; a message has at most 8 MiB.",
+            "4194304",
+        ),
+    ] = None,
+    training_max_jobs_per_tenant: Annotated[
+        int | None, _flag("Training jobs of one tenant that may wait or run.", "8")
+    ] = None,
+    training_timeout_s: Annotated[
+        float | None, _flag("Seconds that a training job may run without a break.", "86400")
+    ] = None,
+    training_memory_bytes: Annotated[
+        int | None,
+        _flag("Memory that a training job may take, bytes; null takes half of the machine's.", "null"),
+    ] = None,
+    training_threads: Annotated[
+        int | None, _flag("Threads of a training job on a CPU; null takes one per two cores.", "null")
+    ] = None,
+    training_max_waiting: Annotated[
+        int | None,
+        _flag("Requests that may wait while a training job goes on; with more it gives way.", "2"),
+    ] = None,
+    training_max_pause_s: Annotated[
+        float | None,
+        _flag("Longest time that a training job gives way before each of its steps, seconds.", "10"),
+    ] = None,
     reflection: Annotated[bool | None, _flag("Serve gRPC reflection.", "true")] = None,
     max_adapter_bytes: Annotated[int | None, _flag("Largest adapter package, bytes.", "536870912")] = None,
     log_format: Annotated[LogFormat | None, _flag("Log lines as text or JSON.", "text")] = None,

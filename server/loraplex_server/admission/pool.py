@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 
 import msgspec
@@ -30,6 +29,7 @@ from loraplex_server.admission.jobs import (
     encode,
 )
 from loraplex_server.admission.worker import READY
+from loraplex_server.child_process import bare_environment
 from loraplex_server.errors import DrainingError
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ _MAX_JOBS = (
     100  # of one process: what its libraries leak, and the memory a large package leaves in pieces, ends
 )
 _MAX_ANSWER_BYTES = 1 << 20
-# What Python needs. Keys of buckets and passwords of databases are no business of a process that reads packages.
-_PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _ERRORS: dict[str, type[LoraplexError]] = {
     error.__name__: error
@@ -154,7 +152,6 @@ class _Worker:
 
     async def start(self) -> None:
         """Raises StorageError where the machine gives no process."""
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         try:
             self._process = await asyncio.create_subprocess_exec(
                 # -P: the working folder is no place to import from.
@@ -162,7 +159,7 @@ class _Worker:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_MAX_ANSWER_BYTES,
-                env=environment | _ONE_THREAD,
+                env=bare_environment() | _ONE_THREAD,
                 start_new_session=True,  # an interrupt from the terminal is for the server, which ends its processes
             )
             async with asyncio.timeout(_START_TIMEOUT_S):

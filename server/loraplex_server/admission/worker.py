@@ -6,32 +6,29 @@ of answer. It ends at the end of its input, and when the process that started it
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import signal
 import sys
-from typing import BinaryIO
 
 import msgspec
 
 from loraplex_adapters.errors import AdapterInvalidError, LoraplexError, StorageError
 from loraplex_server.admission.jobs import Admission, AdmissionBudget, Answer, Refusal, decode_job, encode
 from loraplex_server.admission.validation import validate
+from loraplex_server.child_process import die_with_parent, private_stdout
 
 READY = b"ready\n"
 _NICENESS = 19
 _MAX_OPEN_FILES = 64
 _IMAGE_SHARE = 4  # an image takes at most as many times the bytes of its weights: bf16 widened, padded
 _MAX_MESSAGE = 4000  # characters
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Takes `preload` as its one argument where signatures are to be checked."""
-    _die_with_parent()
+    die_with_parent()
     os.nice(_NICENESS)
-    answers = _private_stdout()
+    answers = private_stdout()
     jobs = sys.stdin.buffer
     budget = msgspec.json.decode(jobs.readline(), type=AdmissionBudget)
     if "preload" in sys.argv[1:]:
@@ -56,19 +53,6 @@ def _answer(line: bytes, budget: AdmissionBudget) -> Answer:
         return Refusal(StorageError.__name__, f"the server's disk fails ({name}); try again later")
     except LoraplexError as error:
         return Refusal(type(error).__name__, str(error)[:_MAX_MESSAGE])
-
-
-def _private_stdout() -> BinaryIO:
-    """Standard output for the answers alone: what a library prints goes to standard error from now on."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return answers
-
-
-def _die_with_parent() -> None:
-    """Even in the middle of a job, where the end of the input would not be noticed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _bound_resources(budget: AdmissionBudget) -> None:

@@ -50,6 +50,10 @@ class ServerPackages:
         with self._leases.lease(digest):
             yield
 
+    def folder(self, digest: str) -> Path:
+        """Where a leased package lies. Raises AdapterUnavailableError."""
+        return self._store.folder(digest)
+
     async def hold_stored(self, digest: str) -> bool:
         """Whether a package that admission has just stored is still here, with a lease of the caller on it.
 

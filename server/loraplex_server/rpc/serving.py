@@ -9,6 +9,7 @@ from loraplex_server.errors import EngineUnavailableError
 from loraplex_server.generation import GenerationService
 from loraplex_server.releases.service import Releases
 from loraplex_server.tokenizer import BaseTokenizer
+from loraplex_server.training.service import TrainingJobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class ServingParts:
     releases: Releases
     ready: EngineReady
     base_id: str
+    training: TrainingJobs | None = None  # None: switched off
 
 
 class Serving:

@@ -20,7 +20,7 @@ from tests.integration.raw_calls import failure_of, raw_channel
 from tests.integration.streams import GREEDY, PROMPT, answer_all, begin
 from tests.integration.wild_messages import METHODS
 
-SERVICES = ("loraplex.v1.InferenceService", "loraplex.v1.AdapterService", "loraplex.v1.OpsService")
+SERVICES = tuple(f"loraplex.v1.{name}Service" for name in ("Inference", "Adapter", "Ops", "Training"))
 
 
 def test_the_server_describes_its_base_its_limits_and_its_load(

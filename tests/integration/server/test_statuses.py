@@ -41,6 +41,11 @@ MET_ELSEWHERE = {
     adapter_errors.QuotaExceededError,  # by a server with quotas: test_policies
     adapter_errors.SignatureError,  # by one that requires signatures: test_policies
     adapter_errors.TooManyVersionsError,  # in the registry's own tests
+    server_errors.TrainingDisabledError,  # this one and the next ones: test_training_jobs
+    server_errors.TrainerMissingError,
+    server_errors.TrainingJobNotFoundError,
+    server_errors.TrainingJobStateError,
+    server_errors.TrainingJobElsewhereError,  # by servers that share a registry: unit/training/test_service
 }
 WEIGHTS = "adapter_model.safetensors"
 

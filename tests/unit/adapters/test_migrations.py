@@ -184,12 +184,27 @@ def test_going_back_keeps_what_stable_names(engine: Engine, database_url: str) -
     assert kept == [("shop", B, "ready"), ("t/faq", B, "ready")]
 
 
+def test_going_back_before_training_jobs_keeps_the_adapters(engine: Engine, database_url: str) -> None:
+    registry = AdapterRegistry(database_url)
+    name = AdapterName.parse("t/faq")
+    before = registry.register(name, version(A), alias="candidate")
+
+    migrate(engine, "0002")
+
+    assert "training_jobs" not in inspect(engine).get_table_names()
+    assert registry.get(name) == before
+    migrate(engine)
+    assert "training_jobs" in inspect(engine).get_table_names()
+    assert registry.get(name) == before
+    registry.close()
+
+
 def test_the_tables_after_all_migrations_are_those_of_the_code(engine: Engine) -> None:
     migrate(engine)
 
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "0002"
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "0003"
 
 
 def test_names_sort_by_code_point_whatever_the_language_of_postgresql(postgres: PostgresServer) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
-from loraplex.v1 import adapter_pb2_grpc, inference_pb2, inference_pb2_grpc
+from loraplex.v1 import adapter_pb2_grpc, inference_pb2, inference_pb2_grpc, training_pb2_grpc
 from tests.unit.client.faults import Fault, abort
 from tests.unit.client.scripted_adapters import Adapters, AdapterServicer
+from tests.unit.client.scripted_training import Training, TrainingServicer
 
 
 @dataclass
@@ -24,6 +25,7 @@ class ScriptedServer:
     faults: list[Fault] = field(default_factory=list)
     num_calls: int = 0
     adapters: Adapters = field(default_factory=Adapters)
+    training: Training = field(default_factory=Training)
     stream_cancelled: threading.Event = field(default_factory=threading.Event)
     endless: bool = False
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
@@ -44,6 +46,7 @@ def running(script: ScriptedServer) -> Iterator[ScriptedServer]:
     server = grpc.server(ThreadPoolExecutor(8))
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(_Inference(script), server)  # type: ignore[abstract]
     adapter_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterServicer(script), server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingServicer(script), server)
     health_pb2_grpc.add_HealthServicer_to_server(script.health, server)
     script.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()

@@ -11,6 +11,8 @@ from grpc_health.v1 import health_pb2
 from loraplex_client import AsyncLoraplexClient, LoraplexClient, UnavailableError
 from loraplex_client.adapter_calls import AdapterCalls
 from loraplex_client.async_adapter_calls import AsyncAdapterCalls
+from loraplex_client.async_training_calls import AsyncTrainingCalls
+from loraplex_client.training_calls import TrainingCalls
 from tests.unit.client.scripted_server import ScriptedServer
 
 HEAVY = ("torch", "transformers", "pydantic", "typer", "rich", "loraplex_server", "loraplex_adapters")
@@ -61,7 +63,12 @@ def test_waiting_in_vain_says_where_and_how_long() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sync", "asynchronous"), [(LoraplexClient, AsyncLoraplexClient), (AdapterCalls, AsyncAdapterCalls)]
+    ("sync", "asynchronous"),
+    [
+        (LoraplexClient, AsyncLoraplexClient),
+        (AdapterCalls, AsyncAdapterCalls),
+        (TrainingCalls, AsyncTrainingCalls),
+    ],
 )
 def test_both_clients_offer_the_same_calls(sync: type, asynchronous: type) -> None:
     def calls(kind: type) -> dict[str, list[str]]:

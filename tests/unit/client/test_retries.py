@@ -33,7 +33,8 @@ def test_the_service_config_retries_unavailable_alone() -> None:
 def test_what_goes_on_from_where_it_broke_is_not_begun_again_by_the_channel() -> None:
     (without_policy,) = (method for method in SERVICE_CONFIG["methodConfig"] if "retryPolicy" not in method)
 
-    assert {name["method"] for name in without_policy["name"]} == {"UploadAdapter", "WatchAdapters"}
+    methods = {name["method"] for name in without_policy["name"]}
+    assert methods == {"UploadAdapter", "WatchAdapters", "StreamTrainingEvents"}
 
 
 def test_unavailable_is_retried_by_the_channel(client: LoraplexClient, server: ScriptedServer) -> None:

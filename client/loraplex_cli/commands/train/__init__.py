@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from loraplex_cli.commands.train import data, judge, looks, package, plan, recipe, run
+from loraplex_cli.commands.train import data, jobs, judge, looks, package, plan, recipe, run
 from loraplex_cli.exit_codes import EXIT_CODES_HELP
 
 app = typer.Typer(name="train", help="Turn documents into a proven adapter.", no_args_is_help=True)
@@ -21,5 +21,5 @@ for _command in (
 ):
     app.command(epilog=EXIT_CODES_HELP)(_command)
 app.command("eval", epilog=EXIT_CODES_HELP)(judge.evaluate)
-app.add_typer(data.app)
-app.add_typer(recipe.app)
+for _group in (data.app, recipe.app, jobs.app):
+    app.add_typer(_group)
