@@ -1,8 +1,8 @@
 """A recording as columns, and the figures of single requests.
 
-TTFT   first token − intended send              service TTFT  first token − actual send
-E2E    end of tokens − intended send            client queue  actual − intended send
-TPOT   (last − first token) / (tokens − 1)      NTPOT         E2E / tokens
+TTFT   first token - intended send              service TTFT  first token - actual send
+E2E    end of tokens - intended send            client queue  actual - intended send
+TPOT   (last - first token) / (tokens - 1)      NTPOT         E2E / tokens
 ITL    gaps between messages, each spread evenly over the tokens that the later message brought
 """
 

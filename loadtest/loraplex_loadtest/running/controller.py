@@ -53,7 +53,7 @@ class Controller:
 
     async def __aenter__(self) -> Controller:
         context = multiprocessing.get_context("spawn")  # gRPC's threads do not survive a fork
-        for order in self._orders:
+        for _ in self._orders:
             ours, theirs = context.Pipe()
             process = context.Process(target=worker.main, args=(theirs,), daemon=True)
             process.start()

@@ -86,7 +86,7 @@ class StepArrivals(_Varying):
         integral = np.cumsum([0.0, *(step.duration_s * step.rate for step in self.steps)])
         points = self._points(float(integral[-1]), rng)
         # Where the rate is 0 the integral stands still; no point falls there but by rounding.
-        return np.interp(points, integral, edges)
+        return np.asarray(np.interp(points, integral, edges))
 
 
 class RampArrivals(_Varying):
@@ -117,7 +117,7 @@ class SineArrivals(_Varying):
         grid = np.linspace(0.0, self.duration_s, max(1001, int(1000 * self.duration_s / self.period_s)))
         turn = 2 * np.pi / self.period_s
         integral = self.rate * (grid + self.amplitude / turn * (1 - np.cos(turn * grid)))
-        return np.interp(self._points(float(integral[-1]), rng), integral, grid)
+        return np.asarray(np.interp(self._points(float(integral[-1]), rng), integral, grid))
 
 
 class TraceArrivals(Spec):
