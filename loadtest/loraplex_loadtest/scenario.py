@@ -21,7 +21,7 @@ from pydantic import (
 from loraplex_loadtest.disturbances.schedule import Disturbance, Share
 from loraplex_loadtest.errors import ScenarioInvalidError
 from loraplex_loadtest.spec import Spec
-from loraplex_loadtest.workload.arrivals import Arrivals, ClosedLoop
+from loraplex_loadtest.workload.arrivals import Arrivals, ClosedLoop, duration_of
 from loraplex_loadtest.workload.lengths import FixedLength, Length
 from loraplex_loadtest.workload.popularity import AdapterMix, UniformMix
 
@@ -176,6 +176,34 @@ def read_scenario(file: Path, changes: Mapping[str, Any] | None = None) -> Scena
     for key, value in (changes or {}).items():
         _replace(document, key.split("."), value)
     return make_scenario(document)
+
+
+def of_duration(scenario: Scenario, duration_s: float) -> Scenario:
+    """The same in another time: every moment and duration is stretched alike, rates stay. Traces keep their times."""
+    longest = max(duration_of(traffic.arrivals) for traffic in scenario.traffic)
+    return make_scenario(_stretched(scenario.model_dump(mode="python"), duration_s / longest))
+
+
+_STRETCHED = frozenset(
+    {"duration_s", "period_s", "shift_at_s", "at_s", "every_s", "for_s", "warm_up_s", "cool_down_s"}
+)
+
+
+def _stretched(value: Any, factor: float) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: _scaled(one, factor) if key in _STRETCHED else _stretched(one, factor)
+            for key, one in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_stretched(one, factor) for one in value]
+    return value
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    if isinstance(value, list | tuple):
+        return [one * factor for one in value]
+    return None if value is None else value * factor
 
 
 def make_scenario(document: Mapping[str, Any]) -> Scenario:

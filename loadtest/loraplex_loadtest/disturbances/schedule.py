@@ -90,7 +90,8 @@ class StartTraining(_Disturbance):
     """Ask the server for a training job."""
 
     kind: Literal["train"]
-    job: dict[str, Any] = {}  # CreateTrainingJobRequest, as protobuf writes it in JSON
+    # CreateTrainingJobRequest, as protobuf writes it in JSON
+    job: dict[str, Any] = Field(default_factory=dict)
 
 
 class KillEngine(_Disturbance):

@@ -88,13 +88,13 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     async def StreamGenerate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         asked = request.request
         prompt_tokens = _words(asked.prompt or " ".join(turn.content for turn in asked.chat.messages))
-        is_first, done, schedule = True, 0, None
+        done, load_s = 0, 0.0
         try:
             async for schedule, count in self._engine.answer(
                 asked.adapter, prompt_tokens, asked.stopping.max_tokens
             ):
-                if is_first:
-                    is_first = False
+                if not done:
+                    load_s = schedule.load_s
                     yield inference_pb2.StreamGenerateResponse(
                         started=inference_pb2.Started(
                             adapter_digest=_DIGEST if asked.adapter else "", prompt_tokens=prompt_tokens
@@ -106,12 +106,11 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
                 )
         except QueueFullError:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many requests wait as may")
-        assert schedule is not None
         yield inference_pb2.StreamGenerateResponse(
             finished=inference_pb2.Finished(
                 finish_reason=inference_pb2.FINISH_REASON_LENGTH,
                 usage=inference_pb2.Usage(prompt_tokens=prompt_tokens, completion_tokens=done),
-                timings=inference_pb2.Timings(adapter_load_seconds=schedule.load_s),
+                timings=inference_pb2.Timings(adapter_load_seconds=load_s),
             )
         )
 

@@ -45,7 +45,7 @@ def fairness(samples: Samples) -> dict[str, Any]:
 
 
 def _token_speeds(samples: Samples) -> dict[str, float]:
-    """Tenant -> tokens per second that one of its requests spent, waiting included: what it felt, whatever its demand."""
+    """Tenant -> tokens per second that its requests spent, waiting included: what it felt, whatever it asked for."""
     measured = samples.is_measured & samples.is_ok
     found = {}
     for name in np.unique(samples.tenant[measured]):

@@ -52,10 +52,11 @@ async def selftest(on_stage: OnStage = lambda stage, done, total: None) -> tuple
     return checks, repeated
 
 
-def selftest_document(checks: list[Check]) -> dict[str, Any]:
+def selftest_document(checks: list[Check], repeated: int) -> dict[str, Any]:
     """As JSON."""
     return {
         "is_right": all(check.is_right for check in checks),
+        "stages_repeated": repeated,
         "checks": [check.as_json() for check in checks],
     }
 
