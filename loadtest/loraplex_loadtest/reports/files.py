@@ -56,7 +56,7 @@ def write_hdr_log(samples: Samples, file: Path) -> None:
         )
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             histogram.record_value(value, count)
-        histogram.set_tag(tag)
+        stream.write(f"Tag={tag},")  # the writer knows no tags, its reader does
         writer.output_interval_histogram(histogram, 0, samples.window_s[1])
     file.write_text(stream.getvalue(), encoding="utf-8")
 

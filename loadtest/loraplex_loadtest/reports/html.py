@@ -17,8 +17,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1a202c; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #e2e8f0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #edf2f7; }
-td:first-child, th:first-child { text-align: left; }
+td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #edf2f7; white-space: nowrap; }
+td:first-child, th:first-child, td.last, th.last { text-align: left; }
 svg { width: 100%; height: auto; } .bad { color: #c53030; font-weight: 600; } .good { color: #276749; }
 .cards { display: flex; flex-wrap: wrap; gap: 1rem; }
 .card { background: #f7fafc; padding: .6rem 1rem; border-radius: .4rem; }
@@ -133,8 +133,7 @@ def _cards(document: Mapping[str, Any]) -> str:
         "requests/s": f"{rates['requests_per_s']:.3g}",
         "good": f"{rates['goodput_share']:.1%}",
         "tokens/s": f"{rates['tokens_per_s']:.4g}",
-        "TTFT p50": _part(document["figures"]["ttft"], "p50"),
-        "TPOT p50": _part(document["figures"]["tpot"], "p50"),
+        **{f"{name.upper()} p50": _median(document["figures"][name]) for name in ("ttft", "tpot")},
     }
     shown = "".join(
         f"<div class=card><b>{escape(value)}</b>{escape(name)}</div>" for name, value in cards.items()
@@ -228,11 +227,22 @@ def _part(figure: Mapping[str, Any], part: str) -> str:
     return f"{seconds_text(found['value'])} [{seconds_text(found['low'])}–{seconds_text(found['high'])}]"
 
 
+def _median(figure: Mapping[str, Any]) -> str:
+    return seconds_text(figure["p50"]["value"]) if "p50" in figure else "too few"
+
+
 def _seconds(value: float | None) -> str:
     return "" if value is None else seconds_text(value)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    """A last column of words is set to the left, as the first one is."""
+    last = " class=last" if header[-1] in ("meaning", "what", "") else ""
+    marks = ["" if place < len(header) - 1 else last for place in range(len(header))]
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        shown = (f"<{tag}{mark}>{escape(cell)}</{tag}>" for cell, mark in zip(cells, marks, strict=True))
+        return f"<tr>{''.join(shown)}</tr>"
+
+    head, body = line(header, "th"), "".join(line(row, "td") for row in rows)
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"

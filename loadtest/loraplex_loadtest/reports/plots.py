@@ -37,7 +37,8 @@ def latency_curves(documents: Mapping[str, Mapping[str, Any]], figures: Sequence
     axes.set_xscale("log")
     axes.set_xlabel("seconds")
     axes.set_ylabel("% within that time")
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
     return _svg(figure)
 
 
@@ -57,8 +58,12 @@ def timeline_plot(document: Mapping[str, Any]) -> str:
     right.fill_between(x, line["tokens_per_s"], step="post", alpha=0.2, color=_COLOURS[2])
     right.set_ylabel("tokens/s", color=_COLOURS[2])
     upper.legend(fontsize=8, loc="upper left")
-    lower.plot(x, _numbers(line["ttft_p50_s"]), color=_COLOURS[0], label="TTFT, median of the slice")
-    lower.plot(x, _numbers(line["ttft_max_s"]), color=_COLOURS[5], lw=0.8, label="largest")
+    for key, colour, label in (
+        ("ttft_max_s", _COLOURS[1], "TTFT, largest of the slice"),
+        ("ttft_p50_s", _COLOURS[0], "median"),
+    ):
+        known = [(at, value) for at, value in zip(x, line[key], strict=True) if value is not None]
+        lower.plot([at for at, _ in known], [v for _, v in known], ".-", lw=0.9, color=colour, label=label)
     errors = [(at, count) for at, count in zip(x, line["errors"], strict=True) if count]
     if errors:
         lower.scatter(

@@ -91,7 +91,7 @@ async def _stall() -> list[Check]:
             STALLING.first_token_s,
             _ttft(is_closed),
             "s",
-            tolerance=0.2,
+            tolerance=0.5,
         ),
     ]
 
