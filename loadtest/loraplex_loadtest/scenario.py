@@ -229,10 +229,10 @@ def _replace(document: Any, keys: list[str], value: Any) -> None:
 
 
 def _resolve_paths(document: Any, folder: Path) -> None:
-    """Makes `file`, `package` and `tokenizer` relative to the scenario's folder."""
+    """Makes `file`, `package`, `recipe` and `tokenizer` relative to the scenario's folder."""
     values = document.items() if isinstance(document, dict) else enumerate(document)
     for key, value in list(values):
         if isinstance(value, dict | list):
             _resolve_paths(value, folder)
-        elif key in ("file", "package", "tokenizer") and isinstance(value, str):
+        elif key in ("file", "package", "recipe", "tokenizer") and isinstance(value, str):
             document[key] = str(folder / value)

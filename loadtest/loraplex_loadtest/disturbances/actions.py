@@ -149,7 +149,7 @@ class ServerActions:
                 await self._client.adapters.delete(what.name)
                 return what.name
             case StartTraining() as what:
-                return await start_training(self._address, what.job)
+                return await start_training(self._address, what)
             case KillEngine():
                 engine = engine_process(server_process(self._address.address))
                 engine.kill()

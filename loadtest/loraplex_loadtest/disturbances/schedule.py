@@ -90,7 +90,9 @@ class StartTraining(_Disturbance):
     """Ask the server for a training job."""
 
     kind: Literal["train"]
-    # CreateTrainingJobRequest, as protobuf writes it in JSON
+    recipe: Path | None = None
+    files: tuple[str, ...] = ()  # that the recipe names, relative to it; they are sent with it
+    # Further fields of CreateTrainingJobRequest, as protobuf writes them in JSON.
     job: dict[str, Any] = Field(default_factory=dict)
 
 

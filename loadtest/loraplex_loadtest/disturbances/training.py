@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from importlib import import_module
 from typing import Any
 
@@ -9,6 +10,7 @@ import grpc
 from google.protobuf.json_format import ParseDict, ParseError
 
 from loraplex_client.errors import api_error
+from loraplex_loadtest.disturbances.schedule import StartTraining
 from loraplex_loadtest.errors import ScenarioInvalidError, TargetFeatureError
 from loraplex_loadtest.targets.loraplex_grpc import open_channel
 from loraplex_loadtest.targets.target import TargetAddress
@@ -38,11 +40,24 @@ def find_call() -> tuple[Any, Any, str]:
     )
 
 
-async def start_training(address: TargetAddress, job: dict[str, Any]) -> str:
+def job_of(what: StartTraining) -> dict[str, Any]:
+    """CreateTrainingJobRequest as protobuf writes it in JSON. Raises ScenarioInvalidError if a file is missing."""
+    if what.recipe is None:
+        return what.job
+    try:
+        files = [(name, (what.recipe.parent / name).read_bytes()) for name in what.files]
+        recipe = what.recipe.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ScenarioInvalidError(f"the recipe of a `train` disturbance: {error.strerror}") from None
+    sent = [{"name": name, "content": base64.b64encode(content).decode()} for name, content in files]
+    return {"parent": "tenants/default", "recipe": recipe, "files": sent, **what.job}
+
+
+async def start_training(address: TargetAddress, what: StartTraining) -> str:
     """Ask for a job; returns what the server says of it, on one line."""
     stub, request_class, call = find_call()
     try:
-        request = ParseDict(job, request_class())
+        request = ParseDict(job_of(what), request_class())
     except ParseError as error:
         raise ScenarioInvalidError(f"the job of a `train` disturbance: {error}") from None
     async with open_channel(address) as channel:

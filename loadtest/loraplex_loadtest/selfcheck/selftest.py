@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -77,10 +78,11 @@ async def _law() -> list[Check]:
 
 async def _stall() -> list[Check]:
     """An open loop sees the stall in its percentile; a closed loop on the same server hides it."""
-    with fake_server(STALLING) as fake:
-        is_open = await run_scenario(_stall_scenario(True), fake.target())
-    with fake_server(STALLING) as fake:
-        is_closed = await run_scenario(_stall_scenario(False), fake.target())
+    with fake_server(STALLING) as first, fake_server(STALLING) as second:
+        is_open, is_closed = await asyncio.gather(
+            run_scenario(_stall_scenario(True), first.target()),
+            run_scenario(_stall_scenario(False), second.target()),
+        )
     # Those beyond the percentile are the ones that came while most of the stall was still ahead.
     beyond_s = (100 - _PERCENT) / 100 * _STALL_RUN_S
     expected = STALLING.first_token_s + STALLING.stall_s - beyond_s
@@ -98,7 +100,7 @@ async def _stall() -> list[Check]:
 
 async def _saturation() -> list[Check]:
     settings = SearchSettings(
-        start_rate=CAPACITY * 0.75, growth=1.5, tolerance=0.01, attempts=3, trial_s=5.0, min_goodput=0.7
+        start_rate=CAPACITY * 0.9, growth=1.2, tolerance=0.01, attempts=2, trial_s=4.0, min_goodput=0.7
     )
     with fake_server(SATURATING) as fake:
         found = await saturate(_saturation_scenario(), fake.target(), settings)
@@ -153,7 +155,7 @@ def _saturation_scenario() -> Scenario:
     return make_scenario(
         {
             "name": "selftest-saturation",
-            "objectives": {"ttft_s": SATURATING.first_token_s + 0.04},
+            "objectives": {"ttft_s": SATURATING.first_token_s + 0.03},
             "traffic": [
                 {
                     "arrivals": {"kind": "constant", "rate": 1, "duration_s": 1},

@@ -32,6 +32,7 @@ class PromptWriter:
         """`overhead_tokens` is what the target's template adds to every text."""
         self._tokenizer = tokenizer
         self._overhead = overhead_tokens
+        self._prefixes: dict[tuple[int, int], str] = {}
         self._words = COMMON_WORDS if tokenizer is None else _single_token_words(tokenizer)
 
     @property
@@ -48,17 +49,24 @@ class PromptWriter:
             raise PromptLengthError(
                 f"{num_tokens} tokens are no more than the {self._overhead} of the chat template"
             )
-        shared = min(prefix_tokens, wanted)
-        words = [*self._draw(shared, prefix_seed), *self._draw(wanted - shared, seed)]
-        text = "".join(f" {word}" for word in words)
-        return text if self._tokenizer is None else self._exact(text, wanted)
+        prefix = self._prefix(min(prefix_tokens, wanted), prefix_seed)
+        rest = wanted - min(prefix_tokens, wanted)
+        return self._exact(prefix + self._draw(rest, seed), wanted)
 
-    def _draw(self, count: int, seed: int) -> list[str]:
+    def _prefix(self, num_tokens: int, seed: int) -> str:
+        """Made once for all requests that share it."""
+        if (num_tokens, seed) not in self._prefixes:
+            text = self._draw(num_tokens, seed)
+            self._prefixes[num_tokens, seed] = self._exact(text, num_tokens) if num_tokens else ""
+        return self._prefixes[num_tokens, seed]
+
+    def _draw(self, count: int, seed: int) -> str:
         picks = np.random.default_rng(seed).integers(0, len(self._words), count)
-        return [self._words[index] for index in picks]
+        return "".join(f" {self._words[index]}" for index in picks)
 
     def _exact(self, text: str, wanted: int) -> str:
-        assert self._tokenizer is not None
+        if self._tokenizer is None:
+            return text
         for _ in range(_MAX_ROUNDS):
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
             if len(ids) == wanted:
