@@ -17,7 +17,7 @@ from loraplex_client.service_config import channel_options
 from loraplex_loadtest.errors import TargetUnreadyError
 from loraplex_loadtest.targets.target import Question, Sink, TargetAddress
 
-_CONNECT_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 5.0
 _serial = count()
 
 
