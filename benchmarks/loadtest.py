@@ -4,7 +4,7 @@ capacity   500 streams at once from one generator process against the fake serve
 questions  SmolLM2 on this machine's CPU, the shipped adapters and variants of them:
            concurrency   closed loops of 1, 4, 8 and 16 users
            adapters      8 users who name the base, or 1, 4 or 8 adapters
-           cold          every request another of 12 adapters, on a server with 4 slots
+           cold          12 adapters on a server with 4 slots: one user, then one request per second
            precision     4 users, the same load on servers of several precisions
            neighbour     the ready scenario of that name
 
@@ -95,9 +95,7 @@ def measure_questions(seconds: float, rounds: int, wanted: Sequence[str]) -> dic
             cases["base"] = _closed(8, ["base"], seconds)
             found["adapters"] = _in_turn(cases, address, rounds)
     if "cold" in wanted:
-        with _server("bf16", "--adapter-slots", "4") as address:
-            storm = _read("cold-storm", {"setup.package": str(PACKAGE), "setup.variants": 12}, rate=1.0)
-            found["cold"] = _in_turn({"12 adapters, 4 slots": of_duration(storm, seconds)}, address, rounds)
+        found["cold"] = _measure_cold(seconds, rounds)
     if "precision" in wanted:
         found["precision"] = {}
         for precision in PRECISIONS:
@@ -108,6 +106,26 @@ def measure_questions(seconds: float, rounds: int, wanted: Sequence[str]) -> dic
         with _server("bf16") as address:
             scenario = of_duration(_read("noisy-neighbour", {}), 2 * seconds)
             found["neighbour"] = _medians([_neighbour(scenario, address) for _ in range(rounds)])
+    return found
+
+
+def _measure_cold(seconds: float, rounds: int) -> dict[str, Any]:
+    """One user alone, so that nothing but the adapter is waited for; then many requests for few slots."""
+    found: dict[str, Any] = {}
+    for memory, options in (("host memory", ()), ("disk", ("--host-cache-bytes", str(2**20)))):
+        with _server("bf16", "--adapter-slots", "4", *options) as address:
+            names = [f"variant-{number:04d}" for number in range(12)]
+            _register_variants(address, len(names))
+            cases = {
+                f"one user, slot, {memory}": _closed(1, names[:1], seconds),
+                f"one user, from {memory}": _closed(1, names, seconds),
+            }
+            if memory == "host memory":
+                storm = _read(
+                    "cold-storm", {"setup.variants": 0, "traffic.0.adapters.names": names}, rate=1.0
+                )
+                cases["one request/s, 12 adapters, 4 slots"] = of_duration(storm, seconds)
+            found |= _in_turn(cases, address, rounds)
     return found
 
 

@@ -14,6 +14,7 @@ from loraplex_loadtest.targets.target import TargetKind
 
 _TIMEOUT_S = 5.0
 _SETTLE_S = 10.0
+_SETTLE_POLL_S = 0.1
 _OTHER = "other"
 
 
@@ -49,13 +50,15 @@ async def scrape(url: str) -> Scrape | None:
     return await asyncio.to_thread(_scrape, url) if url else None
 
 
-async def settled_scrape(url: str, wanted_requests: float) -> Scrape | None:
-    """A scrape once the server has counted as many ended requests as were sent, or some seconds later."""
-    for _ in range(int(_SETTLE_S / 0.1)):
+async def settled_scrape(kind: TargetKind, url: str, before: Scrape, ended: int) -> Scrape | None:
+    """A scrape once the server has counted `ended` further requests, or some seconds later."""
+    name = _NAMES[kind]["requests"]
+    for _ in range(int(_SETTLE_S / _SETTLE_POLL_S)):
         found = await scrape(url)
-        if found is None or found.total(_NAMES[TargetKind.LORAPLEX]["requests"]) >= wanted_requests:
+        is_counted = kind is TargetKind.LORAPLEX or bool(before.by(name))
+        if found is None or not is_counted or found.total(name) >= before.total(name) + ended:
             return found
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(_SETTLE_POLL_S)
     return await scrape(url)
 
 

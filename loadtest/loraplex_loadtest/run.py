@@ -79,7 +79,9 @@ async def run_scenario(scenario: Scenario, address: TargetAddress, watcher: Watc
             return Outcome(
                 plan=plan,
                 recording=recording,
-                happened=(*_on_requests(scenario), *actions.happened),
+                happened=tuple(
+                    sorted((*_on_requests(scenario), *actions.happened), key=lambda one: one.began_s)
+                ),
                 server=server,
                 before=before,
                 after=after,
@@ -129,7 +131,7 @@ async def _scrape_after(address: TargetAddress, before: Scrape | None, recording
     if before is None:
         return None
     ended = sum(record.status in (OK, CANCELLED_BY_PLAN) for record in recording.records)
-    return await settled_scrape(address.metrics_url, before.total("loraplex_requests_total") + ended)
+    return await settled_scrape(address.kind, address.metrics_url, before, ended)
 
 
 def _first(plan: Plan) -> str:

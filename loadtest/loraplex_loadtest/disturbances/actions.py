@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loraplex_client import AsyncLoraplexClient, LoraplexApiError
-from loraplex_loadtest.disturbances.engine_process import engine_process, server_process
+from loraplex_loadtest.disturbances.engine_process import kill_engine
 from loraplex_loadtest.disturbances.schedule import (
     DeleteAdapter,
     KillEngine,
@@ -151,9 +151,7 @@ class ServerActions:
             case StartTraining() as what:
                 return await start_training(self._address, what)
             case KillEngine():
-                engine = engine_process(server_process(self._address.address))
-                engine.kill()
-                return f"process {engine.pid}"
+                return f"process {kill_engine(self._address.address)}"
         raise AssertionError(occurrence.what)
 
     async def _upload(self, name: str, package: Path | None, on_existing: Any) -> str:

@@ -9,6 +9,16 @@ from loraplex_loadtest.errors import TargetFeatureError
 _SPAWNED = "multiprocessing.spawn"
 
 
+def kill_engine(address: str) -> int:
+    """SIGKILL, as the kernel does when memory is short; returns the process's id."""
+    try:
+        engine = engine_process(server_process(address))
+        engine.kill()
+    except psutil.Error as error:
+        raise TargetFeatureError(f"the server's processes may not be seen or killed: {error}") from None
+    return engine.pid
+
+
 def server_process(address: str) -> psutil.Process:
     """Who listens at `host:port`. Raises TargetFeatureError if nobody of this machine does."""
     port = int(address.rpartition(":")[2])

@@ -111,6 +111,9 @@ class _Running:
         self.record.usage_tokens = completion_tokens
         self.record.status = OK
 
+    def completed(self) -> None:
+        self.record.status = OK
+
     def server_times(self, queue_s: float, adapter_load_s: float) -> None:
         self.record.queue_s = queue_s
         self.record.adapter_load_s = adapter_load_s

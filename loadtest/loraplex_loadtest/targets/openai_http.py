@@ -80,12 +80,14 @@ class OpenAiConnection:
             sink.failed("UNAVAILABLE", "")
 
     async def _read(self, response: aiohttp.ClientResponse, sink: Sink) -> None:
-        counted = 0
+        counted, was_told = 0, False
         async for line in response.content:
             if not line.startswith(_DATA):
                 continue
             data = line[len(_DATA) :].strip()
             if data == b"[DONE]":
+                if not was_told:
+                    sink.completed()
                 return
             event = json.loads(data)
             if "error" in event:
@@ -102,6 +104,7 @@ class OpenAiConnection:
                 await sink.pause()
             if usage and not event.get("choices"):
                 sink.counted(usage["prompt_tokens"], usage["completion_tokens"])
+                was_told = True
 
     async def close(self) -> None:
         await self._session.close()

@@ -59,6 +59,9 @@ class Sink(Protocol):
     def counted(self, prompt_tokens: int, completion_tokens: int) -> None:
         """The server's own count."""
 
+    def completed(self) -> None:
+        """It ended well, and the server counted nothing."""
+
     def server_times(self, queue_s: float, adapter_load_s: float) -> None:
         """Where the time went on the server."""
 

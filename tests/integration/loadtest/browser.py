@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,9 +68,7 @@ def open_page(browser: str, file: Path, profile: Path) -> Iterator[Page]:
         socket = websocket.create_connection(_page_address(int(port)), timeout=_START_TIMEOUT_S)
         try:
             page = Page(socket)
-            page.evaluate(
-                "new Promise(done => document.readyState === 'complete' ? done(1) : addEventListener('load', done))"
-            )
+            _await_loaded(page)
             yield page
         finally:
             socket.close()
@@ -78,9 +77,15 @@ def open_page(browser: str, file: Path, profile: Path) -> Iterator[Page]:
         process.wait(_START_TIMEOUT_S)
 
 
-def _page_address(port: int) -> str:
-    import urllib.request
+def _await_loaded(page: Page) -> None:
+    """A new tab is an empty page first, and that one is complete too."""
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while not page.evaluate("location.protocol === 'file:' && document.readyState === 'complete'"):
+        assert time.monotonic() < deadline_s, "the browser did not load the page"
+        time.sleep(0.05)
 
+
+def _page_address(port: int) -> str:
     deadline_s = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as response:
