@@ -6,7 +6,7 @@ questions  SmolLM2 on this machine's CPU, the shipped adapters and variants of t
            adapters      8 users who name the base, or 1, 4 or 8 adapters
            cold          12 adapters on a server with 4 slots: one user, then one request per second
            precision     4 users, the same load on servers of several precisions
-           neighbour     the ready scenario of that name
+           neighbour     the ready scenario of that name, at rates that a CPU can bear
 
 Rounds are repeated and taken in turn; a figure is the median over rounds of each round's median, since other work on
 the machine slows whole rounds. docs/loadtest.md has the answers of one run.
@@ -104,7 +104,9 @@ def measure_questions(seconds: float, rounds: int, wanted: Sequence[str]) -> dic
                 found["precision"] |= _in_turn(case, address, rounds)
     if "neighbour" in wanted:
         with _server("bf16") as address:
-            scenario = of_duration(_read("noisy-neighbour", {}), 2 * seconds)
+            steps = [{"rate": rate, "duration_s": 30} for rate in (0, 0.7, 0)]
+            changes = {"traffic.0.arrivals.rate": 0.5, "traffic.1.arrivals.steps": steps}
+            scenario = of_duration(_read("noisy-neighbour", changes), 3 * seconds)
             found["neighbour"] = _medians([_neighbour(scenario, address) for _ in range(rounds)])
     return found
 
@@ -230,11 +232,16 @@ def _neighbour(scenario: Any, address: TargetAddress) -> dict[str, float]:
         inside = (samples.intended_s >= number * third_s) & (samples.intended_s < (number + 1) * third_s)
         chosen = inside & (samples.traffic == "victim")
         found[f"{name}_n"] = int(chosen.sum())
-        found[f"{name}_ttft_p50_s"] = float(np.nanmedian(samples.ttft_s[chosen]))
-        found[f"{name}_tpot_p50_s"] = float(np.nanmedian(samples.tpot_s[chosen]))
+        found[f"{name}_ttft_p50_s"] = _median(samples.ttft_s[chosen])
+        found[f"{name}_tpot_p50_s"] = _median(samples.tpot_s[chosen])
         found[f"{name}_error_rate"] = 1 - float(samples.is_ok[chosen].mean())
     print("neighbour", found, flush=True)
     return found
+
+
+def _median(values: Any) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("inf")
 
 
 def _round(value: float) -> float:
