@@ -16,6 +16,7 @@ COPY adapters/loraplex_adapters ./adapters/loraplex_adapters
 COPY client ./client
 COPY server ./server
 COPY trainer ./trainer
+COPY loadtest ./loadtest
 RUN python -m pip wheel --no-cache-dir --no-deps --build-constraint constraints/constraints.txt --wheel-dir /wheels .
 
 # torch goes first and alone, from the index of the target: what follows finds it there.

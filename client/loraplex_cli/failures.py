@@ -56,6 +56,7 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
     # Imported here: a command that succeeds should not pay for the ways to fail.
     from loraplex_adapters.errors import LoraplexError
     from loraplex_client.errors import LoraplexApiError
+    from loraplex_loadtest.errors import LoadTestError
 
     if isinstance(error, CommandError):
         return Failure(error.exit_code, error.reason, str(error), error.details)
@@ -64,6 +65,8 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
     if isinstance(error, LoraplexError):
         # Some errors of the trainer carry the numbers behind their message.
         return Failure(exit_code_of(error.reason), error.reason, str(error), getattr(error, "details", {}))
+    if isinstance(error, LoadTestError):
+        return Failure(LOADTEST_EXIT_CODES[error.reason], error.reason, str(error), {})
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | IsADirectoryError):
         return Failure(ExitCode.BAD_INPUT, "FILE_ERROR", str(error), {})
     library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
@@ -113,7 +116,18 @@ def exit_code_of(reason: str) -> ExitCode:
     return _EXIT_CODES.get(reason, ExitCode.FAILURE)
 
 
+LOADTEST_EXIT_CODES = {
+    "GENERATOR_FAILED": ExitCode.FAILURE,
+    "PROMPT_LENGTH": ExitCode.BAD_INPUT,
+    "RESULT_INVALID": ExitCode.BAD_INPUT,
+    "SCENARIO_INVALID": ExitCode.BAD_INPUT,
+    "TARGET_FEATURE": ExitCode.BAD_INPUT,
+    "TARGET_UNREADY": ExitCode.UNREACHABLE,
+}
+"""Reasons of the load tester's own tree, which is none of the server's."""
+
 EXTRA_OF = {
+    "aiohttp": "loadtest",
     "alembic": "server",
     "bitsandbytes": "server",
     "charset_normalizer": "trainer",
@@ -126,6 +140,7 @@ EXTRA_OF = {
     "gguf": "server",
     "grpc_health": "server",
     "grpc_reflection": "server",
+    "hdrh": "loadtest",
     "huggingface_hub": "server",
     "jinja2": "server",
     "llvmlite": "server",

@@ -8,7 +8,18 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from loraplex_cli.commands import adapters, base, config, demo, generate, health, serve, train, version
+from loraplex_cli.commands import (
+    adapters,
+    base,
+    config,
+    demo,
+    generate,
+    health,
+    loadtest,
+    serve,
+    train,
+    version,
+)
 from loraplex_cli.exit_codes import EXIT_CODES_HELP, ExitCode
 
 app = typer.Typer(
@@ -22,7 +33,7 @@ app = typer.Typer(
 )
 for command in (serve.serve, generate.generate, health.health, demo.demo, version.version):
     app.command(epilog=EXIT_CODES_HELP)(command)
-for group in (adapters.app, base.app, train.app, config.app):
+for group in (adapters.app, base.app, train.app, loadtest.app, config.app):
     app.add_typer(group)
 
 

@@ -20,7 +20,8 @@ from loraplex_adapters.errors import (
     SignatureRequiredError,
 )
 from loraplex_cli.exit_codes import ExitCode
-from loraplex_cli.failures import INPUT_REASONS, exit_code_of
+from loraplex_cli.failures import INPUT_REASONS, LOADTEST_EXIT_CODES, exit_code_of
+from loraplex_loadtest.errors import LoadTestError
 from loraplex_server.errors import QueueFullError
 from loraplex_server.rpc.status import STATUS_OF, internal_status, malformed_status, rich_status
 
@@ -92,11 +93,15 @@ def test_every_other_reason_is_in_the_table_of_the_command_line_with_its_exit_co
     documented = {reason.strip("`"): int(code) for reason, code, _, _ in _table("What the command line adds")}
 
     commands = {reason: code for reason, code in _reasons_of_commands().items() if reason not in answered}
-    assert documented == {**local, **commands}
+    assert documented == {**local, **commands, **LOADTEST_EXIT_CODES}
 
 
 def test_every_reason_that_counts_as_bad_input_is_of_the_tree() -> None:
     assert {kind.reason for kind in _tree()} >= INPUT_REASONS
+
+
+def test_every_reason_of_the_load_tester_has_an_exit_code() -> None:
+    assert {kind.reason for kind in LoadTestError.__subclasses__()} == LOADTEST_EXIT_CODES.keys()
 
 
 def _reasons_of_commands() -> dict[str, ExitCode]:
