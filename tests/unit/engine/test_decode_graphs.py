@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex_server.engine.step_graphs import ShapeBuckets
 from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.sequence import Sequence
+from loraplex_server.engine.step_graphs import ShapeBuckets
 from tests.unit.engine.simulation import add_command
 
 MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE = 48, 3000, 32
