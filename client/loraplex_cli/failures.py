@@ -116,6 +116,7 @@ def exit_code_of(reason: str) -> ExitCode:
 EXTRA_OF = {
     "alembic": "server",
     "bitsandbytes": "server",
+    "charset_normalizer": "trainer",
     "cryptography": "signing",
     "datasets": "trainer",
     "datasketch": "trainer",
@@ -128,6 +129,8 @@ EXTRA_OF = {
     "huggingface_hub": "server",
     "jinja2": "server",
     "llvmlite": "server",
+    "lm_eval": "lm-eval",
+    "matplotlib": "trainer",
     "model_signing": "signing",
     "msgspec": "server",
     "numba": "server",

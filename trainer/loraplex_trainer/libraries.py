@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
+from importlib.util import find_spec
+from logging import ERROR, getLogger
 
 _SETTINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -20,3 +23,13 @@ def prepare_libraries() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    # Their notes to their own developers, and to those who would download kernels.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
+
+
+def require_libraries(*names: str) -> None:
+    """Raises ModuleNotFoundError now for a library that would be missed at the end of a long run."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -104,6 +104,7 @@ RECIPE = str(ROOT / "adapters" / "finance" / "recipe.yaml")
         (("base", "inspect"), "server"),
         (("demo", "--adapters", str(ROOT / "adapters")), "server"),
         (("train", "run", RECIPE), "trainer"),
+        (("train", "data", "inspect", RECIPE), "trainer"),
         (("train", "eval", RECIPE), "trainer"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),

@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.main import app
 from loraplex_trainer.errors import RecipeError
-from loraplex_trainer.recipe.convert import Origin, convert, import_recipe
+from loraplex_trainer.recipe.convert import convert, import_recipe
 from loraplex_trainer.recipe.document import read_recipe
+from loraplex_trainer.recipe.foreign_keys import Origin
 
 LLAMA_FACTORY = """\
 model_name_or_path: meta-llama/Llama-2-7b-hf

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 Method = Literal["lora-bf16", "lora-fp32", "lora-int8", "qlora-nf4", "qlora-2bit"]
@@ -64,6 +66,13 @@ class DataSize:
     num_rows: int
     median_tokens: int | None = None
     longest_tokens: int | None = None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> DataSize:
+        """Of the tokens of each training row."""
+        if not lengths:
+            return cls(0)
+        return cls(len(lengths), int(median(lengths)), max(lengths))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from loraplex_trainer.errors import RecipeError
 from loraplex_trainer.recipe.document import Recipe, parse_recipe
+from loraplex_trainer.recipe.foreign_keys import KEYS, NotCarriedError, Origin
 
-Origin = Literal["llamafactory", "axolotl"]
-_SCHEDULERS = ("constant_with_warmup", "cosine", "linear")
-_OPTIMIZERS = {
-    "adamw_torch": "adamw",
-    "adamw_torch_fused": "adamw",
-    "adamw_8bit": "adamw_8bit",
-    "adamw_bnb_8bit": "adamw_8bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-}
 _DEFAULT_MICRO_BATCH = {"llamafactory": 8, "axolotl": 1}
 _MIN_EPOCHS = 3
-
-
-class _NotCarried(Exception):
-    """A value that has no counterpart; says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,89 +25,6 @@ class Converted:
 
     recipe: Recipe
     not_carried_over: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """Where a value goes in the recipe, and what it becomes there."""
-
-    target: str  # dotted
-    convert: Callable[[Any], Any] = lambda value: value
-
-
-def _one_of(allowed: Mapping[str, str]) -> Callable[[Any], str]:
-    def convert(value: Any) -> str:
-        if str(value) not in allowed:
-            raise _NotCarried(f"{value} has no counterpart")
-        return allowed[str(value)]
-
-    return convert
-
-
-def _targets(value: Any) -> Any:
-    if value in ("all", "all-linear"):
-        return "all-linear"
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-
-
-def _only(expected: Any, meaning: str) -> Callable[[Any], None]:
-    """A value that says what happens here anyway."""
-
-    def convert(value: Any) -> None:
-        if value != expected:
-            raise _NotCarried(f"{value} is not offered; {meaning}")
-
-    return convert
-
-
-_NOWHERE = ""
-_SHARED = {
-    "lora_alpha": _Key("lora.alpha"),
-    "lora_dropout": _Key("lora.dropout"),
-    "learning_rate": _Key("train.learning_rate", float),
-    "weight_decay": _Key("train.weight_decay", float),
-    "max_grad_norm": _Key("train.max_grad_norm", float),
-    "warmup_ratio": _Key("train.warmup", float),
-    "seed": _Key("train.seed"),
-}
-_SCHEDULER = _Key("train.scheduler", _one_of({name: name for name in _SCHEDULERS}))
-_OPTIMIZER = _Key("train.optimizer", _one_of(_OPTIMIZERS))
-_KEYS: dict[Origin, dict[str, _Key]] = {
-    "llamafactory": {
-        **_SHARED,
-        "model_name_or_path": _Key("base.model"),
-        "stage": _Key(_NOWHERE, _only("sft", "training is on answers")),
-        "do_train": _Key(_NOWHERE, _only(True, "a recipe trains")),
-        "finetuning_type": _Key(_NOWHERE, _only("lora", "only adapters are trained")),
-        "lora_rank": _Key("lora.rank"),
-        "lora_target": _Key("lora.targets", _targets),
-        "use_rslora": _Key("lora.rslora"),
-        "quantization_bit": _Key("quant.bits"),
-        "quantization_type": _Key("quant.type"),
-        "double_quantization": _Key("quant.double"),
-        "cutoff_len": _Key("data.max_length"),
-        "lr_scheduler_type": _SCHEDULER,
-        "optim": _OPTIMIZER,
-        "packing": _Key("train.packing"),
-        "disable_gradient_checkpointing": _Key("train.checkpointing", lambda value: not value),
-        "early_stopping_steps": _Key("train.patience"),
-        "default_system": _Key("system"),
-    },
-    "axolotl": {
-        **_SHARED,
-        "base_model": _Key("base.model"),
-        "lora_r": _Key("lora.rank"),
-        "lora_target_modules": _Key("lora.targets", _targets),
-        "peft_use_rslora": _Key("lora.rslora"),
-        "sequence_len": _Key("data.max_length"),
-        "lr_scheduler": _SCHEDULER,
-        "optimizer": _OPTIMIZER,
-        "sample_packing": _Key("train.packing"),
-        "gradient_checkpointing": _Key("train.checkpointing", bool),
-        "early_stopping_patience": _Key("train.patience"),
-        "default_system_message": _Key("system"),
-    },
-}
 
 
 def import_recipe(path: Path, origin: Origin) -> Converted:
@@ -144,13 +49,13 @@ def convert(content: Mapping[str, Any], origin: Origin, stem: str) -> Converted:
     for key, value in content.items():
         if key in special or value is None:
             continue
-        known = _KEYS[origin].get(key)
+        known = KEYS[origin].get(key)
         if known is None:
             left.append(f"{key}: has no counterpart")
             continue
         try:
             converted = known.convert(value)
-        except _NotCarried as reason:
+        except NotCarriedError as reason:
             left.append(f"{key}: {reason}")
         except (TypeError, ValueError) as error:
             raise RecipeError(f"{stem}: {key}: {value!r} is not what it should be") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraplex_trainer.data.row import Row
-from loraplex_trainer.libraries import prepare_libraries
+from loraplex_trainer.libraries import prepare_libraries, require_libraries
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.train.events import StageStarted, TrainEvent
@@ -43,6 +43,7 @@ def train(
     TrainingDataError, DoesNotFitError, RunFolderError, TrainingDivergedError, TrainingStorageError, BaseModelError.
     """
     prepare_libraries()
+    require_libraries("matplotlib", "tensorboard")
     run = RunFolder(run_folder)
     emit = on_event or _ignore
     with storage_faults():

@@ -98,7 +98,7 @@ def stage_arguments(
     """Everything set by us: TRL's own learning rate, precision and checkpointing are for full fine-tuning."""
     train = recipe.train
     per_epoch = steps_per_epoch(plan, num_rows)
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=plan.micro_batch,
@@ -129,6 +129,9 @@ def stage_arguments(
         report_to="none",
         disable_tqdm=True,
     )
+    # Where there are more GPUs the trainer would spread each batch over all of them, which TRL refuses.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _checkpointing(is_on: bool) -> dict[str, bool]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraplex_trainer.errors import RecipeError
-from loraplex_trainer.libraries import prepare_libraries
+from loraplex_trainer.libraries import prepare_libraries, require_libraries
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.train.events import TrainEvent
@@ -53,6 +53,7 @@ def train_together(
     from loraplex_trainer.train.joint_loop import JointLoop
 
     prepare_libraries()
+    require_libraries("matplotlib", "tensorboard")
     check_together([run.recipe for run in runs])
     with storage_faults():
         opened = [_open(run, base_folder, on_event) for run in runs]

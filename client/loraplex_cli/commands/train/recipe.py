@@ -18,7 +18,7 @@ app = typer.Typer(name="recipe", help="Write, check and import recipes.", no_arg
 
 
 class Origin(StrEnum):
-    """As loraplex_trainer.recipe.convert.Origin."""
+    """As loraplex_trainer.recipe.foreign_keys.Origin."""
 
     LLAMAFACTORY = "llamafactory"
     AXOLOTL = "axolotl"

@@ -305,6 +305,7 @@ def test_progress_of_every_stage_ends_complete(tmp_path: Path) -> None:
     assert all(done == total for done, total in last.values())
 
 
+@pytest.mark.slow
 def test_a_build_of_every_format_opens_no_socket(tmp_path: Path) -> None:
     write_pdf(tmp_path / "terms.pdf", [TERMS])
     write_html(

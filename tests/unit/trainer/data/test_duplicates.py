@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraplex_trainer.data.build import inspect_data
@@ -125,6 +125,7 @@ sentences = st.lists(words, min_size=3, max_size=9).map(" ".join)
 several_rows = st.lists(st.builds(row, sentences, sentences), min_size=1, max_size=25)
 
 
+@settings(max_examples=25)
 @given(several_rows, st.randoms(use_true_random=False), st.sampled_from([CLEAN, EXACT_ONLY, OFF]))
 def test_d05_the_order_of_rows_decides_nothing(
     rows: list[Row], rng: random.Random, clean: CleanSection
@@ -152,6 +153,7 @@ def test_d05_no_cluster_spans_the_split(rows: list[Row], share: float) -> None:
     assert sorted(r.id for r in [*train, *val]) == sorted(r.id for r in rows)
 
 
+@settings(max_examples=25)
 @given(st.lists(sentences, min_size=2, max_size=20, unique=True))
 def test_d05_pairs_are_similar_by_their_grams_and_identical_texts_are_always_found(texts: list[str]) -> None:
     pairs = list(NearIndex([*texts, texts[0]], 0.85).pairs())

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -82,6 +82,7 @@ text = st.text("abcxyz甲乙丙 ,.'\"", min_size=1, max_size=30).map(lambda s: f
 pairs = st.lists(st.tuples(text, text), min_size=1, max_size=6)
 
 
+@settings(max_examples=30)
 @given(pairs)
 def test_d01_the_same_pairs_give_the_same_rows_in_every_format(
     tmp_path_factory: pytest.TempPathFactory, content: list[tuple[str, str]]
@@ -188,6 +189,7 @@ def test_a_pattern_reads_every_file_once_and_a_source_without_files_is_an_error(
         read_sources([SourceSection(path=".")], tmp_path, silent)
 
 
+@settings(max_examples=60)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_read_or_rejected_and_never_crash(
     tmp_path_factory: pytest.TempPathFactory, content: bytes

@@ -22,8 +22,8 @@ CPU = Hardware("cpu", "two cores", 16 * GIB, 12 * GIB, False, 2, 16 * GIB)
     ("method", "length", "train"),
     [
         ("lora", 256, {"micro_batch": 1}),
-        ("lora", 128, {"micro_batch": 2, "checkpointing": True}),
-        ("qlora", 256, {"micro_batch": 1}),
+        ("lora", 96, {"micro_batch": 2, "checkpointing": True}),
+        ("qlora", 192, {"micro_batch": 1}),
     ],
     ids=["lora", "lora with checkpointing", "qlora"],
 )

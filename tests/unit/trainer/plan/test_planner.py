@@ -69,7 +69,7 @@ def test_m19_m20_the_table_of_models_and_cards(model: str, column: int) -> None:
 def test_a_plan_fits_with_its_margin_and_a_refusal_says_what_would(
     model: str, gpu: float, length: int, batch: int, rank: int
 ) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "data": data_of(max_length=length),
         "lora": {"rank": rank},
         "train": {"effective_batch": batch},
@@ -343,7 +343,7 @@ def test_packing_is_for_rows_below_a_quarter_of_the_length(median: int | None, p
 
 
 def test_short_rows_are_planned_at_their_own_length() -> None:
-    short = plan_of("1.3b", size=DataSize(1000, longest_tokens=100))
+    short = plan_of("1.3b", size=DataSize.of([40, 100, 60]))
 
     assert short.planned_tokens == 100
     assert short.max_length == 1024
@@ -367,3 +367,8 @@ def test_without_a_card_here_cuda_is_refused_unless_one_is_described(monkeypatch
     found = probe(ResourcesSection())
     assert found.device == "cpu"
     assert 0 < found.free_bytes <= found.total_bytes
+
+
+def test_the_size_of_data_is_rows_median_and_longest() -> None:
+    assert DataSize.of([40, 100, 60, 61]) == DataSize(4, 60, 100)
+    assert DataSize.of([]) == DataSize(0)

@@ -411,3 +411,20 @@ def test_attention_alone_can_be_the_target(train_tiny: Trains) -> None:
 
     assert len(keys) == 2 * 4 * 2
     assert all(any(f".{name}." in key for name in modules) for key in keys)
+
+
+def test_resuming_a_finished_run_changes_nothing(train_tiny: Trains) -> None:
+    recipe = tiny_recipe(train=EPOCHS_4)
+    finished = train_tiny("run", recipe, SPLIT)
+    before = weights(finished)
+    again = train_tiny("run", recipe, SPLIT, resume=True)
+
+    assert (again.status, again.num_steps) == (finished.status, finished.num_steps)
+    assert weights(again) == before
+
+
+def test_a_missing_library_is_missed_before_a_long_run() -> None:
+    from loraplex_trainer.libraries import require_libraries
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        require_libraries("json", "no_such_library")
