@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraplex_adapters.errors import AdapterIncompatibleError, AdapterInvalidError
-from loraplex_adapters.manifest import MAX_MANIFEST_BYTES, check_base, check_files, read_manifest
+from loraplex_adapters.manifest import (
+    MAX_COMPANION_BYTES,
+    MAX_MANIFEST_BYTES,
+    check_base,
+    check_files,
+    read_manifest,
+    unlisted_files,
+)
 from tests.unit.admission.packages import (
     CONFIG,
     MANIFEST,
@@ -125,3 +134,80 @@ def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(package: Path, t
 
     with pytest.raises(AdapterInvalidError, match="link"):
         read_manifest(package)
+
+
+def list_file(folder: Path, name: str, content: bytes | None = None, digest: str = "5" * 64) -> None:
+    """Let the manifest list a further file; with its content, also write it and give its true hash."""
+    manifest = json.loads((write_manifest(folder) / MANIFEST).read_text())
+    if content is not None:
+        (folder / name).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+    change(folder, files={**manifest["files"], name: digest})
+
+
+def test_a_report_beside_the_adapter_is_proved_where_it_is_there(package: Path) -> None:
+    list_file(package, "report.md", b"# Good")
+    prove(package)
+
+    (package / "report.md").unlink()
+    prove(package)  # only what is served travels to a server
+
+    (package / "report.md").write_bytes(b"# Better")
+    with pytest.raises(AdapterInvalidError, match=r"report\.md"):
+        prove(package)
+
+
+@pytest.mark.parametrize(
+    "name", ["../report.md", "weights.bin", "run.py", ".hidden.md", "a/b.json", "x" * 80 + ".md"]
+)
+def test_only_reports_may_be_listed_beside_an_adapter(package: Path, name: str) -> None:
+    list_file(package, name)
+
+    with pytest.raises(AdapterInvalidError, match="only reports"):
+        read_manifest(package)
+
+
+def test_a_manifest_lists_a_bounded_number_of_reports(package: Path) -> None:
+    files = json.loads((write_manifest(package) / MANIFEST).read_text())["files"]
+    change(package, files={**files, **{f"r{n}.md": "5" * 64 for n in range(40)}})
+
+    with pytest.raises(AdapterInvalidError, match="more than 32"):
+        read_manifest(package)
+
+
+def test_a_report_that_is_no_regular_file_is_refused(package: Path) -> None:
+    list_file(package, "report.md")
+    os.mkfifo(package / "report.md")
+
+    with pytest.raises(AdapterInvalidError, match="not a regular file"):
+        prove(package)
+
+
+def test_a_huge_report_is_not_read(package: Path) -> None:
+    list_file(package, "report.md")
+    with (package / "report.md").open("wb") as file:
+        file.truncate(MAX_COMPANION_BYTES + 1)
+
+    with pytest.raises(AdapterInvalidError, match="more than"):
+        prove(package)
+
+
+@pytest.mark.parametrize("system_sha256", [None, "6" * 64])
+def test_a_system_prompt_must_be_the_one_of_its_hash(package: Path, system_sha256: str | None) -> None:
+    change(write_manifest(package), system="Be brief.", system_sha256=system_sha256)
+    with pytest.raises(AdapterInvalidError, match="system"):
+        read_manifest(package)
+
+    change(package, system_sha256=hashlib.sha256(b"Be brief.").hexdigest())
+    assert read_manifest(package) is not None
+
+
+def test_files_that_nobody_lists_are_told_by_name(package: Path) -> None:
+    list_file(package, "report.md", b"# Good")
+    (package / "optimizer.pt").write_bytes(b"")
+    (package / "README.md").write_bytes(b"")
+    manifest = read_manifest(package)
+
+    assert manifest is not None
+    assert unlisted_files(manifest, package) == ["README.md", "optimizer.pt"]
+    prove(package)  # the server never opens them

@@ -207,20 +207,7 @@ class _Gate:
         return Completion(tokens, text, answer.ended)
 
     def _parity(self, session: ModelSession, served: _Served) -> Check:
-        completions = []
-        for prompt, answer in served.golden:
-            trained = session.next_token_log_probabilities(prompt, answer.token_ids, with_adapter=True)
-            completions.append(
-                [
-                    gate_checks.Position(
-                        engine=top,
-                        trainer={token: float(row[token]) for token in top},
-                        chosen=chosen,
-                        trainer_best=float(row.max()),
-                    )
-                    for row, top, chosen in zip(trained, answer.top, answer.token_ids, strict=True)
-                ]
-            )
+        completions = [compared(session, prompt, answer) for prompt, answer in served.golden]
         return gate_checks.parity_check(completions, self._precision)
 
     def _gain(self, answers: Sequence[GradedAnswer]) -> Check:
@@ -240,6 +227,22 @@ class _Gate:
             self._recipe.gate.confidence,
         )
         return gate_checks.drop_check(change, self._recipe.gate)
+
+
+def compared(
+    session: ModelSession, prompt: Sequence[int], answer: EngineAnswer
+) -> list[gate_checks.Position]:
+    """What the trainer's model thinks of each token that the engine chose with the adapter."""
+    trained = session.next_token_log_probabilities(prompt, answer.token_ids, with_adapter=True)
+    return [
+        gate_checks.Position(
+            engine=top,
+            trainer={token: float(row[token]) for token in top},
+            chosen=chosen,
+            trainer_best=float(row.max()),
+        )
+        for row, top, chosen in zip(trained, answer.top, answer.token_ids, strict=True)
+    ]
 
 
 async def _golden(

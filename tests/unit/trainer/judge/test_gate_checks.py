@@ -74,6 +74,13 @@ def test_a_first_token_that_the_trainer_would_not_choose_fails_though_its_logits
     assert other.measured["other_first_tokens"] == 1
 
 
+def test_what_is_next_to_impossible_counts_in_fp32_alone() -> None:
+    unlikely = Position({7: -0.01, 8: -12.0}, {7: -0.01, 8: -15.0}, 7, -0.01)
+
+    assert parity_check([[unlikely]], "int8").verdict == "pass"
+    assert parity_check([[unlikely]], "fp32").verdict == "fail"
+
+
 def test_nothing_compared_is_no_agreement() -> None:
     assert parity_check([], "fp32").verdict == "fail"
 
