@@ -103,6 +103,8 @@ RECIPE = str(ROOT / "adapters" / "finance" / "recipe.yaml")
         (("base", "fetch"), "server"),
         (("base", "inspect"), "server"),
         (("demo", "--adapters", str(ROOT / "adapters")), "server"),
+        (("loadtest", "run"), "loadtest"),
+        (("loadtest", "selftest"), "loadtest"),
         (("train", "run", RECIPE), "trainer"),
         (("train", "data", "inspect", RECIPE), "trainer"),
         (("train", "eval", RECIPE), "trainer"),
