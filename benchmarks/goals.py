@@ -66,6 +66,13 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
     yield Row("device idle between decode steps, worst", 0.05, max(idle, default=None))
 
 
+def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
+    """Of `benchmarks.engine_churn`: what cold adapters of rank 64 cost those that decode, and themselves."""
+    yield Row("between tokens, p99: cold loads / quiet", 1.10, churn.get("itl_p99_ratio"), unit="×")
+    allowed = churn["warm_first_token_ms"] + churn["copy_ms"] + 20 if churn else 0.0
+    yield Row("first token of a cold adapter", round(allowed, 1), churn.get("cold_first_token_ms"), unit="ms")
+
+
 def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
     """Shares of the copy bandwidth, see `_shares`."""
     wide = ("4096x28672", "14336x4096")
@@ -100,11 +107,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=__doc__)
     parser.add_argument("--engine", type=Path, default=_RESULTS / "h200-engine.json")
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
+    parser.add_argument("--churn", type=Path, default=_RESULTS / "h200-churn.json")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     products, engine = _read(arguments.products), _read(arguments.engine)
     bandwidth = max(report.get("copy_bytes_per_second", 0.0) for report in (products, engine))
-    found = list(rows(_shares(products, bandwidth), engine.get("runs", {})))
+    found = [
+        *rows(_shares(products, bandwidth), engine.get("runs", {})),
+        *churn_rows(_read(arguments.churn)),
+    ]
     if arguments.json:
         print(json.dumps([{**_fields(row), "verdict": row.verdict} for row in found]))
         return
