@@ -152,7 +152,12 @@ class Server:
                 generation = self._begin_serving(engine, tokenizer, releases, ready)
                 self._health.set_serving(engine.state is EngineState.READY)
                 log.info(
-                    "serving", extra={"load_seconds": ready.load_seconds, "quantization": ready.quantization}
+                    "serving",
+                    extra={
+                        "load_seconds": ready.load_seconds,
+                        "quantization": ready.quantization,
+                        "quantization_reason": ready.quantization_reason,
+                    },
                 )
                 if on_ready is not None:
                     on_ready(ServerAddress(port, metrics_port))

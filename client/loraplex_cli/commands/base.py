@@ -53,7 +53,7 @@ def inspect(
             "layers": report.num_layers,
             "parameters": f"{report.parameter_count:,}",
             **{f"as {name}": mebibytes(size) for name, size in report.bytes_by_quantization.items()},
-            "auto takes": report.auto_quantization,
+            "auto takes": f"{report.auto_quantization}: {report.auto_reason}",
             "fingerprint": report.fingerprint,
             "context tokens": report.max_context_tokens,
             "chat template": report.chat_template_sha256 or "none",

@@ -27,6 +27,7 @@ class BaseReport:
     parameter_count: int  # a tied table counts once
     bytes_by_quantization: dict[str, int]  # resident weights: fp32, bf16, int8, nf4
     auto_quantization: str  # what `auto` takes on the device
+    auto_reason: str  # why, in words
     fingerprint: str  # SHA-256, hex
     max_context_tokens: int
     chat_template_sha256: str | None  # hex; None: the base has no template
@@ -40,6 +41,7 @@ def inspect_base(folder: Path, device: str = "auto", cache_dir: Path | None = No
     config = DecoderConfig.from_folder(folder)
     Checkpoint(folder).check(expected_tensors(config))
     template = read_chat_template(folder)
+    automatic = resolve_numerics("auto", device)
     return BaseReport(
         base_id=DEFAULT_BASE_ID
         if folder.resolve() == default_base_folder(cache_dir)
@@ -51,7 +53,8 @@ def inspect_base(folder: Path, device: str = "auto", cache_dir: Path | None = No
         bytes_by_quantization={
             name: decoder_bytes(config, resolve_numerics(name, device)) for name in QUANTIZATIONS
         },
-        auto_quantization=resolve_numerics("auto", device).quantization,
+        auto_quantization=automatic.quantization,
+        auto_reason=automatic.reason,
         fingerprint=fingerprint(folder, cache_dir),
         max_context_tokens=config.max_position_embeddings,
         chat_template_sha256=None if template is None else hashlib.sha256(template.encode()).hexdigest(),

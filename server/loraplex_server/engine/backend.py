@@ -23,7 +23,7 @@ from loraplex_server.engine.scheduler import SampledToken
 from loraplex_server.errors import BaseModelError
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.loader import load_decoder
-from loraplex_server.model.numerics import ResolvedQuantization, resolve_numerics
+from loraplex_server.model.numerics import Numerics, ResolvedQuantization, resolve_numerics
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while an engine starts."""
@@ -77,6 +77,7 @@ class Backend:
     max_batched_tokens: int
     max_context_tokens: int
     quantization: ResolvedQuantization
+    quantization_reason: str
     device_type: str
     weight_bytes: int
     parameter_count: int
@@ -92,7 +93,7 @@ def build_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) -
         from loraplex_server.engine.gpu_backend import load_gpu_backend
 
         return load_gpu_backend(config, numerics, spec, on_progress)
-    return _cpu_backend(config, spec, on_progress)
+    return _cpu_backend(config, numerics, spec, on_progress)
 
 
 def element_type(dtype: torch.dtype) -> ElementType:
@@ -100,12 +101,12 @@ def element_type(dtype: torch.dtype) -> ElementType:
     return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
-def _cpu_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) -> Backend:
+def _cpu_backend(config: EngineConfig, numerics: Numerics, spec: BaseSpec, on_progress: Progress) -> Backend:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     loaded = load_decoder(
         config.base_path,
-        config.quantization,
+        numerics.quantization,
         config.max_context_tokens,
         lambda done, total: on_progress("load", done, total),
     )
@@ -132,6 +133,7 @@ def _cpu_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) ->
         max_batched_tokens=config.max_batched_tokens or max(_CPU_BATCHED_TOKENS, config.max_running),
         max_context_tokens=loaded.max_context_tokens,
         quantization=loaded.quantization,
+        quantization_reason=numerics.reason,
         device_type=loaded.device.type,
         weight_bytes=loaded.weight_bytes,
         parameter_count=loaded.parameter_count,

@@ -102,6 +102,7 @@ class Engine:
             base_fingerprint=parts.fingerprint,
             architecture=backend.config.architecture,
             quantization=backend.quantization,
+            quantization_reason=backend.quantization_reason,
             device=backend.device_type,
             weight_bytes=backend.weight_bytes,
             parameter_count=backend.parameter_count,

@@ -124,6 +124,7 @@ def build_gpu_backend(
         max_batched_tokens=batched_tokens,
         max_context_tokens=context,
         quantization=numerics.quantization,
+        quantization_reason=numerics.reason,
         device_type=device.type,
         weight_bytes=weight_bytes,
         parameter_count=parameter_count(decoder_config),

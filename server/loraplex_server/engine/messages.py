@@ -99,6 +99,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     base_fingerprint: str
     architecture: str
     quantization: str
+    quantization_reason: str  # for the log
     device: str
     weight_bytes: int
     parameter_count: int

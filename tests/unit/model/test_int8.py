@@ -6,22 +6,33 @@ import pytest
 import torch
 
 from loraplex_server.model import int8
-from loraplex_server.model.int8 import Int8Linear, quantize_rows
+from loraplex_server.model.int8 import (
+    Int8Linear,
+    _Candidate,
+    _PackedProduct,
+    _RowMajorProduct,
+    fast_int8_product,
+    quantize_rows,
+)
+
+LAYOUTS = {
+    "AMX tiles": None,
+    "VNNI": None,
+    "packed": _Candidate("packed", _PackedProduct, gives_rows=False),
+    "row-major": _Candidate("row-major", _RowMajorProduct),
+}
 
 
-@pytest.fixture(params=["tiles", "packed", "row-major", "float"])
+@pytest.fixture(params=[*LAYOUTS, "float"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each layout in turn, as if it were the one that this CPU calls for."""
-    if request.param == "tiles" and int8._tile_product() is None:
-        pytest.skip("needs a CPU with int8 tiles")
-    is_exact = {
-        "tiles": int8._is_exact,
-        "packed": lambda product: product is int8._PackedProduct,
-        "row-major": lambda product: product is int8._RowMajorProduct,
-        "float": lambda product: False,
-    }[request.param]
-    monkeypatch.setattr(int8, "_is_exact", is_exact)
-    return str(request.param)
+    name = str(request.param)
+    ours = {candidate.name: candidate for candidate in int8._kernel_candidates()}
+    candidate = ours.get(name) or LAYOUTS.get(name)
+    if candidate is None and name != "float":
+        pytest.skip(f"this CPU does not take {name}")
+    monkeypatch.setattr(int8, "_candidates", lambda: () if candidate is None else (candidate,))
+    return name
 
 
 def reference(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -75,3 +86,35 @@ def test_a_row_does_not_depend_on_the_others(layout: str) -> None:
     x = torch.randn(40, 64)
 
     assert torch.equal(linear(x)[7:8], linear(x[7:8].contiguous()))
+
+
+@pytest.mark.parametrize("in_features", [1, 1023, 1024, 1025, 3000])
+def test_without_int8_units_the_sums_are_still_those_of_the_integers(in_features: int) -> None:
+    weight = torch.randint(-128, 128, (7, in_features), dtype=torch.int8)
+    values = torch.randint(-127, 128, (5, in_features), dtype=torch.int8)
+    product = int8._FloatProduct(weight, torch.ones(7))
+
+    sums = product.multiply(values)
+
+    assert torch.equal(sums, (values.double() @ weight.double().t()).float())
+
+
+def test_what_a_cpu_multiplies_slowly_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's linear layer exists on every CPU and is its reference code on those without AMX."""
+    monkeypatch.setattr(int8, "_kernel_candidates", list)
+
+    def taken(**features: bool) -> list[object]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+        int8._candidates.cache_clear()
+        return [candidate.product for candidate in int8._candidates()]
+
+    assert taken(avx2=True) == []
+    assert taken(avx512_vnni=True) == [_RowMajorProduct]
+    assert taken(avx512_vnni=True, amx_int8=True) == [_PackedProduct, _RowMajorProduct]
+    int8._candidates.cache_clear()
+
+
+def test_a_cpu_without_int8_units_has_no_fast_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "_candidates", lambda: ())
+
+    assert fast_int8_product() is None

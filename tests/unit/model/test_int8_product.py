@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraplex_server.model.int8 import Int8Linear, has_exact_int8_product
+from loraplex_server.model.int8 import Int8Linear
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +24,6 @@ def integers(*shape: int, seed: int) -> Tensor:
     return values
 
 
-@pytest.mark.skipif(not has_exact_int8_product(), reason="this CPU's int8 product saturates, so fp32 is used")
 @pytest.mark.parametrize("rows", [1, 3, 8, 33])
 def test_sums_are_kept_in_integers_where_floats_would_round(rows: int) -> None:
     x, weight = integers(rows, 8192, seed=1), integers(48, 8192, seed=2)
@@ -63,8 +62,7 @@ def test_an_int8_model_runs_without_bitsandbytes(tmp_path: Path) -> None:
         "import loraplex_server.engine.engine\n"
         "from loraplex_server.model.loader import load_decoder\n"
         "from tests.support.forward import PagedRun\n"
-        f"loaded = load_decoder(Path({str(tmp_path)!r}), 'auto')\n"
-        "assert loaded.quantization == 'int8'\n"
+        f"loaded = load_decoder(Path({str(tmp_path)!r}), 'int8')\n"
         "run = PagedRun(loaded.decoder, 1, 8, kv_dtype=loaded.kv_dtype)\n"
         "assert run.feed({0: [1, 2, 3]})[0].isfinite().all()\n"
         "assert 'bitsandbytes' not in sys.modules\n"

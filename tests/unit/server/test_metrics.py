@@ -185,6 +185,7 @@ def test_each_start_of_an_engine_is_counted_and_what_it_loaded_is_shown(metrics:
         base_fingerprint="f" * 64,
         architecture="LlamaForCausalLM",
         quantization="int8",
+        quantization_reason="asked for",
         device="cpu",
         weight_bytes=1,
         parameter_count=1,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.cpu.numerics import FLOAT_BYTES, floats, int8s, int32s, prefetch
-from loraplex_server.kernels.cpu.runtime import body, inlined, kernel, parallel
+from loraplex_server.kernels.cpu.runtime import body, inlined, kernel, parallel, strict
 from loraplex_server.kernels.cpu.tiles import (
     TILE_BYTES,
     TILE_ROWS,
@@ -33,7 +33,7 @@ from loraplex_server.kernels.cpu.vectors import (
 
 BLOCK_OUTPUTS = 32
 _AHEAD = 8192  # bytes; measured, memory answers no faster further ahead
-_TILE = TILE_ROWS * TILE_BYTES
+TILE_SIZE = TILE_ROWS * TILE_BYTES
 
 # Tiles 0..3 gather a block of 32 rows × 32 outputs, 4 and 5 hold rows, 6 and 7 outputs.
 _clear0, _clear1, _clear2, _clear3 = clear_tile(0), clear_tile(1), clear_tile(2), clear_tile(3)
@@ -80,8 +80,31 @@ def _configure(buffer: int, first_rows: int, second_rows: int) -> None:
     configure_tiles(buffer)
 
 
-@inlined
-def _write(
+@strict
+def _write_edge(
+    sums: int,
+    row: int,
+    num_rows: int,
+    column: int,
+    scales: int,
+    row_scales: int,
+    bias: int,
+    y: int,
+    width: int,
+) -> None:
+    integers = int32s(sums, 4 * TILE_SIZE // 4)
+    for i in range(num_rows):
+        for j in range(width - column):
+            tile = i // TILE_ROWS * 2 + j // TILE_ROWS
+            number = np.float32(integers[tile * 256 + i % TILE_ROWS * TILE_ROWS + j % TILE_ROWS])
+            number = number * floats(scales, width)[column + j] * floats(row_scales, row + i + 1)[row + i]
+            if bias != 0:
+                number += floats(bias, width)[column + j]
+            floats(y + (row + i) * width * FLOAT_BYTES, width)[column + j] = number
+
+
+@strict
+def write_block(
     sums: int,
     row: int,
     num_rows: int,
@@ -100,9 +123,9 @@ def _write(
         for i in range(num_rows):
             row_scale = splat(floats(row_scales, row + i + 1)[row + i])
             # Tiles of 16 rows: outputs 0..15, then 16..31.
-            source = sums + (i // TILE_ROWS) * 2 * _TILE + (i % TILE_ROWS) * TILE_BYTES
+            source = sums + (i // TILE_ROWS) * 2 * TILE_SIZE + (i % TILE_ROWS) * TILE_BYTES
             left = multiply(multiply(load_int32(source), scale0), row_scale)
-            right = multiply(multiply(load_int32(source + _TILE), scale1), row_scale)
+            right = multiply(multiply(load_int32(source + TILE_SIZE), scale1), row_scale)
             if bias != 0:
                 left, right = add(left, load(bias + at)), add(right, load(bias + at + 64))
             target = y + (row + i) * width * FLOAT_BYTES + at
@@ -110,29 +133,6 @@ def _write(
             store(target + 64, right)
     else:
         _write_edge(sums, row, num_rows, column, scales, row_scales, bias, y, width)
-
-
-@body
-def _write_edge(
-    sums: int,
-    row: int,
-    num_rows: int,
-    column: int,
-    scales: int,
-    row_scales: int,
-    bias: int,
-    y: int,
-    width: int,
-) -> None:
-    integers = int32s(sums, 4 * _TILE // 4)
-    for i in range(num_rows):
-        for j in range(width - column):
-            tile = i // TILE_ROWS * 2 + j // TILE_ROWS
-            number = np.float32(integers[tile * 256 + i % TILE_ROWS * TILE_ROWS + j % TILE_ROWS])
-            number = number * floats(scales, width)[column + j] * floats(row_scales, row + i + 1)[row + i]
-            if bias != 0:
-                number += floats(bias, width)[column + j]
-            floats(y + (row + i) * width * FLOAT_BYTES, width)[column + j] = number
 
 
 @body
@@ -151,9 +151,9 @@ def _int8_product(
     stop: int,
 ) -> None:
     """Item: a block of outputs, for all rows."""
-    memory = np.empty(4 * _TILE + 64, np.int8)
+    memory = np.empty(4 * TILE_SIZE + 64, np.int8)
     sums = memory.ctypes.data
-    configuration = sums + 4 * _TILE
+    configuration = sums + 4 * TILE_SIZE
     configured = 0
     for block in range(start, stop):
         for row in range(0, rows, 2 * TILE_ROWS):
@@ -162,7 +162,7 @@ def _int8_product(
                 _configure(configuration, min(num_rows, TILE_ROWS), max(num_rows - TILE_ROWS, 1))
                 configured = num_rows
             a = values + row * stride
-            b = packed + block * steps * 2 * _TILE
+            b = packed + block * steps * 2 * TILE_SIZE
             _clear0()
             _clear1()
             if num_rows > TILE_ROWS:
@@ -170,7 +170,7 @@ def _int8_product(
                 _clear3()
                 for _step in range(steps):
                     _load6(b, TILE_BYTES)
-                    _load7(b + _TILE, TILE_BYTES)
+                    _load7(b + TILE_SIZE, TILE_BYTES)
                     _load4(a, stride)
                     _load5(a + TILE_ROWS * stride, stride)
                     _multiply0()
@@ -178,23 +178,23 @@ def _int8_product(
                     _multiply2()
                     _multiply3()
                     a += TILE_BYTES
-                    b += 2 * _TILE
-                _store2(sums + 2 * _TILE, TILE_BYTES)
-                _store3(sums + 3 * _TILE, TILE_BYTES)
+                    b += 2 * TILE_SIZE
+                _store2(sums + 2 * TILE_SIZE, TILE_BYTES)
+                _store3(sums + 3 * TILE_SIZE, TILE_BYTES)
             else:
                 for _step in range(steps):
-                    for line in range(0, 2 * _TILE, 64):
+                    for line in range(0, 2 * TILE_SIZE, 64):
                         prefetch(b + _AHEAD + line)
                     _load6(b, TILE_BYTES)
-                    _load7(b + _TILE, TILE_BYTES)
+                    _load7(b + TILE_SIZE, TILE_BYTES)
                     _load4(a, stride)
                     _multiply0()
                     _multiply1()
                     a += TILE_BYTES
-                    b += 2 * _TILE
+                    b += 2 * TILE_SIZE
             _store0(sums, TILE_BYTES)
-            _store1(sums + _TILE, TILE_BYTES)
-            _write(sums, row, num_rows, block, scales, row_scales, bias, y, width)
+            _store1(sums + TILE_SIZE, TILE_BYTES)
+            write_block(sums, row, num_rows, block, scales, row_scales, bias, y, width)
     release_tiles()
 
 

@@ -76,6 +76,17 @@ def exact(function: Kernel) -> Kernel:
     return compiled
 
 
+def strict(function: Kernel) -> Kernel:
+    """Compile a piece of kernels that is always inlined, with every operation as written and rounded by itself.
+
+    A caller's own freedom ends here, also for what `vectors` generates; so the number of rows, where the compiler
+    knows it, cannot change a result.
+    """
+    # Left out, `fastmath` would be the caller's.
+    compiled: Kernel = numba.njit(forceinline=True, fastmath=False, error_model="numpy")(function)
+    return compiled
+
+
 def body(function: Kernel) -> Kernel:
     """Compile the part of a kernel that one thread runs: its last parameters are the items [start, stop)."""
     compiled: Kernel = numba.njit(fastmath=_FAST_MATH, error_model="numpy")(function)

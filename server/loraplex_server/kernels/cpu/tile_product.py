@@ -1,4 +1,4 @@
-"""An int8 weight in AMX tiles and its product, from fp32 to fp32."""
+"""An int8 weight in blocks for AMX tiles or VNNI, and its product, from fp32 to fp32."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from loraplex_server.kernels.cpu.launch import address_of, spread, team_size
 from loraplex_server.kernels.cpu.rows import quantize_rows
 from loraplex_server.kernels.cpu.runtime import prepare
 from loraplex_server.kernels.cpu.tiles import TILE_BYTES
+from loraplex_server.kernels.cpu.vnni_product import flip_sign, vnni_product
 
 
 class TileProduct:
@@ -18,12 +19,14 @@ class TileProduct:
     A row's result never depends on the other rows. The CPU must have tiles, see `tiles.has_tiles`.
     """
 
+    _kernel = staticmethod(int8_product)
+
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         """weight [out, in] int8, scale [out] fp32: W = weight · scale."""
-        prepare(quantize_rows, int8_product)
+        prepare(quantize_rows, self._kernel)
         self._out_features, self._in_features = weight.shape
         self._stride = padded_features(self._in_features)
-        self._packed = pack_weight(weight)
+        self._packed = pack_weight(self._stored(weight))
         self._scale = scale
         self._threads = team_size()
 
@@ -41,7 +44,7 @@ class TileProduct:
             self._stride,
             spread(self._threads, x.numel()),
         )
-        int8_product(
+        self._kernel(
             values.data_ptr(),
             self._stride,
             self._packed.data_ptr(),
@@ -62,4 +65,19 @@ class TileProduct:
 
     def weight_rows(self, index: Tensor) -> Tensor:
         """Rows of the weight, [len(index), in] int8."""
-        return unpack_rows(self._packed, index, self._in_features)
+        return self._stored(unpack_rows(self._packed, index, self._in_features))
+
+    @staticmethod
+    def _stored(weight: Tensor) -> Tensor:
+        """The weight as the kernel reads it; the same again gives the weight back."""
+        return weight
+
+
+class VnniProduct(TileProduct):
+    """The same numbers, bit for bit, on CPUs that have VNNI and no tiles, see `vnni.has_vnni`."""
+
+    _kernel = staticmethod(vnni_product)
+
+    @staticmethod
+    def _stored(weight: Tensor) -> Tensor:
+        return flip_sign(weight)
