@@ -1,8 +1,9 @@
-"""Settings of all tests: how Triton's kernels run, and how long an example of Hypothesis may take."""
+"""Settings of all tests: how Triton's kernels run, how long an example of Hypothesis may take, and what Ctrl-C does."""
 
 from __future__ import annotations
 
 import os
+import signal
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +14,11 @@ from hypothesis import HealthCheck, settings
 # deadline of 200 ms, which says nothing about the code; a test that hangs meets pytest's own timeout.
 settings.register_profile("loraplex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loraplex")
+
+# A shell starts what it runs in the background with SIGINT ignored, and whoever is started inherits that: the commands
+# that tests send it to would never notice.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def use_interpreter() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +33,9 @@ PROMPTS = (
     ("patterns", [11]),
     ("rslora", [30, 31, 32, 33, 34]),
     ("rank-16", [40, 41]),
-    ("one-layer", list(range(20, 60))),
+    ("one-layer", list(range(20, 48))),  # does not fit a step beside the others: comes in two pieces
 )
+NUM_TOKENS = 4  # an interpreted step takes a second
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def start_gpu_engine(world: World, device: torch.device, *, num_blocks: int = 64
     kv_bytes = num_blocks * block_bytes(DecoderConfig.from_folder(world.base), BLOCK_SIZE, torch.float32)
     settings: dict[str, Any] = {
         "max_context_tokens": CONTEXT,
-        "max_batched_tokens": 24,
+        "max_batched_tokens": 32,
         "max_running": 8,
         "block_size": BLOCK_SIZE,
         "kv_cache_bytes": kv_bytes,
@@ -66,27 +69,47 @@ def start_gpu_engine(world: World, device: torch.device, *, num_blocks: int = 64
     return Engine(config, parts=EngineParts(backend, spec.fingerprint, store_reader(config, spec, backend)))
 
 
-def completions(engine: Engine, world: World, num_tokens: int) -> list[list[int]]:
+@contextmanager
+def warmed_run(engine: Engine, world: World) -> Iterator[EngineRun]:
+    """With all adapters in their slots, so that no step runs for some sequences while others wait for theirs."""
     with EngineRun(engine) as run:
-        for adapter, prompt in PROMPTS:
-            run.add(prompt, world.digest(adapter), max_tokens=num_tokens)
+        for adapter in {adapter for adapter, _ in PROMPTS if adapter is not None}:
+            run.engine.warm_adapter(world.digests[adapter])
+        run.settle()
+        yield run
+
+
+def add(
+    run: EngineRun, world: World, prompts: Sequence[tuple[str | None, list[int]]], **sampling: Any
+) -> None:
+    for adapter, prompt in prompts:
+        run.add(prompt, world.digest(adapter), **{"max_tokens": NUM_TOKENS, **sampling})
+
+
+@pytest.fixture(scope="module")
+def expected(world: World) -> list[list[int]]:
+    """What the engine on a CPU says to PROMPTS."""
+    with EngineRun(start_engine(world)) as run:
+        add(run, world, PROMPTS)
+        return [completion.tokens for completion in run.finish()]
+
+
+def test_greedy_tokens_are_those_of_the_reference(
+    world: World, device: torch.device, expected: list[list[int]]
+) -> None:
+    with warmed_run(start_gpu_engine(world, device), world) as run:
+        add(run, world, PROMPTS)
         tokens = [completion.tokens for completion in run.finish(timeout_s=120)]
         run.assert_nothing_is_left(*world.digests.values())
-    return tokens
-
-
-def test_greedy_tokens_are_those_of_the_reference(world: World, device: torch.device) -> None:
-    expected = completions(start_engine(world), world, num_tokens=6)
-
-    tokens = completions(start_gpu_engine(world, device), world, num_tokens=6)
 
     assert tokens == expected
+    assert run.totals.steps_with_prefill_and_decode > 0
+    assert run.totals.max_batch_adapters == 4
 
 
 def test_a_prefill_of_one_adapter_through_plain_products_gives_the_reference_s_tokens(
-    world: World, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    world: World, device: torch.device, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = completions(start_engine(world), world, num_tokens=4)
     slots = set()
 
     def recorded(*arguments: Any) -> None:
@@ -95,14 +118,15 @@ def test_a_prefill_of_one_adapter_through_plain_products_gives_the_reference_s_t
 
     monkeypatch.setattr(gpu_step_inputs, "DENSE_ROWS", 2)
     monkeypatch.setattr(gpu_decoder, "lora_dense", recorded)
+    alone = [1, 2, 3, 5]  # each adapter once
 
-    with EngineRun(start_gpu_engine(world, device)) as run:
-        for adapter, prompt in PROMPTS:
-            run.add(prompt, world.digest(adapter), max_tokens=4)
+    with warmed_run(start_gpu_engine(world, device), world) as run:
+        for number in alone:
+            add(run, world, [PROMPTS[number]], max_tokens=2)
             completed = run.finish(timeout_s=120)
         tokens = [completion.tokens for completion in completed]
 
-    assert tokens == expected
+    assert tokens == [expected[number][:2] for number in alone]
     assert len(slots) == 3  # one of the four adapters is asked one token alone
 
 
@@ -129,36 +153,39 @@ class LaunchedGraphs(StepGraphs):
 
 
 def test_padded_steps_of_prefills_and_decodes_give_the_reference_s_tokens(
-    world: World, device: torch.device
+    world: World, device: torch.device, expected: list[list[int]]
 ) -> None:
-    expected = completions(start_engine(world), world, num_tokens=6)
     engine = start_gpu_engine(world, device, max_batched_tokens=64)
     runner = engine._runner
     assert isinstance(runner, GpuRunner)
     graphs = runner._graphs = LaunchedGraphs(runner)
 
-    tokens = completions(engine, world, num_tokens=6)
+    with warmed_run(engine, world) as run:
+        add(run, world, PROMPTS[:3], max_tokens=3)
+        run.step()
+        add(run, world, PROMPTS[3:], max_tokens=3)
+        tokens = [completion.tokens for completion in run.finish(timeout_s=120)]
+        run.assert_nothing_is_left(*world.digests.values())
 
-    assert tokens == expected
+    assert tokens == [whole[:3] for whole in expected]
+    assert run.totals.steps_with_prefill_and_decode > 0
     mixed = [shape for shape in graphs.replayed if shape.query_tiles]
-    assert {shape.rows for shape in mixed} <= {32, 64}
-    assert any(shape.row_tiles for shape in mixed)
+    assert {shape.rows for shape in mixed} == {32, 64}
+    assert all(shape.row_tiles for shape in mixed)
     assert len(mixed) < len(graphs.replayed)
 
 
 def test_sequences_that_end_early_are_left_out_of_the_step_in_flight(
-    world: World, device: torch.device
+    world: World, device: torch.device, expected: list[list[int]]
 ) -> None:
-    expected = completions(start_engine(world), world, num_tokens=6)
-    stop = expected[1][2]
+    stop = expected[1][1]
 
-    with EngineRun(start_gpu_engine(world, device)) as run:
-        for adapter, prompt in PROMPTS[:3]:
-            run.add(prompt, world.digest(adapter), max_tokens=6, stop_token_ids=(stop,))
+    with warmed_run(start_gpu_engine(world, device), world) as run:
+        add(run, world, PROMPTS[:3], stop_token_ids=(stop,))
         ended = run.finish(timeout_s=120)
-
         run.assert_nothing_is_left(*world.digests.values())
-    assert ended[1].tokens == expected[1][:3]
+
+    assert ended[1].tokens == expected[1][:2]
     for completion, tokens in zip(ended, expected, strict=False):
         cut = tokens.index(stop) + 1 if stop in tokens else len(tokens)
         assert completion.tokens == tokens[:cut]

@@ -10,6 +10,7 @@ import typer
 
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError
+from loraplex_cli.interruptible import interruptible
 from loraplex_cli.options import DEFAULT_SERVER, JsonOption, ServerOption, TimeoutOption
 from loraplex_cli.output import Output, command
 
@@ -40,6 +41,9 @@ def generate(
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the best one.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the completion; repeatable.")] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on behind the base's end of sequence.")
+    ] = False,
     logprobs: Annotated[
         int | None, typer.Option(min=0, max=20, help="Alternatives per token; needs --json.")
     ] = None,
@@ -72,6 +76,7 @@ def generate(
             min_p=min_p,
             seed=seed,
             stop=stop or None,
+            ignore_eos=ignore_eos or None,
             logprobs=logprobs,
         )
         source: dict[str, Any] = {"prompt": text} if raw else {"messages": _messages(text, system)}
@@ -87,7 +92,7 @@ def generate(
 def _print_stream(stream: CompletionStream, output: Output) -> None:
     from loraplex_client import Delta, Finished
 
-    for event in stream:
+    for event in interruptible(stream):
         if isinstance(event, Delta):
             typer.echo(event.text, nl=False)
             sys.stdout.flush()

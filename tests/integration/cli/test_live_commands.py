@@ -23,6 +23,8 @@ from tests.integration.streams import PROMPT
 
 ANSWER = {"temperature": 0, "max_tokens": 24}
 FLAGS = ("--temperature", "0", "--max-tokens", "24")
+ENDLESS = ("generate", "x", "--raw", "--ignore-eos", "--max-tokens", "20000", "--temperature", "2")
+"""Longer than any test lasts."""
 
 
 @pytest.fixture
@@ -171,9 +173,8 @@ def test_a_refused_package_ends_with_4_and_says_why(run: Any, packages: Path, tm
 def test_ctrl_c_ends_generate_with_130_and_the_request_with_it(
     server: LiveServer, client: LoraplexClient
 ) -> None:
-    arguments = ("generate", "x", "--raw", "--max-tokens", "20000", "--temperature", "2")
     with subprocess.Popen(
-        command(server, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        command(server, *ENDLESS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -188,9 +189,8 @@ def test_ctrl_c_ends_generate_with_130_and_the_request_with_it(
 def test_a_reader_that_has_seen_enough_ends_generate_quietly(
     server: LiveServer, client: LoraplexClient
 ) -> None:
-    arguments = ("generate", "x", "--raw", "--max-tokens", "20000", "--temperature", "2")
     with subprocess.Popen(
-        command(server, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        command(server, *ENDLESS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

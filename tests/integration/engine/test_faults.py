@@ -169,6 +169,8 @@ def test_a_completion_that_outgrows_the_whole_cache_ends_in_an_error(world: Worl
 
 def test_an_aborted_request_frees_all_it_holds_at_once(world: World) -> None:
     with EngineRun(start_engine(world)) as run:
+        # While packages are read, the base's sequence could come to its end.
+        run.load(world.digests["rank-2"], world.digests["rslora"])
         for adapter in (None, "rank-2", "rslora"):
             run.add([5, 6, 7, 8, 9], world.digest(adapter), max_tokens=60)
         while not all(completion.tokens for completion in run.completions):

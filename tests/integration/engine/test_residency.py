@@ -27,6 +27,31 @@ def step_until(run: EngineRun, is_so: Callable[[], object], timeout_s: float = 6
         assert time.monotonic() < deadline_s, "it never came so far"
 
 
+def move_one_that_runs(run: EngineRun, world: World, cases: list[Case]) -> list[Case]:
+    """Let the largest find room only where a small one in the middle of the arena moves; returns what was asked.
+
+    Which adapters lie where when requests come as they like is a matter of how quickly packages are read.
+    """
+    small, large = (
+        next(case for case in cases if case.adapter == adapter) for adapter in ("rank-2", "rank-16")
+    )
+    run.load(world.digests["patterns"], world.digests["rank-2"])
+    run.engine.forget_adapter(world.digests["patterns"])  # a gap in front of the small one, another behind it
+    asked = [small, large]
+    add_all(run, world, asked)
+
+    def is_there() -> bool:
+        if all(completion.end is not None for completion in run.completions if completion is not awaited):
+            asked.append(small)  # in use without a break, so that it is moved and not evicted
+            add_all(run, world, [small])
+        return bool(awaited.tokens)
+
+    awaited = run.completions[1]
+    step_until(run, is_there)
+    assert run.totals.compacted_bytes > 0
+    return asked
+
+
 @pytest.mark.parametrize("copy_bytes", [512, 2**20])
 def test_tokens_are_the_same_while_adapters_are_evicted_and_moved_together(
     world: World, cases: list[Case], copy_bytes: int
@@ -42,13 +67,13 @@ def test_tokens_are_the_same_while_adapters_are_evicted_and_moved_together(
             max_running=5,
         )
     ) as run:
+        moved = move_one_that_runs(run, world, cases)
         order = random.Random(4).sample(cases * 3, 3 * len(cases))
         add_all(run, world, order)
 
-        assert_right(run.finish(timeout_s=120), order)
+        assert_right(run.finish(timeout_s=120), moved + order)
 
         assert run.totals.adapter_evictions > 0
-        assert run.totals.compacted_bytes > 0
         run.assert_nothing_is_left(*world.digests.values())
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraplex_cli.commands.adapters.text import event_document, short
+from loraplex_cli.interruptible import interruptible
 from loraplex_cli.options import DEFAULT_SERVER, ServerOption
 from loraplex_cli.output import command
 
@@ -43,7 +44,7 @@ def watch(
                 LoraplexClient(server) as client,
                 client.adapters.watch(parent, from_, patience_s=timeout) as events,
             ):
-                for event, last_token in events:
+                for event, last_token in interruptible(events):
                     output.result({"event": event_document(event), "resume_token": last_token}, _line(event))
         finally:
             if last_token:

@@ -16,6 +16,7 @@ from loraplex_cli.commands.train.job_text import (
     jobs_text,
 )
 from loraplex_cli.exit_codes import EXIT_CODES_HELP
+from loraplex_cli.interruptible import interruptible
 from loraplex_cli.options import DEFAULT_SERVER, JsonOption, ServerOption, TimeoutOption
 from loraplex_cli.output import command
 
@@ -163,7 +164,7 @@ def watch(
 
         with LoraplexClient(server) as client:
             with client.training.events(name, after, patience_s=timeout) as events:
-                for event in events:
+                for event in interruptible(events):
                     output.result({"event": event_document(event)}, event_line(event))
             job = client.training.get(name)
         _check_ending(job)
@@ -193,7 +194,7 @@ def _followed(client: LoraplexClient, job: TrainingJob) -> TrainingJob:
 
     with stage_bars() as progress, client.training.events(job.name) as events:
         stage = ""
-        for event in events:
+        for event in interruptible(events):
             if event.kind is TrainingEventKind.STAGE:
                 if stage:
                     progress(stage, 1, 1)
