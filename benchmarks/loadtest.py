@@ -7,7 +7,7 @@ questions  SmolLM2 on this machine's CPU, the shipped adapters and variants of t
            cold          12 adapters on a server with 4 slots: one user, then one request per second
            precision     4 users, the same load on servers of several precisions
            neighbour     the ready scenario of that name, at rates that a CPU can bear
-           training      train-while-serving: a job of the finance recipe from a third of the run on
+           training      train-while-serving: the scenario's own job from a third of the run on
            saturation    the largest rate that meets the ready scenario's objectives
 
 Rounds are repeated and taken in turn; a figure is the median over rounds of each round's median, since other work on
@@ -252,13 +252,7 @@ def _neighbour(scenario: Any, address: TargetAddress) -> dict[str, float]:
 
 def _training(seconds: float, address: TargetAddress) -> dict[str, Any]:
     """What the streams felt before the job, and in each of its stages that the load was long enough to meet."""
-    domain = ROOT / "adapters/finance"
-    job = {
-        "kind": "train",
-        "at_s": seconds / 3,
-        "recipe": str(domain / "recipe.yaml"),
-        "files": ["train.jsonl", "eval.jsonl"],
-    }
+    job = {"kind": "train", "at_s": seconds / 3}
     changes = {"disturbances": [job], "traffic.0.arrivals.duration_s": seconds}
     outcome = asyncio.run(run_scenario(_read("train-while-serving", changes, rate=_TRAINING_RATE), address))
     samples, document = samples_of(outcome), result_document(outcome)
