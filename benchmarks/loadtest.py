@@ -266,6 +266,8 @@ def _training(seconds: float, address: TargetAddress) -> dict[str, Any]:
     found: dict[str, Any] = {"job": happened.told.partition(": ")[2]}
     for (name, start_s), end_s in zip(begins.items(), ends, strict=True):
         chosen = (samples.intended_s >= start_s) & (samples.intended_s < end_s)
+        if not chosen.any():
+            continue
         found[name] = {
             "from_s": _round(start_s),
             "n": int(chosen.sum()),
