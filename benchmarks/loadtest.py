@@ -7,6 +7,8 @@ questions  SmolLM2 on this machine's CPU, the shipped adapters and variants of t
            cold          12 adapters on a server with 4 slots: one user, then one request per second
            precision     4 users, the same load on servers of several precisions
            neighbour     the ready scenario of that name, at rates that a CPU can bear
+           training      train-while-serving: the scenario's own job from a third of the run on
+           saturation    the largest rate that meets the ready scenario's objectives
 
 Rounds are repeated and taken in turn; a figure is the median over rounds of each round's median, since other work on
 the machine slows whole rounds. docs/loadtest.md has the answers of one run.
@@ -32,6 +34,8 @@ from loraplex_loadtest.fake.law import LatencyLaw
 from loraplex_loadtest.fake.process import fake_server
 from loraplex_loadtest.result import result_document, samples_of
 from loraplex_loadtest.run import run_scenario
+from loraplex_loadtest.saturation.saturate import saturate
+from loraplex_loadtest.saturation.search import SearchSettings
 from loraplex_loadtest.scenario import find_scenario, make_scenario, of_duration, read_scenario
 from loraplex_loadtest.targets.target import TargetAddress, TargetKind
 
@@ -41,6 +45,7 @@ PACKAGE = ROOT / "adapters/finance/package"
 USERS = (1, 4, 8, 16)
 ADAPTER_COUNTS = (1, 4, 8)
 PRECISIONS = ("bf16", "nf4", "int8")  # int8 needs a processor with AMX; without it a step takes seconds
+_TRAINING_RATE = 0.5  # requests per second, which leave a small processor some time
 _FIGURES = ("ttft", "warm_ttft", "cold_ttft", "tpot", "e2e", "adapter_load")
 
 
@@ -108,6 +113,12 @@ def measure_questions(seconds: float, rounds: int, wanted: Sequence[str]) -> dic
             changes = {"traffic.0.arrivals.rate": 0.5, "traffic.1.arrivals.steps": steps}
             scenario = of_duration(_read("noisy-neighbour", changes), 3 * seconds)
             found["neighbour"] = _medians([_neighbour(scenario, address) for _ in range(rounds)])
+    if "training" in wanted:
+        with _server("bf16", "--training", "--training-threads", "1") as address:
+            found["training"] = [_training(6 * seconds, address) for _ in range(rounds)]
+    if "saturation" in wanted:
+        with _server("bf16") as address:
+            found["saturation"] = [_saturation(seconds, address) for _ in range(rounds)]
     return found
 
 
@@ -239,6 +250,50 @@ def _neighbour(scenario: Any, address: TargetAddress) -> dict[str, float]:
     return found
 
 
+def _training(seconds: float, address: TargetAddress) -> dict[str, Any]:
+    """What the streams felt before the job, and in each of its stages that the load was long enough to meet."""
+    job = {"kind": "train", "at_s": seconds / 3}
+    changes = {"disturbances": [job], "traffic.0.arrivals.duration_s": seconds}
+    outcome = asyncio.run(run_scenario(_read("train-while-serving", changes, rate=_TRAINING_RATE), address))
+    samples, document = samples_of(outcome), result_document(outcome)
+    (happened,) = outcome.happened
+    begins = {
+        "before": 0.0,
+        "starting": happened.began_s,
+        **{mark.what: mark.at_s for mark in happened.marks},
+    }
+    ends = [*list(begins.values())[1:], happened.ended_s]
+    found: dict[str, Any] = {"job": happened.told.partition(": ")[2]}
+    for (name, start_s), end_s in zip(begins.items(), ends, strict=True):
+        chosen = (samples.intended_s >= start_s) & (samples.intended_s < end_s)
+        if not chosen.any():
+            continue
+        found[name] = {
+            "from_s": _round(start_s),
+            "n": int(chosen.sum()),
+            "ttft_p50_s": _round(_median(samples.ttft_s[chosen])),
+            "tpot_p50_s": _round(_median(samples.tpot_s[chosen])),
+        }
+    found |= {
+        "error_rate": document["rates"]["error_rate"],
+        "counter_difference": document["reconciliation"]["difference"],
+        "send_lag_p99_s": _round(document["generator"]["send_lag_p99_s"]),
+        "is_valid": document["is_valid"],
+    }
+    print("training", found, flush=True)
+    return found
+
+
+def _saturation(trial_s: float, address: TargetAddress) -> dict[str, Any]:
+    """A coarse search: a trial of so many seconds, to a fifth of the rate."""
+    settings = SearchSettings(start_rate=0.25, trial_s=trial_s, min_goodput=0.9, tolerance=0.2)
+    scenario = _read(
+        "saturation", {"traffic.0.prompt.length.tokens": 32, "traffic.0.answer.length.tokens": 24}
+    )
+    found = asyncio.run(saturate(scenario, address, settings, lambda trial: print(trial, flush=True)))
+    return {"objectives": scenario.objectives.model_dump(), **found.model_dump(mode="json")}
+
+
 def _median(values: Any) -> float:
     known = values[~np.isnan(values)]
     return float(np.median(known)) if len(known) else float("inf")
@@ -260,7 +315,7 @@ def main() -> None:
     found: dict[str, Any] = {"environment": environment(), "seconds": asked.seconds, "rounds": asked.rounds}
     if "capacity" in asked.what:
         found["capacity"] = measure_capacity()
-    questions = ("concurrency", "adapters", "cold", "precision", "neighbour")
+    questions = ("concurrency", "adapters", "cold", "precision", "neighbour", "training", "saturation")
     wanted = questions if "questions" in asked.what else tuple(set(questions) & set(asked.what))
     if wanted:
         found["questions"] = measure_questions(asked.seconds, asked.rounds, wanted)

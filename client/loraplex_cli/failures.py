@@ -123,6 +123,7 @@ LOADTEST_EXIT_CODES = {
     "SCENARIO_INVALID": ExitCode.BAD_INPUT,
     "TARGET_FEATURE": ExitCode.BAD_INPUT,
     "TARGET_UNREADY": ExitCode.UNREACHABLE,
+    "TRAINING_FAILED": ExitCode.FAILURE,
 }
 """Reasons of the load tester's own tree, which is none of the server's."""
 

@@ -26,6 +26,7 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 _RATES = (
     "error_rate",
     "requests",
+    "attempts_per_request",
     "ok",
     "offered_per_s",
     "requests_per_s",

@@ -6,6 +6,7 @@ LoadTestError
 ├── TargetFeatureError       TARGET_FEATURE: the target cannot do what a disturbance or a setup asks for
 ├── TargetUnreadyError       TARGET_UNREADY: the target did not answer before the run
 ├── ResultInvalidError       RESULT_INVALID: a file is no result of this tool, or of another schema
+├── TrainingFailedError      TRAINING_FAILED: a training job of a disturbance broke down
 └── GeneratorFailedError     GENERATOR_FAILED: a generator process died
 """
 
@@ -46,6 +47,12 @@ class ResultInvalidError(LoadTestError):
     """Not a result document that can be read."""
 
     reason = "RESULT_INVALID"
+
+
+class TrainingFailedError(LoadTestError):
+    """A job came to an end that is none of the gate's: what it cost the load is not what a training costs."""
+
+    reason = "TRAINING_FAILED"
 
 
 class GeneratorFailedError(LoadTestError):

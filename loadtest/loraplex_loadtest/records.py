@@ -41,11 +41,14 @@ class RequestRecord:
     adapter_load_s: float = math.nan
     digest: str = ""  # of what answered, where the server says
     connection: int = 0
+    attempts: int = 1  # how often it was sent; more than once with retries alone
+    lost_attempts: int = 0  # earlier ones of which the server may have generated something
 
     @property
     def was_cut(self) -> bool:
         """Whether the server may have generated tokens that never arrived here."""
-        return self.status != OK and (self.tokens > 0 or self.status in _MAY_HAVE_STARTED)
+        is_last = self.status != OK and (self.tokens > 0 or self.status in _MAY_HAVE_STARTED)
+        return is_last or self.lost_attempts > 0
 
 
 _MAY_HAVE_STARTED = frozenset(

@@ -17,7 +17,7 @@ from loraplex_loadtest.figures.percentiles import CURVE_POINTS
 from loraplex_loadtest.figures.samples import Mask, Samples
 from loraplex_loadtest.figures.timeline import heat_map, timeline
 from loraplex_loadtest.run import Outcome
-from loraplex_loadtest.scenario import BASE
+from loraplex_loadtest.scenario import BASE, Scenario
 
 SCHEMA = "loraplex.loadtest/1"
 _CURVES = ("ttft", "tpot", "itl", "e2e", "cold_ttft", "warm_ttft")
@@ -41,7 +41,7 @@ def result_document(outcome: Outcome) -> dict[str, Any]:
     found = distributions(samples, everything)
     document = {
         "schema": SCHEMA,
-        "scenario": scenario.model_dump(mode="json", exclude={"setup": {"package"}, "tokenizer": True}),
+        "scenario": scenario_document(scenario),
         "environment": outcome.environment,
         "server": outcome.server,
         "is_valid": is_valid(health, outcome),
@@ -70,6 +70,12 @@ def result_document(outcome: Outcome) -> dict[str, Any]:
     }
     cleaned: dict[str, Any] = _without_nan(document)
     return cleaned
+
+
+def scenario_document(scenario: Scenario) -> dict[str, Any]:
+    """The scenario without paths of this machine."""
+    paths: Any = {"setup": {"package"}, "tokenizer": True, "disturbances": {"__all__": {"recipe", "package"}}}
+    return scenario.model_dump(mode="json", exclude=paths)
 
 
 def is_valid(health: GeneratorHealth, outcome: Outcome) -> bool:

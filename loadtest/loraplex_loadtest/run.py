@@ -13,7 +13,7 @@ from loraplex_loadtest.disturbances.schedule import OnServer, occurrences
 from loraplex_loadtest.environment import environment
 from loraplex_loadtest.records import CANCELLED_BY_PLAN, OK, Recording
 from loraplex_loadtest.running.controller import Controller
-from loraplex_loadtest.running.generator import Snapshot
+from loraplex_loadtest.running.order import Snapshot
 from loraplex_loadtest.scenario import Scenario
 from loraplex_loadtest.targets.connect import inspect
 from loraplex_loadtest.targets.target import TargetAddress
@@ -111,6 +111,7 @@ async def _run(
     following = asyncio.create_task(actions.follow(controller.start_s, first_adapter))
     try:
         recording = await controller.finish(on_progress)
+        actions.end_load()
         if not was_stopped:
             await following  # what was begun on the server ends before it is put away
     finally:

@@ -95,7 +95,7 @@ class Client(Spec):
     cancel_after_tokens: PositiveInt = 4
     slow_share: Share = 0.0
     slow_pause_s: PositiveFloat = 0.1
-    retries: bool = False  # True: by the published service config; they then hide what the server refused
+    retries: bool = False  # True: as the client library does; they then hide what the server refused
 
 
 class Window(Spec):
@@ -234,5 +234,9 @@ def _resolve_paths(document: Any, folder: Path) -> None:
     for key, value in list(values):
         if isinstance(value, dict | list):
             _resolve_paths(value, folder)
-        elif key in ("file", "package", "recipe", "tokenizer") and isinstance(value, str):
+        elif (
+            key in ("file", "package", "recipe", "tokenizer")
+            and isinstance(value, str)
+            and value != "bundled"
+        ):
             document[key] = str(folder / value)

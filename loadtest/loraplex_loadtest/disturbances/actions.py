@@ -6,11 +6,12 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraplex_client import AsyncLoraplexClient, LoraplexApiError
+from loraplex_client.names import short_name
 from loraplex_loadtest.disturbances.engine_process import kill_engine
 from loraplex_loadtest.disturbances.schedule import (
     DeleteAdapter,
@@ -23,7 +24,7 @@ from loraplex_loadtest.disturbances.schedule import (
     UpdateAdapter,
     occurrences,
 )
-from loraplex_loadtest.disturbances.training import find_call, start_training
+from loraplex_loadtest.disturbances.training import Mark, TrainingJobs
 from loraplex_loadtest.disturbances.variants import write_variant
 from loraplex_loadtest.errors import LoadTestError, ScenarioInvalidError, TargetFeatureError
 from loraplex_loadtest.running.clock import now_s
@@ -43,6 +44,7 @@ class Happening:
     ended_s: float
     told: str  # what it was done to, or why it failed
     is_failure: bool
+    marks: list[Mark] = field(default_factory=list)  # moments in between: the stages of a training
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -52,6 +54,7 @@ class Happening:
             "ended_s": self.ended_s,
             "told": self.told,
             "is_failure": self.is_failure,
+            "marks": [{"at_s": mark.at_s, "what": mark.what} for mark in self.marks],
         }
 
 
@@ -63,6 +66,7 @@ class ServerActions:
         self._address = address
         self._folder = Path(tempfile.mkdtemp(prefix="loraplex-loadtest-"))
         self._client: AsyncLoraplexClient | None = None
+        self._training: TrainingJobs | None = None
         self._next_variant = 0
         self._to_delete: list[str] = []
         self.deleted: set[str] = set()
@@ -76,15 +80,20 @@ class ServerActions:
             raise TargetFeatureError(
                 "adapters and engine can be changed during a run of a Loraplex server alone"
             )
-        if any(isinstance(what, StartTraining) for what in self._scenario.disturbances):
-            find_call()  # before the load, not in its middle
         if wants:
             self._client = AsyncLoraplexClient(self._address.address, timeout_s=_REGISTER_TIMEOUT_S)
+            self._training = TrainingJobs(self._client)
+            try:
+                await self._check_trainings(self._training)
+            except BaseException:
+                await self.__aexit__()
+                raise
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        if self._client is not None:
-            for name in self._to_delete:
+        if self._client is not None and self._training is not None:
+            await self._training.close()
+            for name in (*self._to_delete, *map(short_name, self._training.new_adapters)):
                 try:
                     await self._client.adapters.delete(name)
                 except LoraplexApiError:
@@ -115,20 +124,34 @@ class ServerActions:
             for task in tasks:
                 task.cancel()
 
+    def end_load(self) -> None:
+        """Every request has ended: what lasts as long as the load ends too."""
+        if self._training is not None:
+            self._training.end_load()
+
+    async def _check_trainings(self, training: TrainingJobs) -> None:
+        for what in self._scenario.disturbances:
+            if isinstance(what, StartTraining):
+                await training.check(what)
+
     async def _at(self, start_s: float, occurrence: Occurrence, first_adapter: str) -> None:
         await asyncio.sleep(max(0.0, start_s + occurrence.at_s - now_s()))
         began_s = now_s() - start_s
         is_failure = False
+        marks: list[Mark] = []
         try:
-            told = await self._do(occurrence, first_adapter)
+            told = await self._do(occurrence, first_adapter, start_s, marks)
         except (LoadTestError, LoraplexApiError) as error:
             told, is_failure = str(error), True
         self.happened.append(
-            Happening(occurrence.what.kind, occurrence.at_s, began_s, now_s() - start_s, told, is_failure)
+            Happening(
+                occurrence.what.kind, occurrence.at_s, began_s, now_s() - start_s, told, is_failure, marks
+            )
         )
 
-    async def _do(self, occurrence: Occurrence, first_adapter: str) -> str:
+    async def _do(self, occurrence: Occurrence, first_adapter: str, start_s: float, marks: list[Mark]) -> str:
         assert self._client is not None
+        assert self._training is not None
         match occurrence.what:
             case RegisterAdapters() as what:
                 names = [f"{what.prefix}-{occurrence.number}-{number:03d}" for number in range(what.count)]
@@ -149,7 +172,7 @@ class ServerActions:
                 await self._client.adapters.delete(what.name)
                 return what.name
             case StartTraining() as what:
-                return await start_training(self._address, what)
+                return await self._training.run(what, start_s, marks)
             case KillEngine():
                 return f"process {kill_engine(self._address.address)}"
         raise AssertionError(occurrence.what)

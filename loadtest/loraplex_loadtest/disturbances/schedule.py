@@ -87,13 +87,15 @@ class DeleteAdapter(_Disturbance):
 
 
 class StartTraining(_Disturbance):
-    """Ask the server for a training job."""
+    """Create a training job on the server and follow it; one that still runs when the load ends is cancelled."""
 
     kind: Literal["train"]
-    recipe: Path | None = None
+    recipe: Path | Literal["bundled"] = "bundled"  # bundled: a small one of our own, with its data
     files: tuple[str, ...] = ()  # that the recipe names, relative to it; they are sent with it
-    # Further fields of CreateTrainingJobRequest, as protobuf writes them in JSON.
-    job: dict[str, Any] = Field(default_factory=dict)
+    data_folder: str = ""  # instead of files: a folder of the server's machine
+    tenant: str = "default"
+    alias: str = ""  # of the version that comes of it; empty: "candidate"
+    delete_after: bool = True  # the adapter, once the run is over, if the job made a new one
 
 
 class KillEngine(_Disturbance):

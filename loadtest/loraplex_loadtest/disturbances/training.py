@@ -1,68 +1,152 @@
-"""A training job, where the server has the call."""
+"""Training jobs on the server under load: created, followed, and ended with the load."""
 
 from __future__ import annotations
 
-import base64
-from importlib import import_module
-from typing import Any
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 
 import grpc
-from google.protobuf.json_format import ParseDict, ParseError
 
-from loraplex_client.errors import api_error
+from loraplex_client import (
+    AsyncLoraplexClient,
+    InvalidRequestError,
+    LoraplexApiError,
+    NotFoundError,
+    TrainingEventKind,
+    TrainingJob,
+    TrainingJobState,
+)
 from loraplex_loadtest.disturbances.schedule import StartTraining
-from loraplex_loadtest.errors import ScenarioInvalidError, TargetFeatureError
-from loraplex_loadtest.targets.loraplex_grpc import open_channel
-from loraplex_loadtest.targets.target import TargetAddress
+from loraplex_loadtest.errors import ScenarioInvalidError, TargetFeatureError, TrainingFailedError
+from loraplex_loadtest.running.clock import now_s
 
-_PLACES = (("training", "TrainingService"), ("trainer", "TrainerService"), ("ops", "OpsService"))
-_CALL = "CreateTrainingJob"
-_TIMEOUT_S = 60.0
+_CANNOT_TRAIN = ("TRAINING_DISABLED", "TRAINER_MISSING")
+_END_TIMEOUT_S = 60.0
 
 
-def find_call() -> tuple[Any, Any, str]:
-    """Stub class, request class and name of the call, from the generated stubs.
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment of a job, since the run began: where its next stage begins."""
 
-    Raises TargetFeatureError where this version has none.
-    """
-    for module, service in _PLACES:
+    at_s: float
+    what: str
+
+
+class TrainingJobs:
+    """The jobs of one run. Those that run when the load ends are cancelled: the run ends with its load."""
+
+    def __init__(self, client: AsyncLoraplexClient) -> None:
+        self._client = client
+        self._load_ended = asyncio.Event()
+        self._unfinished: set[str] = set()
+        self.new_adapters: list[str] = []
+        """Adapters that there were not before a job made them, and that shall go after the run."""
+
+    async def check(self, what: StartTraining) -> None:
+        """Before the load, not in its middle: would the server take the job?
+
+        Raises TargetFeatureError where it does not train, ScenarioInvalidError for what it would refuse.
+        """
         try:
-            messages = import_module(f"loraplex.v1.{module}_pb2")
-            stubs = import_module(f"loraplex.v1.{module}_pb2_grpc")
-        except ModuleNotFoundError:
-            continue
-        methods = messages.DESCRIPTOR.services_by_name.get(service)
-        if methods is not None and _CALL in methods.methods_by_name:
-            return getattr(stubs, f"{service}Stub"), getattr(messages, f"{_CALL}Request"), _CALL
-    raise TargetFeatureError(
-        "this version of Loraplex cannot start training jobs through the server: "
-        "take the `train` disturbance out, or use `loraplex train run`"
-    )
+            await self._create(what, validate_only=True)
+        except InvalidRequestError as error:
+            told = "; ".join(f"{one.field}: {one.description}" for one in error.violations) or error.message
+            raise ScenarioInvalidError(f"the job of a `train` disturbance: {told}") from None
+        except LoraplexApiError as error:
+            if error.code is grpc.StatusCode.UNIMPLEMENTED or error.reason in _CANNOT_TRAIN:
+                raise TargetFeatureError(
+                    f"this server cannot train ({error.message}): start it with --training, take the `train` "
+                    "disturbance out, or use `loraplex train run`"
+                ) from None
+            raise
+
+    async def run(self, what: StartTraining, start_s: float, marks: list[Mark]) -> str:
+        """Creates a job and follows it to its end; returns what became of it.
+
+        Raises TrainingFailedError unless it succeeded, was cancelled or paused, or the gate refused it.
+        """
+        job = await self._create(what)
+        self._unfinished.add(job.name)
+        is_new = await self._is_new(job.adapter)
+        ending = asyncio.create_task(self._cancel_with_the_load(job.name))
+        try:
+            async with self._client.training.events(job.name) as events:
+                async for event in events:
+                    if event.kind is TrainingEventKind.STAGE:
+                        marks.append(Mark(now_s() - start_s, event.stage))
+        finally:
+            ending.cancel()
+        self._unfinished.discard(job.name)
+        job = await self._client.training.get(job.name)
+        if job.state is TrainingJobState.SUCCEEDED and is_new and what.delete_after:
+            self.new_adapters.append(job.adapter)
+        return _told(job)
+
+    def end_load(self) -> None:
+        """No request is sent any more, and all have ended."""
+        self._load_ended.set()
+
+    async def close(self) -> None:
+        """Cancels what a run that was broken off left behind, and awaits its end."""
+        for name in self._unfinished:
+            with suppress(LoraplexApiError, TimeoutError):
+                async with asyncio.timeout(_END_TIMEOUT_S):
+                    await self._client.training.cancel(name)
+                    async with self._client.training.events(name) as events:
+                        async for _ in events:
+                            continue
+
+    async def _create(self, what: StartTraining, validate_only: bool = False) -> TrainingJob:
+        recipe, sent = read_recipe(what)
+        return await self._client.training.create(
+            recipe,
+            what.tenant,
+            files=sent,
+            data_folder=what.data_folder,
+            alias=what.alias,
+            validate_only=validate_only,
+        )
+
+    async def _is_new(self, adapter: str) -> bool:
+        try:
+            await self._client.adapters.get(adapter)
+        except NotFoundError:
+            return True
+        return False
+
+    async def _cancel_with_the_load(self, name: str) -> None:
+        await self._load_ended.wait()
+        with suppress(LoraplexApiError):  # it has just ended by itself
+            await self._client.training.cancel(name)
 
 
-def job_of(what: StartTraining) -> dict[str, Any]:
-    """CreateTrainingJobRequest as protobuf writes it in JSON. Raises ScenarioInvalidError if a file is missing."""
-    if what.recipe is None:
-        return what.job
+def read_recipe(what: StartTraining) -> tuple[str, dict[str, bytes]]:
+    """The recipe's text, and the files that are sent with it. Raises ScenarioInvalidError if one is missing."""
+    recipe, names = what.recipe, what.files
+    if isinstance(recipe, str):
+        recipe, names = (
+            Path(str(files("loraplex_loadtest") / "scenarios/training/recipe.yaml")),
+            ("rows.jsonl",),
+        )
     try:
-        files = [(name, (what.recipe.parent / name).read_bytes()) for name in what.files]
-        recipe = what.recipe.read_text(encoding="utf-8")
+        sent = {name: (recipe.parent / name).read_bytes() for name in names}
+        return recipe.read_text(encoding="utf-8"), sent
     except OSError as error:
         raise ScenarioInvalidError(f"the recipe of a `train` disturbance: {error.strerror}") from None
-    sent = [{"name": name, "content": base64.b64encode(content).decode()} for name, content in files]
-    return {"parent": "tenants/default", "recipe": recipe, "files": sent, **what.job}
 
 
-async def start_training(address: TargetAddress, what: StartTraining) -> str:
-    """Ask for a job; returns what the server says of it, on one line."""
-    stub, request_class, call = find_call()
-    try:
-        request = ParseDict(job_of(what), request_class())
-    except ParseError as error:
-        raise ScenarioInvalidError(f"the job of a `train` disturbance: {error}") from None
-    async with open_channel(address) as channel:
-        try:
-            answer = await getattr(stub(channel), call)(request, timeout=_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise api_error(error) from None
-    return " ".join(str(answer).split())[:200]
+def _told(job: TrainingJob) -> str:
+    """What became of a job that has ended."""
+    progress, failure = job.progress, job.failure
+    told = f"{job.name}: {job.state}, in {progress.stage or 'the queue'}"
+    if progress.num_steps:
+        told += f" {progress.step} of {progress.num_steps}"
+    if failure is None:
+        return told
+    told += f", {failure.reason}: {failure.message}"
+    if not failure.reason.startswith("GATE_"):
+        raise TrainingFailedError(told)
+    return told

@@ -19,6 +19,7 @@ class LatencyLaw:
     adapter_slots: int = 0  # 0: every adapter is cold once
     max_running: int = 0  # further requests wait in order; 0: none ever waits
     max_waiting: int = 0  # further ones are refused; 0: none
+    retry_after_s: float = 0.0  # what refused requests are told; 0: nothing
     stall_at_s: float = 0.0  # after the first request; from then on, for `stall_s`, no request starts
     stall_s: float = 0.0
 

@@ -68,9 +68,12 @@ def rates(samples: Samples, group: Mask, objectives: Objectives) -> dict[str, An
     num_ok = int((chosen & samples.is_ok).sum())
     num_good = int((judged & is_good(samples, objectives)).sum())
     statuses, counts = np.unique(samples.status[chosen], return_counts=True)
+    num_attempts = int(samples.attempts[chosen].sum())
     seconds = max(samples.seconds, 1e-9)
     return {
         "requests": int(chosen.sum()),
+        "attempts": num_attempts,
+        "attempts_per_request": num_attempts / int(chosen.sum()) if chosen.any() else 1.0,
         "ok": num_ok,
         "statuses": {str(name): int(count) for name, count in zip(statuses, counts, strict=True)},
         "error_rate": (num_judged - num_ok) / num_judged if num_judged else 0.0,

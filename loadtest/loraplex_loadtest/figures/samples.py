@@ -35,6 +35,7 @@ class Samples:
     max_tokens: Column
     queue_s: Column
     adapter_load_s: Column
+    attempts: Column
     is_ok: Mask
     was_cut_by_plan: Mask
     is_cold: Mask
@@ -69,6 +70,7 @@ class Samples:
             max_tokens=numbers([record.max_tokens for record in records]),
             queue_s=numbers([record.queue_s for record in records]),
             adapter_load_s=numbers([record.adapter_load_s for record in records]),
+            attempts=numbers([record.attempts for record in records]),
             is_ok=np.array([record.status == OK for record in records], dtype=np.bool_),
             was_cut_by_plan=np.array(
                 [record.status == CANCELLED_BY_PLAN for record in records], dtype=np.bool_

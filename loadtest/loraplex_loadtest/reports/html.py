@@ -135,6 +135,8 @@ def _cards(document: Mapping[str, Any]) -> str:
         "tokens/s": f"{rates['tokens_per_s']:.4g}",
         **{f"{name.upper()} p50": _median(document["figures"][name]) for name in ("ttft", "tpot")},
     }
+    if document["scenario"]["client"]["retries"]:
+        cards["attempts per request"] = f"{rates['attempts_per_request']:.3f}"
     shown = "".join(
         f"<div class=card><b>{escape(value)}</b>{escape(name)}</div>" for name, value in cards.items()
     )

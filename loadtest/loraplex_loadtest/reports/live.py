@@ -11,7 +11,7 @@ import numpy as np
 from loraplex_loadtest.disturbances.actions import Happening
 from loraplex_loadtest.reports.text import seconds_text
 from loraplex_loadtest.run import Watcher
-from loraplex_loadtest.running.generator import SNAPSHOT_EVERY_S, Snapshot
+from loraplex_loadtest.running.order import SNAPSHOT_EVERY_S, Snapshot
 from loraplex_loadtest.scenario import BASE
 from loraplex_loadtest.workload.plan import Plan
 

@@ -84,6 +84,15 @@ def timeline_plot(document: Mapping[str, Any]) -> str:
             fontsize=7,
             color="#c53030" if one["is_failure"] else "#744210",
         )
+        for mark in one.get("marks", ()):
+            lower.axvline(mark["at_s"], color="#744210", lw=0.8, ls=":")
+            lower.annotate(
+                mark["what"],
+                (mark["at_s"], 1.01),
+                xycoords=("data", "axes fraction"),
+                rotation=30,
+                fontsize=7,
+            )
     for axes in (upper, lower):
         axes.axvspan(0, document["window_s"][0], color="#a0aec0", alpha=0.2)
         axes.grid(alpha=0.3)

@@ -38,6 +38,11 @@ def result_text(document: Mapping[str, Any]) -> str:
     bad = {name: count for name, count in rates["statuses"].items() if name != "OK"}
     if bad:
         lines += ["", "ended otherwise: " + ", ".join(f"{name} {count}" for name, count in bad.items())]
+    if document["scenario"]["client"]["retries"]:
+        lines += [
+            "",
+            f"retries: {rates['attempts']} attempts, {rates['attempts_per_request']:.3f} for each request",
+        ]
     for title, key in (("tenant", "tenants"), ("adapter", "adapters")):
         if len(document[key]) > 1:
             lines += ["", _groups(title, document[key])]

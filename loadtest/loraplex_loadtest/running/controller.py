@@ -15,7 +15,7 @@ from loraplex_loadtest.errors import GeneratorFailedError
 from loraplex_loadtest.records import Recording
 from loraplex_loadtest.running import worker
 from loraplex_loadtest.running.clock import now_s
-from loraplex_loadtest.running.generator import Order, Snapshot
+from loraplex_loadtest.running.order import Order, Snapshot
 from loraplex_loadtest.targets.target import Question, TargetAddress
 from loraplex_loadtest.workload.plan import IntendedRequest, Plan
 

@@ -5,123 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from loraplex_loadtest.disturbances.schedule import (
-    Behaviour,
-    Disturbance,
-    Occurrence,
-    ReopenConnections,
-    behaviour_at,
-    occurrences,
-)
-from loraplex_loadtest.records import (
-    CANCELLED_BY_PLAN,
-    OK,
-    DeltaLog,
-    GeneratorLoad,
-    RequestRecord,
-)
+from loraplex_loadtest.disturbances.schedule import ReopenConnections, behaviour_at, occurrences
+from loraplex_loadtest.records import OK, DeltaLog, GeneratorLoad, RequestRecord
 from loraplex_loadtest.running.clock import now_s
-from loraplex_loadtest.running.connections import ConnectionPool
-from loraplex_loadtest.scenario import Client
-from loraplex_loadtest.targets.target import Question, TargetAddress
+from loraplex_loadtest.running.connections import ConnectionPool, PooledConnection
+from loraplex_loadtest.running.ledger import Ledger, RequestSink
+from loraplex_loadtest.running.order import SNAPSHOT_EVERY_S, Order, Snapshot
+from loraplex_loadtest.running.retries import Retries
 from loraplex_loadtest.workload.plan import IntendedRequest
 
-SNAPSHOT_EVERY_S = 0.25
 _STOP_POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What one generator process is told. Picklable."""
-
-    address: TargetAddress
-    requests: tuple[IntendedRequest, ...]  # its own part
-    questions: tuple[Question, ...]  # one for each request
-    disturbances: tuple[Disturbance, ...]
-    client: Client
-    duration_s: float
-    drain_s: float
-    number: int  # which process
-    processes: int  # of so many
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """How far a generator is; sent while it runs."""
-
-    at_s: float
-    started: int
-    ended: int
-    errors: int
-    tokens: int
-    in_flight: int
-    ttft_s: tuple[float, ...]  # of first tokens since the last snapshot
-    adapters: dict[str, int]  # ended requests by adapter, in all
-
-
-@dataclass(slots=True)
-class _Counts:
-    started: int = 0
-    ended: int = 0
-    errors: int = 0
-    tokens: int = 0
-    peak: int = 0
-
-
-class _Running:
-    """The sink of one request."""
-
-    __slots__ = ("_cancel_after", "_generator", "_pause_s", "record")
-
-    def __init__(self, generator: Generator, record: RequestRecord, behaviour: Behaviour) -> None:
-        self._generator = generator
-        self.record = record
-        self._cancel_after = behaviour.cancel_after_tokens
-        self._pause_s = behaviour.read_pause_s
-
-    def tokens(self, count: int) -> bool:
-        record = self.record
-        at_s = now_s() - self._generator.start_s
-        if not record.tokens:
-            record.first_s = at_s
-            self._generator.first_tokens.append(at_s - record.intended_s)
-        record.last_s = at_s
-        record.tokens += count
-        self._generator.deltas.append(record.index, at_s, count)
-        self._generator.counts.tokens += count
-        if self._cancel_after and record.tokens >= self._cancel_after:
-            record.status = CANCELLED_BY_PLAN
-            return False
-        return True
-
-    async def pause(self) -> None:
-        if self._pause_s:
-            await asyncio.sleep(self._pause_s)
-
-    def answered_by(self, digest: str) -> None:
-        self.record.digest = digest
-
-    def counted(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self.record.prompt_tokens = prompt_tokens
-        self.record.usage_tokens = completion_tokens
-        self.record.status = OK
-
-    def completed(self) -> None:
-        self.record.status = OK
-
-    def server_times(self, queue_s: float, adapter_load_s: float) -> None:
-        self.record.queue_s = queue_s
-        self.record.adapter_load_s = adapter_load_s
-        self.record.is_cold = adapter_load_s > 0
-
-    def failed(self, status: str, reason: str) -> None:
-        self.record.status = status
-        self.record.reason = reason
 
 
 class Generator:
@@ -131,13 +27,9 @@ class Generator:
         self._order = order
         self._on_snapshot = on_snapshot
         self._must_stop = must_stop
-        self._records: list[RequestRecord] = []
+        self._ledger = Ledger()
+        self._retries = Retries(order.client.retries)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._adapters: dict[str, int] = {}
-        self.deltas = DeltaLog()
-        self.counts = _Counts()
-        self.first_tokens: deque[float] = deque()
-        self.start_s = 0.0
         self._stopping = asyncio.Event()
 
     async def prepare(self) -> None:
@@ -148,7 +40,7 @@ class Generator:
 
     async def run(self, start_s: float) -> tuple[list[RequestRecord], DeltaLog, GeneratorLoad]:
         """Everything from `start_s`, a moment of the monotonic clock, until all has ended."""
-        self.start_s = start_s
+        self._ledger.start_s = start_s
         gc.collect()
         gc.freeze()  # what was prepared is never looked through again
         await asyncio.sleep(max(0.0, start_s - now_s()))
@@ -168,20 +60,16 @@ class Generator:
         for task in (reporter, stop):
             task.cancel()
         await asyncio.gather(reporter, stop, return_exceptions=True)
-        self._snapshot()
+        self._on_snapshot(self._ledger.snapshot())
         await self._pool.close()
         gc.unfreeze()
-        return (
-            self._records,
-            self.deltas,
-            GeneratorLoad(cpu_share, len(self.deltas), self.counts.peak, seconds),
-        )
+        return self._ledger.records, self._ledger.deltas, self._ledger.load(cpu_share, seconds)
 
     async def _send_open(self) -> None:
         for position, request in enumerate(self._order.requests):
             if request.user >= 0:
                 continue
-            wait_s = self.start_s + request.at_s - now_s()
+            wait_s = request.at_s - self._ledger.now_s()
             await asyncio.sleep(max(0.0, wait_s))
             task = asyncio.create_task(self._ask(position, request, request.at_s, request.index))
             self._tasks.add(task)
@@ -201,7 +89,7 @@ class Generator:
         while True:
             for position in positions:
                 request = self._order.requests[position]
-                intended_s = now_s() - self.start_s + request.think_s
+                intended_s = self._ledger.now_s() + request.think_s
                 if intended_s >= self._order.duration_s:
                     return
                 await asyncio.sleep(request.think_s)
@@ -226,25 +114,34 @@ class Generator:
             max_tokens=request.max_tokens,
             connection=connection.number,
         )
-        self._records.append(record)
-        self.counts.started += 1
-        self.counts.peak = max(self.counts.peak, self.counts.started - self.counts.ended)
-        record.sent_s = now_s() - self.start_s
+        self._ledger.begin(record)
         try:
-            await connection.ask(
-                self._prepared[position], behaviour.deadline_s, _Running(self, record, behaviour)
-            )
+            sink = RequestSink(self._ledger, record, behaviour)
+            await self._attempt(connection, self._prepared[position], behaviour.deadline_s, sink)
         finally:
-            record.ended_s = now_s() - self.start_s
+            self._ledger.end(record)
             self._pool.give_back(connection)
-            self.counts.ended += 1
-            self.counts.errors += record.status not in (OK, CANCELLED_BY_PLAN)
-            self._adapters[record.adapter] = self._adapters.get(record.adapter, 0) + 1
+
+    async def _attempt(
+        self, connection: PooledConnection, prepared: Any, deadline_s: float, sink: RequestSink
+    ) -> None:
+        """Once, and again as long as retries say so; the deadline is that of all attempts together."""
+        until_s = now_s() + deadline_s
+        while True:
+            await connection.ask(prepared, max(0.0, until_s - now_s()), sink)
+            if sink.record.status == OK:
+                self._retries.succeeded()
+            if sink.was_answered:
+                return
+            pause_s = self._retries.pause_s(sink.record, sink.retry_after_s, until_s - now_s())
+            if pause_s is None:
+                return
+            await asyncio.sleep(pause_s)
+            sink.attempt_again()
 
     async def _reopen(self) -> None:
-        moments: list[Occurrence] = occurrences(self._order.disturbances, ReopenConnections)
-        for moment in moments:
-            await asyncio.sleep(max(0.0, self.start_s + moment.at_s - now_s()))
+        for moment in occurrences(self._order.disturbances, ReopenConnections):
+            await asyncio.sleep(max(0.0, moment.at_s - self._ledger.now_s()))
             self._pool.renew()
 
     async def _drain(self) -> None:
@@ -263,21 +160,4 @@ class Generator:
                 self._stopping.set()
             if now_s() >= next_s:
                 next_s += SNAPSHOT_EVERY_S
-                self._snapshot()
-
-    def _snapshot(self) -> None:
-        counts = self.counts
-        first = tuple(self.first_tokens)
-        self.first_tokens.clear()
-        self._on_snapshot(
-            Snapshot(
-                at_s=now_s() - self.start_s,
-                started=counts.started,
-                ended=counts.ended,
-                errors=counts.errors,
-                tokens=counts.tokens,
-                in_flight=counts.started - counts.ended,
-                ttft_s=first,
-                adapters=dict(self._adapters),
-            )
-        )
+                self._on_snapshot(self._ledger.snapshot())

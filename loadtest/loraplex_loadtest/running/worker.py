@@ -7,7 +7,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
-from loraplex_loadtest.running.generator import Generator, Order, Snapshot
+from loraplex_loadtest.running.generator import Generator
+from loraplex_loadtest.running.order import Order, Snapshot
 
 READY = "ready"
 STOP = "stop"

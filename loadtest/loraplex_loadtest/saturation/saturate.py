@@ -8,9 +8,9 @@ from typing import Any
 
 from loraplex_loadtest.disturbances.actions import Happening, ServerActions
 from loraplex_loadtest.environment import environment
-from loraplex_loadtest.result import SCHEMA, result_document
+from loraplex_loadtest.result import SCHEMA, result_document, scenario_document
 from loraplex_loadtest.run import Watcher, run_scenario
-from loraplex_loadtest.running.generator import Snapshot
+from loraplex_loadtest.running.order import Snapshot
 from loraplex_loadtest.saturation.detector import OverSaturation
 from loraplex_loadtest.saturation.search import Saturation, SearchSettings, Trial, search
 from loraplex_loadtest.scenario import Scenario, Setup, make_scenario
@@ -61,7 +61,7 @@ def saturation_document(scenario: Scenario, settings: SearchSettings, found: Sat
     return {
         "schema": SCHEMA,
         "kind": "saturation",
-        "scenario": scenario.model_dump(mode="json", exclude={"setup": {"package"}, "tokenizer": True}),
+        "scenario": scenario_document(scenario),
         "environment": environment(),
         "settings": settings.model_dump(mode="json"),
         **found.model_dump(mode="json"),

@@ -13,7 +13,6 @@ from google.protobuf.json_format import MessageToDict
 from loraplex.v1 import inference_pb2, inference_pb2_grpc, ops_pb2, ops_pb2_grpc
 from loraplex_client import AsyncLoraplexClient, LoraplexApiError
 from loraplex_client.errors import api_error
-from loraplex_client.service_config import channel_options
 from loraplex_loadtest.errors import TargetUnreadyError
 from loraplex_loadtest.targets.target import Question, Sink, TargetAddress
 
@@ -26,11 +25,9 @@ def open_channel(address: TargetAddress) -> grpc.aio.Channel:
     options: list[tuple[str, Any]] = [
         ("grpc.use_local_subchannel_pool", 1),
         ("loraplex.loadtest.connection", next(_serial)),
+        ("grpc.enable_retries", 0),  # gRPC does not say how often it tried; see running/retries.py
+        ("grpc.max_receive_message_length", 8 * 2**20),
     ]
-    if address.retries:
-        options += channel_options()
-    else:
-        options += [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", 8 * 2**20)]
     return grpc.aio.insecure_channel(address.address, options)
 
 
@@ -86,7 +83,7 @@ class LoraplexConnection:
                     sink.server_times(timings.queue_seconds, timings.adapter_load_seconds)
         except grpc.RpcError as error:
             failure = api_error(error)
-            sink.failed(failure.code.name, failure.reason)
+            sink.failed(failure.code.name, failure.reason, failure.retry_after_s)
         finally:
             call.cancel()  # nothing where it is over
 

@@ -71,7 +71,8 @@ class OpenAiConnection:
                     url, data=body, headers={"content-type": "application/json"}
                 ) as response:
                     if response.status != 200:
-                        sink.failed(_STATUS_OF.get(response.status, "INTERNAL"), f"HTTP_{response.status}")
+                        status = _STATUS_OF.get(response.status, "INTERNAL")
+                        sink.failed(status, f"HTTP_{response.status}", _retry_after_s(response))
                         return
                     await self._read(response, sink)
         except TimeoutError:
@@ -142,6 +143,12 @@ class OpenAiInspector:
         except (aiohttp.ClientError, TimeoutError):
             raise TargetUnreadyError(f"no server answers at {self._address.address}") from None
         return [str(model["id"]) for model in document.get("data", [])]
+
+
+def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
+    """None where the server does not say, or gives a date."""
+    told = response.headers.get("retry-after", "")
+    return float(told) if told.isdecimal() else None
 
 
 def _text(event: dict[str, Any]) -> str:

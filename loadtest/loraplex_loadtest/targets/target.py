@@ -28,7 +28,6 @@ class TargetAddress:
     model: str = ""  # what OpenAI-compatible and vLLM servers call the base
     headers: Mapping[str, str] = field(default_factory=dict)  # of each request; never printed
     continuous_usage: bool = False  # OpenAI: ask for a token count in every chunk
-    retries: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +64,8 @@ class Sink(Protocol):
     def server_times(self, queue_s: float, adapter_load_s: float) -> None:
         """Where the time went on the server."""
 
-    def failed(self, status: str, reason: str) -> None:
-        """It ended with an error; `status` in gRPC's words."""
+    def failed(self, status: str, reason: str, retry_after_s: float | None = None) -> None:
+        """It ended with an error; `status` in gRPC's words. None: the server does not say when it may be sent again."""
 
 
 class Connection(Protocol):

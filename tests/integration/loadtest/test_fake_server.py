@@ -7,10 +7,12 @@ from collections import Counter
 
 import pytest
 
+from loraplex_loadtest.conditions import judge, parse_condition
 from loraplex_loadtest.errors import TargetFeatureError, TargetUnreadyError
 from loraplex_loadtest.fake.law import LatencyLaw
 from loraplex_loadtest.fake.process import FakeAddresses, fake_server
 from loraplex_loadtest.records import CANCELLED_BY_PLAN, OK
+from loraplex_loadtest.reports.text import result_text
 from loraplex_loadtest.result import result_document
 from loraplex_loadtest.run import plan_run, run_scenario
 from loraplex_loadtest.targets.target import TargetAddress, TargetKind
@@ -185,3 +187,33 @@ def test_five_hundred_streams_are_carried_or_the_run_is_marked(run_on_fake: RunO
     assert outcome.recording.tokens.sum() == 36_000
     assert document["reconciliation"]["is_exact"]
     assert document["is_valid"] == (generator["send_lag_p99_s"] <= 0.01 and generator["cpu_share"] <= 0.85)
+
+
+@pytest.mark.parametrize("kind", [TargetKind.LORAPLEX, TargetKind.OPENAI])
+def test_retries_are_counted_and_say_how_much_they_add_to_the_load(kind: TargetKind) -> None:
+    with fake_server(LatencyLaw(first_token_s=5, max_running=1, max_waiting=1, retry_after_s=1)) as busy:
+        made = scenario(
+            {
+                "arrivals": {"kind": "constant", "rate": 40, "duration_s": 0.2},
+                "adapters": {"names": ["base"]},
+            },
+            client={"retries": True},
+            window={"drain_s": 4},
+        )
+        outcome = asyncio.run(run_scenario(made, busy.target(kind)))
+
+    refused = [one for one in outcome.recording.records if one.status == "RESOURCE_EXHAUSTED"]
+    document = result_document(outcome)
+    assert [one.attempts for one in refused] == [4] * 6
+    assert document["rates"]["attempts"] == 6 * 4 + 2
+    assert document["rates"]["attempts_per_request"] == 26 / 8
+    assert "retries: 26 attempts, 3.250 for each request" in result_text(document)
+    verdict = judge(parse_condition("attempts_per_request>2"), document)
+    assert verdict.fails
+
+
+def test_without_retries_a_refused_request_was_sent_once(run_on_fake: RunOnFake) -> None:
+    outcome = run_on_fake()
+
+    assert {one.attempts for one in outcome.recording.records} == {1}
+    assert "retries" not in result_text(result_document(outcome))

@@ -10,8 +10,6 @@ import pytest
 
 from loraplex_cli.demo.server_process import running_server as demo_server
 from loraplex_client import LoraplexClient
-from loraplex_loadtest.disturbances.training import find_call
-from loraplex_loadtest.errors import TargetFeatureError
 from loraplex_loadtest.records import OK
 from loraplex_loadtest.run import Outcome, run_scenario
 from loraplex_loadtest.scenario import find_scenario, of_duration, read_scenario
@@ -44,14 +42,6 @@ def run(name: str, server: LiveServer, base: Path, packages: Path, **changes: An
         values["setup.variants"] = 2
         read = read_scenario(find_scenario(name), values)
     return asyncio.run(run_scenario(of_duration(read, SECONDS), address(server)))
-
-
-def _can_train() -> bool:
-    try:
-        find_call()
-    except TargetFeatureError:
-        return False
-    return True
 
 
 def assert_exact(outcome: Outcome) -> None:
@@ -95,19 +85,6 @@ def test_what_a_run_registers_is_gone_after_it(server: LiveServer, tiny_base: Pa
 
     with server.client() as client:
         assert {adapter.name for adapter in client.adapters.list()} == {"red", "green", "blue"}
-
-
-def test_training_while_serving_needs_the_call_and_says_so(
-    server: LiveServer, tiny_base: Path, packages: Path
-) -> None:
-    if not _can_train():
-        with pytest.raises(TargetFeatureError, match="loraplex train run"):
-            run("train-while-serving", server, tiny_base, packages)
-        return
-    outcome = run("train-while-serving", server, tiny_base, packages)
-
-    assert [one.kind for one in outcome.happened] == ["train"]
-    assert {one.status for one in outcome.recording.records} == {OK}
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class Heard:
 
     def server_times(self, queue_s: float, adapter_load_s: float) -> None: ...
 
-    def failed(self, status: str, reason: str) -> None:
+    def failed(self, status: str, reason: str, retry_after_s: float | None = None) -> None:
         self.ends.append((status, reason))
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from loraplex_loadtest.disturbances import training
 from loraplex_loadtest.disturbances.engine_process import server_process
 from loraplex_loadtest.disturbances.schedule import StartTraining
+from loraplex_loadtest.disturbances.training import read_recipe
 from loraplex_loadtest.disturbances.variants import WEIGHTS_FILE, write_variant
 from loraplex_loadtest.errors import ScenarioInvalidError, TargetFeatureError
 
@@ -45,27 +45,17 @@ def test_a_package_has_only_as_many_variants_as_weights(package: Path, tmp_path:
 def test_a_training_job_carries_its_recipe_and_files(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: x\n")
     (tmp_path / "train.jsonl").write_bytes(b"{}\n")
-    what = StartTraining(
-        kind="train", at_s=0, recipe=tmp_path / "recipe.yaml", files=("train.jsonl",), job={"alias": "canary"}
-    )
+    what = StartTraining(kind="train", at_s=0, recipe=tmp_path / "recipe.yaml", files=("train.jsonl",))
 
-    job = training.job_of(what)
-
-    assert job == {
-        "parent": "tenants/default",
-        "recipe": "name: x\n",
-        "files": [{"name": "train.jsonl", "content": base64.b64encode(b"{}\n").decode()}],
-        "alias": "canary",
-    }
+    assert read_recipe(what) == ("name: x\n", {"train.jsonl": b"{}\n"})
     with pytest.raises(ScenarioInvalidError, match="recipe"):
-        training.job_of(what.model_copy(update={"files": ("eval.jsonl",)}))
+        read_recipe(what.model_copy(update={"files": ("eval.jsonl",)}))
 
 
-def test_without_the_call_in_the_stubs_there_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_PLACES", (("nowhere", "TrainingService"), ("ops", "OpsService")))
+def test_the_bundled_training_job_has_every_file_that_its_recipe_names() -> None:
+    recipe, files = read_recipe(StartTraining(kind="train", at_s=0))
 
-    with pytest.raises(TargetFeatureError, match="cannot start training jobs"):
-        training.find_call()
+    assert [source["path"] for source in yaml.safe_load(recipe)["data"]["sources"]] == list(files)
 
 
 def test_a_server_elsewhere_has_no_engine_to_kill() -> None:

@@ -27,7 +27,7 @@ from loraplex_loadtest.reports.push import push_figures
 from loraplex_loadtest.reports.text import comparison_text, result_text, seconds_text
 from loraplex_loadtest.result import SCHEMA, read_result, result_document, samples_of
 from loraplex_loadtest.run import Outcome
-from loraplex_loadtest.running.generator import Snapshot
+from loraplex_loadtest.running.order import Snapshot
 from loraplex_loadtest.workload.plan import make_plan
 from tests.unit.loadtest.builders import record, recording, scenario
 
