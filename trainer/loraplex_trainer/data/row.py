@@ -33,7 +33,9 @@ class Row:
     origin: str
     tier: int | None = None  # 1 basic, 2 advanced, 3 expert
     stage: str = "domain"  # "general" for what is mixed in
-    grader: dict[str, Any] | None = None  # {"grader", "expected", "choices"?}, where the source says how to judge
+    grader: dict[str, Any] | None = (
+        None  # {"grader", "expected", "choices"?}, where the source says how to judge
+    )
     parent: str | None = None  # id of the row that this one was augmented from
     cluster: str | None = None  # rows that may not be split between training and validation
     evidence: str | None = None
