@@ -31,10 +31,11 @@ demo: setup  ## Serve three domains from one resident base model and check their
 serve: setup  ## Start the server on port 50051; SERVE_ARGS="--port 0 ..." passes options
 	@$(BIN)/loraplex serve $(SERVE_ARGS)
 
+# Tests that share a dear fixture name a group, which one process runs.
 # pytest ends with 5 where nothing was selected: a PYTEST_ARGS that names fast tests leaves no slow ones.
-test: setup  ## Run the tests: the fast ones on two processes, then the slow ones
+test: setup  ## Run the tests on two processes: the fast ones, then the slow ones
 	@OMP_NUM_THREADS=1 $(PYTEST) $(RERUNS) -n 2 -m "not slow and not gpu"
-	@$(PYTEST) $(RERUNS) -m "slow and not gpu" || [ $$? -eq 5 ]
+	@OMP_NUM_THREADS=1 $(PYTEST) $(RERUNS) -n 2 --dist loadgroup -m "slow and not gpu" || [ $$? -eq 5 ]
 
 check: setup types  ## Format, lint, types, import contracts, stub drift, proto lint
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ from loraplex_trainer.train.run_folder import RunFolder
 
 from .conftest import question, write_lines
 
+pytestmark = pytest.mark.xdist_group("gate")
 Judge = Callable[..., GateReport]
 
 
