@@ -160,7 +160,7 @@ class ServerConfig(BaseModel):
     log_format: Literal["text", "json"] = Field("text", description="Log lines as text or JSON.")
 
     quantization: Quantization = Field(
-        "auto", description="nf4, int8, bf16, fp32, or auto (GPU nf4, CPU int8)."
+        "auto", description="nf4, int8, bf16, fp32, or auto (GPU nf4, CPU int8 if fast)."
     )
     device: Device = Field("auto", description="cpu, cuda, or auto.")
     max_context_tokens: int = Field(

@@ -184,7 +184,7 @@ def serve(
     max_adapter_bytes: Annotated[int | None, _flag("Largest adapter package, bytes.", "536870912")] = None,
     log_format: Annotated[LogFormat | None, _flag("Log lines as text or JSON.", "text")] = None,
     quantization: Annotated[
-        Quantization | None, _flag("nf4, int8, bf16, fp32, or auto (GPU nf4, CPU int8).", "auto")
+        Quantization | None, _flag("nf4, int8, bf16, fp32, or auto (GPU nf4, CPU int8 if fast).", "auto")
     ] = None,
     device: Annotated[Device | None, _flag("cpu, cuda, or auto.", "auto")] = None,
     max_context_tokens: Annotated[

@@ -22,6 +22,7 @@ from transformers import (
 from loraplex_server.base.inspect import inspect_base
 from loraplex_server.errors import BaseModelInvalidError
 from loraplex_server.model.loader import load_decoder
+from loraplex_server.model.numerics import resolve_numerics
 from tests.support.complete_base import TEMPLATE
 
 SHAPE: dict[str, Any] = {
@@ -66,7 +67,9 @@ def test_the_report_names_architecture_context_and_template(complete_base: Path,
     report = inspect_base(complete_base, "cpu", tmp_path)
     assert report.architecture == "LlamaForCausalLM"
     assert report.max_context_tokens == 128
-    assert report.auto_quantization == "int8"
+    automatic = resolve_numerics("auto", "cpu")
+    assert report.auto_quantization == automatic.quantization
+    assert report.auto_reason == automatic.reason
     assert report.chat_template_sha256 == hashlib.sha256(TEMPLATE.encode()).hexdigest()
     assert len(report.fingerprint) == 64
 
