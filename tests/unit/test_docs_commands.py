@@ -41,8 +41,15 @@ def test_a_command_of_the_documents_exists_with_its_options(line: str) -> None:
         command = command.commands[words.pop(0)]
 
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    required = [
+        parameter.opts[0]
+        for parameter in command.params
+        if parameter.required and parameter.param_type_name == "option"
+    ]
+    given = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
 
-    assert {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"} <= known
+    assert given <= known
+    assert given >= set(required)
 
 
 @pytest.mark.parametrize("line", _calls("make"))

@@ -16,8 +16,8 @@ from loraplex_server.model.int8 import Int8Linear
 from loraplex_trainer.base_model import Precision, load_tokenizer
 from loraplex_trainer.domains.files import DOMAINS
 from loraplex_trainer.judge.engine_session import EngineAnswer, EngineRequest, EngineSession
-from loraplex_trainer.judge.gate import compared
 from loraplex_trainer.judge.gate_checks import parity_check
+from loraplex_trainer.judge.gate_golden import compared
 from loraplex_trainer.judge.graders import EvalRow
 from loraplex_trainer.judge.model_session import ModelSession
 from loraplex_trainer.train.tokens import prompt_token_ids, question_messages, read_eval_rows

@@ -57,6 +57,7 @@ def test_the_exit_code_of_the_gate_is_its_verdict(
         return report
 
     monkeypatch.setattr(gate_module, "run_gate", run_gate)
+    (recipe.parent / "package").mkdir()
 
     result = invoke(
         "gate", recipe, "--precision", "fp32", "--beside", "other", *(["--json"] if as_json else [])
@@ -72,12 +73,14 @@ def test_the_exit_code_of_the_gate_is_its_verdict(
         assert "it does" in result.stdout
 
 
-def test_a_package_that_is_missing_is_bad_input(recipe: Path) -> None:
+@pytest.mark.parametrize("judge", ["eval", "gate"])
+def test_a_package_that_is_missing_is_bad_input_and_no_verdict(recipe: Path, judge: str) -> None:
     (recipe.parent / "eval.jsonl").write_text("")
-    result = invoke("eval", recipe, "--package", recipe.parent / "nothing", "--json")
+    result = invoke(judge, recipe, "--package", recipe.parent / "nothing", "--json")
 
     assert result.exit_code == ExitCode.BAD_INPUT
     assert document(result)["error"]["reason"] == "ADAPTER_INVALID"
+    assert "train package" in document(result)["error"]["message"]
 
 
 def test_a_run_that_is_missing_is_bad_input(tmp_path: Path) -> None:

@@ -11,12 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from loraplex_trainer.data.conversation import BadRecordError, Rejected
 from loraplex_trainer.data.near import NearIndex
-from loraplex_trainer.data.readers.json_files import json_records
 from loraplex_trainer.data.row import Row
 from loraplex_trainer.data.text import match_key, normalized
-from loraplex_trainer.errors import TrainingDataError
+from loraplex_trainer.train.tokens import read_eval_rows
 
 _LABEL = re.compile(r"^\s*[A-Za-z][\w ]{0,20}:\s*")
 _MIN_LINE_KEY = 10  # characters of a suite's line that identify it
@@ -36,11 +34,11 @@ class HeldOut:
 def read_held_out(domain: Path | None, suites: Sequence[str]) -> HeldOut:
     """Questions of the recipe's eval file and of the shipped suites that it names.
 
-    Raises TrainingDataError where the eval file cannot be read.
+    Raises TrainingDataError naming the line of the eval file that could not be judged by, before anything is trained.
     """
     found = HeldOut()
     if domain is not None:
-        found.questions += eval_questions(domain)
+        found.questions += [normalized(row["question"]) for row in read_eval_rows(domain)]
         found.names.append(domain.name)
     for name in suites:
         suite = files("loraplex_trainer.judge") / "suites" / f"{name}.jsonl"
@@ -51,23 +49,6 @@ def read_held_out(domain: Path | None, suites: Sequence[str]) -> HeldOut:
         found.lines |= suite_keys(items)
         found.names.append(name)
     return found
-
-
-def eval_questions(path: Path) -> list[str]:
-    """The questions of an eval file. Raises TrainingDataError naming the line at fault."""
-    questions = []
-    try:
-        for item in json_records(path):
-            if isinstance(item, Rejected):
-                raise TrainingDataError(f"{item.origin}: {item.reason}")
-            origin, record = item
-            question = record.get("question") if isinstance(record, dict) else None
-            if not isinstance(question, str):
-                raise TrainingDataError(f"{origin}: lacks `question`")
-            questions.append(normalized(question))
-    except BadRecordError as error:
-        raise TrainingDataError(f"eval.domain: {path.name}: {error}") from error
-    return questions
 
 
 def suite_keys(items: Iterable[dict[str, Any]]) -> set[str]:

@@ -176,7 +176,8 @@ def _judge(steps: Steps, inputs: Inputs) -> None:
     if num_rows < needed:
         why = f" ({'; '.join(unreadable)})" if unreadable else ""
         steps.problems.append(
-            f"{num_rows} rows remain, at least {needed} are needed{why}; report.md says where they went"
+            f"{num_rows} rows remain, at least {needed} are needed{why}; "
+            "`loraplex train data inspect` says where they went"
         )
     elif num_rows < data.size.warn_below:
         steps.warnings.append(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraplex_trainer.base_model import Precision
-from loraplex_trainer.errors import RecipeError
+from loraplex_trainer.errors import RecipeError, RunIncompleteError
 from loraplex_trainer.judge.evaluate import Evaluation, evaluate_run
 from loraplex_trainer.judge.general import StageProgress
 from loraplex_trainer.judge.statistics import Change, Verdict, paired_change, verdict_of_drop
 from loraplex_trainer.recipe.document import Recipe, parse_recipe
+from loraplex_trainer.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from loraplex_trainer.train.events import TrainEvent
@@ -84,14 +85,13 @@ def compare(
     on_event: Callable[[TrainEvent], None] | None = None,
     progress: StageProgress | None = None,
 ) -> Comparison:
-    """Train and evaluate both variants, each into a folder of its name under `output`.
+    """Train and evaluate both variants, each into a folder of its name under `output`. What is trained there already is
+    gone on with, so that a comparison which paused or was killed is made again by the same call.
 
     The recipe should name a file of held-out questions, since variants of the data hold back other rows.
-    Raises RecipeError for variants that are no pair, and whatever training and evaluation raise.
+    Raises RecipeError for variants that are no pair, RunIncompleteError for one that
+    paused, and whatever training and evaluation raise.
     """
-    from loraplex_trainer.train.run_folder import RunFolder
-    from loraplex_trainer.train.session import train
-
     if (first, second) not in PAIRS and (second, first) not in PAIRS:
         pairs = " or ".join(" with ".join(pair) for pair in PAIRS)
         raise RecipeError(f"{first!r} and {second!r} are no pair to compare; compare {pairs}")
@@ -102,13 +102,42 @@ def compare(
     started = time.monotonic()
     variants = []
     for name in (first, second):
-        run = RunFolder(output / name)
-        report = train(variant_of(recipe, name), recipe_folder, run.path, base_folder, on_event=on_event)
+        report = _trained(name, recipe, recipe_folder, base_folder, output / name, on_event)
         evaluation = evaluate_run(
-            run, recipe_folder, base_folder, precision=precision, others=others, progress=progress
+            RunFolder(report.run_folder),
+            recipe_folder,
+            base_folder,
+            precision=precision,
+            others=others,
+            progress=progress,
         )
-        variants.append(Variant(name, run.path, report, evaluation))
+        variants.append(Variant(name, report.run_folder, report, evaluation))
     return _comparison(variants[0], variants[1], recipe, round(time.monotonic() - started, 1))
+
+
+def _trained(
+    name: str,
+    recipe: Recipe,
+    recipe_folder: Path,
+    base_folder: Path,
+    folder: Path,
+    on_event: Callable[[TrainEvent], None] | None,
+) -> TrainReport:
+    from loraplex_trainer.train.session import train
+
+    report = train(
+        variant_of(recipe, name),
+        recipe_folder,
+        folder,
+        base_folder,
+        resume=RunFolder(folder).is_begun,
+        on_event=on_event,
+    )
+    if report.status != "finished":
+        raise RunIncompleteError(
+            f"the run '{name}' is {report.status}: look at its samples.jsonl, then give the same command again to go on"
+        )
+    return report
 
 
 def variant_of(recipe: Recipe, name: str) -> Recipe:

@@ -15,6 +15,7 @@ from loraplex_trainer.base_model import Precision
 from loraplex_trainer.judge import gate_checks
 from loraplex_trainer.judge.engine_session import EngineAnswer, EngineRequest, EngineSession
 from loraplex_trainer.judge.evaluate import MAX_NEW_TOKENS, GradedAnswer, graded
+from loraplex_trainer.judge.gate_golden import compared, difference, golden_answers
 from loraplex_trainer.judge.gate_report import Check, GateReport, write_gate
 from loraplex_trainer.judge.general import StageProgress, answer_suites
 from loraplex_trainer.judge.graders import EvalRow
@@ -27,7 +28,6 @@ from loraplex_trainer.train.run_folder import RunFolder
 from loraplex_trainer.train.tokens import prompt_token_ids, question_messages
 
 GOLDEN_QUESTIONS = 4  # of the domain, besides the server's golden prompts
-GOLDEN_TOKENS = 8
 
 
 def run_gate(
@@ -156,17 +156,17 @@ class _Gate:
             neighbours = {path.parent.name or path.name: engine.put(path) for path in self._others}
             asked = [(name, digest) for name, digest in [("the base", None), *neighbours.items()]]
             golden = self._golden_prompts()
-            before = [await _golden(engine, golden, digest) for _, digest in asked]
+            before = [await golden_answers(engine, golden, digest) for _, digest in asked]
             digest = engine.put(self._package)
-            own = await _golden(engine, golden, digest)
+            own = await golden_answers(engine, golden, digest)
             checks.append(Check("loads", "pass", f"the engine serves it on {engine.device}", {}))
             effect = await self._effect(engine, golden, digest)
             checks.append(effect)
             if effect.verdict == "fail":
                 return None
-            after = [await _golden(engine, golden, digest) for _, digest in asked]
+            after = [await golden_answers(engine, golden, digest) for _, digest in asked]
             changes = {
-                name: max(_difference(one, two) for one, two in zip(earlier, later, strict=True))
+                name: max(difference(one, two) for one, two in zip(earlier, later, strict=True))
                 for (name, _), earlier, later in zip(asked, before, after, strict=True)
             }
             base, adapter = await self._ask(engine, digest)
@@ -227,42 +227,6 @@ class _Gate:
             self._recipe.gate.confidence,
         )
         return gate_checks.drop_check(change, self._recipe.gate)
-
-
-def compared(
-    session: ModelSession, prompt: Sequence[int], answer: EngineAnswer
-) -> list[gate_checks.Position]:
-    """What the trainer's model thinks of each token that the engine chose with the adapter."""
-    trained = session.next_token_log_probabilities(prompt, answer.token_ids, with_adapter=True)
-    return [
-        gate_checks.Position(
-            engine=top,
-            trainer={token: float(row[token]) for token in top},
-            chosen=chosen,
-            trainer_best=float(row.max()),
-        )
-        for row, top, chosen in zip(trained, answer.top, answer.token_ids, strict=True)
-    ]
-
-
-async def _golden(
-    engine: EngineSession, prompts: Sequence[Sequence[int]], digest: str | None
-) -> list[EngineAnswer]:
-    return await engine.complete(
-        [EngineRequest(prompt, digest, GOLDEN_TOKENS, ignore_eos=True) for prompt in prompts]
-    )
-
-
-def _difference(one: EngineAnswer, other: EngineAnswer) -> float:
-    """Largest difference of a log-probability up to the first other token: behind it, the texts are others."""
-    largest = 0.0
-    positions = zip(one.token_ids, other.token_ids, one.top, other.top, strict=False)
-    for token, other_token, top, other_top in positions:
-        shared = top.keys() & other_top.keys()
-        largest = max(largest, *(abs(top[key] - other_top[key]) for key in shared), 0.0)
-        if token != other_token:
-            break
-    return largest
 
 
 def _engine_rank(recipe: Recipe) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from decimal import Decimal
-from typing import Literal, NotRequired, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, NotRequired, TypedDict
 
 GraderName = Literal["number", "contains", "choice", "exact", "char_f1", "rouge_l"]
 GRADERS: tuple[GraderName, ...] = ("number", "contains", "choice", "exact", "char_f1", "rouge_l")
@@ -35,6 +35,24 @@ class EvalRow(TypedDict):
     expected: str
     choices: NotRequired[list[str]]  # for the grader "choice": every answer the domain knows
     pass_at: NotRequired[float]  # for char_f1 and rouge_l, in [0, 1]; left out: CLOSE_ENOUGH
+
+
+def fault_of(judged: Mapping[str, Any]) -> str | None:
+    """What is wrong with how a row is to be judged; None if nothing is."""
+    grader, expected, choices = judged["grader"], judged["expected"], judged.get("choices", [])
+    if grader not in GRADERS:
+        return f"grader {grader!r} is none of {', '.join(GRADERS)}"
+    if not isinstance(expected, str) or not expected.strip():
+        return "expected is not a text"
+    if grader == "number" and not _is_number(expected):
+        return f"expected {expected!r} is not one plain number, as the grader number needs"
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        return "choices is not a list of texts"
+    if grader == "choice" and expected not in choices:
+        return f"expected {expected!r} is none of the choices"
+    if not _is_share(judged.get("pass_at", CLOSE_ENOUGH)):
+        return "pass_at is not a number from 0 to 1"
+    return None
 
 
 def grade(row: EvalRow, completion: str) -> bool:
@@ -117,6 +135,17 @@ def share_right(graded: Iterable[bool]) -> float:
     """Accuracy in [0, 1]; 0 of nothing is 0."""
     results = list(graded)
     return sum(results) / len(results) if results else 0.0
+
+
+def _is_number(expected: str) -> bool:
+    try:
+        return Decimal(expected).is_finite()
+    except InvalidOperation:
+        return False
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _numbers(text: str) -> set[Decimal]:

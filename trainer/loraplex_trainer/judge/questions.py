@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from loraplex_trainer.errors import TrainingDataError
-from loraplex_trainer.judge.graders import GRADERS, EvalRow
+from loraplex_trainer.judge.graders import EvalRow
 
 if TYPE_CHECKING:
     from loraplex_trainer.data.row import Row
@@ -37,11 +37,6 @@ def domain_questions(recipe: Recipe, recipe_folder: Path, built: Path | None = N
     if not rows:
         raise TrainingDataError(
             "there are no held-out questions: name a file of them as eval.domain, or let data.val keep some rows back"
-        )
-    unknown = sorted({row["grader"] for row in rows} - set(GRADERS))
-    if unknown:
-        raise TrainingDataError(
-            f"held-out questions name graders that are none: {unknown}; there are {', '.join(GRADERS)}"
         )
     return rows
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraplex_trainer.errors import RecipeError
+from loraplex_trainer.errors import RecipeError, RunFolderError
 from loraplex_trainer.libraries import prepare_libraries, require_libraries
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
@@ -48,13 +48,15 @@ def train_together(
 
     on_event  called with the adapter's internal name, "t-TENANT--NAME", and the event
 
-    Raises RecipeError where the recipes cannot be trained together, and what `train` raises.
+    Raises RecipeError where the recipes cannot be trained together, RunFolderError where a folder holds a run
+    already, and what `train` raises.
     """
     from loraplex_trainer.train.joint_loop import JointLoop
 
+    check_together([run.recipe for run in runs])
+    _check_folders(runs)
     prepare_libraries()
     require_libraries("matplotlib", "tensorboard")
-    check_together([run.recipe for run in runs])
     with storage_faults():
         opened = [_open(run, base_folder, on_event) for run in runs]
         try:
@@ -106,6 +108,15 @@ def check_plans(plans: Sequence[TrainingPlan]) -> None:
     if any(plan.checkpointing or plan.packing for plan in plans):
         raise RecipeError(
             "the plans need activation checkpointing or packing, which a joint pass has not; train one by one"
+        )
+
+
+def _check_folders(runs: Sequence[TogetherRun]) -> None:
+    """Raises RunFolderError before any folder is taken, so that a second try finds the others untouched."""
+    begun = [run.run_folder.name for run in runs if RunFolder(run.run_folder).is_begun]
+    if begun:
+        raise RunFolderError(
+            f"{', '.join(begun)} already hold a run, and a joint pass does not go on with one; give another --output"
         )
 
 

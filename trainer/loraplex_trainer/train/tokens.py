@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from loraplex_trainer.data.conversation import BadRecordError, Rejected
+from loraplex_trainer.data.readers.json_files import json_records
 from loraplex_trainer.data.row import Row
 from loraplex_trainer.errors import TrainingDataError
-from loraplex_trainer.judge.graders import EvalRow
+from loraplex_trainer.judge.graders import EvalRow, fault_of
 
 IGNORED = -100  # label of a token without loss
 _EVAL_KEYS = frozenset({"id", "system", "question", "answer", "grader", "expected"})
@@ -95,25 +96,24 @@ def question_messages(row: EvalRow) -> list[dict[str, str]]:
 
 def read_eval_rows(path: Path) -> list[EvalRow]:
     """Read held-out questions. Raises TrainingDataError naming the line at fault."""
-    rows: list[EvalRow] = []
-    for number, row in _json_lines(path):
-        missing = _EVAL_KEYS - row.keys()
-        if missing:
-            raise TrainingDataError(f"{path.name}, line {number}: lacks {', '.join(sorted(missing))}")
-        rows.append(row)  # type: ignore[arg-type]  # its keys were just checked
-    return rows
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingDataError(f"{path.name} cannot be read as text") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TrainingDataError(f"{path.name}, line {number}: not JSON") from error
-        if not isinstance(row, dict):
-            raise TrainingDataError(f"{path.name}, line {number}: not an object")
-        yield number, row
+        return [_eval_row(item) for item in json_records(path)]
+    except BadRecordError as error:
+        raise TrainingDataError(f"{path.name}: {error}") from error
+
+
+def _eval_row(item: tuple[str, Any] | Rejected) -> EvalRow:
+    if isinstance(item, Rejected):
+        raise TrainingDataError(f"{item.origin}: {item.reason}")
+    origin, row = item
+    if not isinstance(row, dict):
+        raise TrainingDataError(f"{origin}: not an object")
+    missing = _EVAL_KEYS - row.keys()
+    if missing:
+        raise TrainingDataError(f"{origin}: lacks {', '.join(sorted(missing))}")
+    if not isinstance(row["question"], str) or not isinstance(row["system"], str | None):
+        raise TrainingDataError(f"{origin}: question is not a text, or system neither a text nor null")
+    fault = fault_of(row)
+    if fault is not None:
+        raise TrainingDataError(f"{origin}: {fault}")
+    return cast(EvalRow, row)

@@ -11,6 +11,7 @@ import typer
 
 from loraplex_cli.commands.train.run import BaseOption, base_folder
 from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.failures import CommandError
 from loraplex_cli.options import JsonOption
 from loraplex_cli.output import columns, command, facts, mebibytes
 
@@ -80,7 +81,7 @@ def evaluate(
             if run is not None:
                 evaluation = evaluate_run(RunFolder(run), recipe.parent, model, **options)
             else:
-                folder = package or recipe.parent / "package"
+                folder = _package_folder(recipe, package, run)
                 built = built_data(RunFolder(folder.parent), read)
                 evaluation = evaluate_package(folder, read, recipe.parent, model, built=built, **options)
         document = evaluation.document()
@@ -147,7 +148,7 @@ def gate(
         from loraplex_trainer.train.run_folder import RunFolder, write_json
 
         read = read_recipe(recipe)
-        folder = RunFolder(run).package if run is not None else package or recipe.parent / "package"
+        folder = _package_folder(recipe, package, run)
         with stage_bars() as progress:
             report = run_gate(
                 folder,
@@ -166,6 +167,21 @@ def gate(
         )
         output.result(report.document(), f"{report.verdict}\n{table}")
         _exit_with(report.verdict)
+
+
+def _package_folder(recipe: Path, package: Path | None, run: Path | None) -> Path:
+    """Raises CommandError where nothing is there: that is no verdict on a package."""
+    from loraplex_trainer.train.run_folder import RunFolder
+
+    folder = RunFolder(run).package if run is not None else package or recipe.parent / "package"
+    if not folder.is_dir():
+        raise CommandError(
+            f"there is no package at {folder}; name one with --package or --run, or write it with "
+            "`loraplex train package RUN_FOLDER`",
+            ExitCode.BAD_INPUT,
+            "ADAPTER_INVALID",
+        )
+    return folder
 
 
 def _value(precision: PrecisionOption | None) -> Any:

@@ -19,10 +19,10 @@ from loraplex_trainer.data.build import build_data, build_stage, inspect_data
 from loraplex_trainer.data.built import load_built
 from loraplex_trainer.data.markdown import as_markdown
 from loraplex_trainer.data.output import output_errors, whole_folder
-from loraplex_trainer.data.raw import raw_recipe
 from loraplex_trainer.data.row import Row
 from loraplex_trainer.data.tiers import with_tiers
 from loraplex_trainer.errors import OutputError, TrainingDataError
+from loraplex_trainer.judge.compare import variant_of
 from loraplex_trainer.recipe.document import read_recipe
 from tests.unit.trainer.data.documents import TERMS, write_html, write_pdf
 from tests.unit.trainer.data.support import GOLDEN, facts, pairs_of, recipe_of, row, write_pairs
@@ -141,7 +141,7 @@ def test_d08_a_raw_build_keeps_what_cleaning_takes_out_but_never_personal_data(t
     clean = recipe_of(["rows.jsonl"])
 
     cleaned = build_data(clean, tmp_path, tmp_path / "clean")
-    raw = build_data(raw_recipe(clean), tmp_path, tmp_path / "raw")
+    raw = build_data(variant_of(clean, "raw"), tmp_path, tmp_path / "raw")
 
     assert len(cleaned.train) == 41
     assert len(raw.train) == 82

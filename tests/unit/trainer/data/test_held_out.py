@@ -29,9 +29,7 @@ def test_d05_rows_that_ask_a_held_out_question_are_dropped(tmp_path: Path) -> No
     told = [*facts(59), LONG]
     write_pairs(tmp_path / "rows.jsonl", told)
     asked = [told[3][0].upper(), LONG[0].replace("wardens", "warden"), "Where is it?"]
-    (tmp_path / "eval.jsonl").write_text(
-        "".join(json.dumps({"question": q, "answer": "x"}) + "\n" for q in asked)
-    )
+    _write_questions(tmp_path, asked)
     recipe = recipe_of(["rows.jsonl"], recipe={"eval": {"domain": "eval.jsonl", "general": []}})
 
     report = inspect_data(recipe, tmp_path)
@@ -45,7 +43,7 @@ def test_d05_without_near_deduplication_only_the_same_words_are_dropped(tmp_path
     told = [*facts(59), LONG]
     write_pairs(tmp_path / "rows.jsonl", told)
     asked = [told[3][0].upper(), LONG[0].replace("wardens", "warden")]
-    (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"question": q}) + "\n" for q in asked))
+    _write_questions(tmp_path, asked)
     recipe = recipe_of(
         ["rows.jsonl"],
         clean={"dedup": {"near": None}},
@@ -77,10 +75,12 @@ def test_d05_lines_of_suites_are_recognised_in_another_frame() -> None:
 
 def test_an_eval_file_with_a_broken_line_is_named(tmp_path: Path) -> None:
     write_pairs(tmp_path / "rows.jsonl", facts(40))
-    (tmp_path / "eval.jsonl").write_text('{"question": "a"}\n{"ask": 1}\n')
+    _write_questions(tmp_path, ["a"])
+    with (tmp_path / "eval.jsonl").open("a") as lines:
+        lines.write('{"ask": 1}\n')
     recipe = recipe_of(["rows.jsonl"], recipe={"eval": {"domain": "eval.jsonl"}})
 
-    with pytest.raises(TrainingDataError, match=r"eval\.jsonl, line 2: lacks `question`"):
+    with pytest.raises(TrainingDataError, match=r"eval\.jsonl, line 2: lacks answer"):
         inspect_data(recipe, tmp_path)
 
 
@@ -149,3 +149,9 @@ def test_d12_clusters_are_whole_and_the_part_is_never_larger_than_asked(
 
     assert len(val) <= num_val(total, section)
     assert {r.cluster for r in train}.isdisjoint({r.cluster for r in val})
+
+
+def _write_questions(folder: Path, asked: list[str]) -> None:
+    judged = {"system": None, "answer": "x", "grader": "exact", "expected": "x"}
+    lines = [json.dumps({"id": q, "question": q, **judged}) + "\n" for q in asked]
+    (folder / "eval.jsonl").write_text("".join(lines))

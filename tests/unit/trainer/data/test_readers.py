@@ -52,6 +52,26 @@ def test_d01_a_file_of_each_format_gives_the_golden_rows_and_rejections(name: st
     assert all(str(GOLDEN) not in row.origin and row.origin.startswith(name) for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ("number,12 dollars,", "not one plain number"),
+        ("vibes,12,", "'vibes' is none of"),
+        ("choice,red,red|blue", "choices is not a list"),
+    ],
+)
+def test_d01_a_grader_that_cannot_judge_is_rejected_with_its_line(
+    tmp_path: Path, cells: str, reason: str
+) -> None:
+    (tmp_path / "rows.csv").write_text(f"question,answer,grader,expected,choices\nWhy?,So.,{cells}\n")
+
+    read = _read(tmp_path / "rows.csv")
+
+    assert read.conversations == []
+    assert [rejected.origin for rejected in read.rejected] == ["rows.csv, line 2"]
+    assert reason in read.rejected[0].reason
+
+
 def test_d01_a_grader_of_the_source_stays_with_its_row() -> None:
     rows, _ = _rows(_read(GOLDEN / "messages.jsonl"))
 

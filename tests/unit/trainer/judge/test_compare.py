@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loraplex_trainer.errors import RecipeError
-from loraplex_trainer.judge.compare import PAIRS, compare, variant_of
+from loraplex_trainer.errors import RecipeError, RunIncompleteError
+from loraplex_trainer.judge.compare import PAIRS, Comparison, compare, variant_of
 from loraplex_trainer.recipe.document import Recipe, read_recipe
 
 from ..train.conftest import COLOURS
@@ -79,3 +79,22 @@ def test_both_variants_are_trained_and_set_side_by_side(
     for name in pair:
         assert json.loads((tmp_path / "runs" / name / "eval.json").read_text())["domain_adapter"]["n"] == 2
         assert (tmp_path / "runs" / name / "package" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_comparison_that_paused_goes_on_when_it_is_asked_again(tiny_base: Path, tmp_path: Path) -> None:
+    path = write_colour_recipe(
+        tmp_path,
+        tiny_base,
+        train={"epochs": {"min": 2, "max": 2}, "learning_rate": 1e-6},
+        samples={"n": 2, "max_new_tokens": 2, "pause_if_bad": 0.0},
+    )
+    recipe = read_recipe(path)
+
+    def ask() -> Comparison:
+        return compare("raw", "clean", recipe, path.parent, tiny_base, tmp_path / "runs")
+
+    for name in ("raw", "clean"):
+        with pytest.raises(RunIncompleteError, match=f"'{name}' is paused.*same command"):
+            ask()
+    assert ask().domain_change.n == 1

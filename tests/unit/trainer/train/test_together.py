@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from loraplex_trainer.base_model import load_for_training, load_tokenizer
-from loraplex_trainer.errors import RecipeError
+from loraplex_trainer.errors import RecipeError, RunFolderError
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.train.adapter import WEIGHTS_FILE
 from loraplex_trainer.train.events import Evaluated, Finished, TrainEvent
 from loraplex_trainer.train.joint_step import add_adapters, joint_losses, parameters_of, smaller_batches
-from loraplex_trainer.train.run_folder import RunFolder
+from loraplex_trainer.train.run_folder import RunFolder, RunState
 from loraplex_trainer.train.together import TogetherRun, check_plans, internal_name, train_together
 from loraplex_trainer.train.tokens import padding_id, render
 
@@ -146,6 +146,17 @@ def test_recipes_that_cannot_be_trained_together_are_refused_by_name(
     with pytest.raises(RecipeError, match=message):
         train_together(_runs(tmp_path, [tiny_recipe(name="x"), other]), tiny_base)
     assert not any(tmp_path.iterdir())
+
+
+def test_no_folder_is_taken_where_one_of_them_holds_a_run(tiny_base: Path, tmp_path: Path) -> None:
+    runs = _runs(tmp_path, [tiny_recipe(name="x"), tiny_recipe(name="y")])
+    begun = RunFolder(runs[1].run_folder)
+    begun.path.mkdir(parents=True)
+    begun.write_state(RunState("finished", "", 0, "", ""))
+
+    with pytest.raises(RunFolderError, match=f"{begun.path.name} already hold.*another --output"):
+        train_together(runs, tiny_base)
+    assert not runs[0].run_folder.exists()
 
 
 def test_plans_that_hold_the_base_differently_are_refused() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,16 +97,45 @@ def test_an_empty_completion_is_refused(tiny_base: Path) -> None:
 
 def test_a_held_out_question_without_its_grader_is_refused(tmp_path: Path) -> None:
     (tmp_path / "eval.jsonl").write_text('{"id": "1", "question": "?"}\n')
-    with pytest.raises(TrainingDataError, match="line 1: lacks answer, expected, grader, system"):
+    with pytest.raises(TrainingDataError, match="record 1: lacks answer, expected, grader, system"):
         read_eval_rows(tmp_path / "eval.jsonl")
 
 
-@pytest.mark.parametrize(("line", "message"), [("{", "not JSON"), ("[]", "not an object")])
+@pytest.mark.parametrize(("line", "message"), [("{", "not JSON"), ("1", "not an object")])
 def test_a_file_of_questions_that_is_none_is_refused_with_its_line(
     tmp_path: Path, line: str, message: str
 ) -> None:
     (tmp_path / "eval.jsonl").write_text(line + "\n")
     with pytest.raises(TrainingDataError, match=f"line 1: {message}"):
+        read_eval_rows(tmp_path / "eval.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grader": "vibes"}, "'vibes' is none of number"),
+        ({"expected": 11}, "expected is not a text"),
+        ({"expected": "11 dollars"}, "not one plain number"),
+        ({"grader": "choice", "choices": ["red", "blue"]}, "'11' is none of the choices"),
+        ({"grader": "rouge_l", "pass_at": 60}, "pass_at"),
+        ({"question": None}, "question is not a text"),
+    ],
+)
+def test_a_question_that_nobody_could_judge_is_refused_with_its_line(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    asked = {
+        "id": "1",
+        "system": None,
+        "question": "?",
+        "answer": "11.",
+        "grader": "number",
+        "expected": "11",
+    }
+    lines = [json.dumps(asked), "", json.dumps({**asked, **changes})]  # an empty line is no question
+    (tmp_path / "eval.jsonl").write_text("\n".join(lines))
+
+    with pytest.raises(TrainingDataError, match=f"line 3: .*{message}"):
         read_eval_rows(tmp_path / "eval.jsonl")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from loraplex_trainer.data.conversation import BadRecordError, Conversation
 from loraplex_trainer.data.roles import role_of
 from loraplex_trainer.data.row import Message
+from loraplex_trainer.judge.graders import fault_of
 
 Record = Mapping[str, Any]
 
@@ -71,14 +72,26 @@ def tier_of(record: Record) -> int | None:
 
 
 def grader_of(record: Record) -> dict[str, Any] | None:
-    """How the row's answer is judged, where the record says so."""
+    """How the row's answer is judged, where the record says so. Raises BadRecordError for one that cannot be judged."""
     name, expected = record.get("grader"), record.get("expected")
     if not name or expected is None or expected == "":
         return None
     grader: dict[str, Any] = {"grader": str(name), "expected": str(expected)}
     if choices := record.get("choices"):
-        grader["choices"] = json.loads(choices) if isinstance(choices, str) else [str(c) for c in choices]
+        grader["choices"] = _choices(choices)
+    fault = fault_of(grader)
+    if fault is not None:
+        raise BadRecordError(fault)
     return grader
+
+
+def _choices(value: Any) -> list[str]:
+    """A list, or one written as JSON in a table."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        return [str(choice) for choice in found]
+    except (TypeError, ValueError):
+        raise BadRecordError("choices is not a list of texts") from None
 
 
 def _alpaca(record: Record) -> list[Message]:
