@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SHIPPED = Path(__file__).parents[3] / "adapters"
 CPU = torch.device("cpu")
 # Questions of each domain, and tokens of an answer.
-SIZES: dict[Precision, tuple[int, int]] = {"fp32": (2, 32), "int8": (1, 4), "nf4": (1, 6)}
+SIZES: dict[Precision, tuple[int, int]] = {"fp32": (2, 32), "int8": (3, 8), "nf4": (1, 6)}
 SLOW_PRODUCT_S = 0.05  # processor time of one small product; emulated, a prompt would take minutes
 
 

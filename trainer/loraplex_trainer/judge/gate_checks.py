@@ -17,7 +17,8 @@ from loraplex_trainer.recipe.sections import GateSection
 # Largest and mean difference of a log-probability between the engine and transformers over weights that are rounded
 # alike. In fp32 it is the order of summation. The others round activations, and keys and values, where transformers
 # does not; there only tokens count that one of the two gives a hundredth, since rounding shows most in unlikely ones.
-PARITY: Mapping[Precision, float] = {"fp32": 1e-3, "bf16": 0.5, "int8": 1.0, "nf4": 1.0}
+# int8 rounds every row of activations to 8 bits: where a model wavers between tokens, one of them may move far.
+PARITY: Mapping[Precision, float] = {"fp32": 1e-3, "bf16": 0.5, "int8": 2.0, "nf4": 1.0}
 PARITY_MEAN: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.2, "nf4": 0.2}
 _LIKELY = math.log(1e-2)
 
