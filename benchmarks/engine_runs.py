@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.random_base import RandomAdapters, RandomWeights, random_base_spec
+from benchmarks.random_base import RandomAdapters, RandomWeights, elements_per_rank, random_base_spec
 from benchmarks.shapes import SHAPES
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_server.engine.adapter_loader import AdapterReader
@@ -100,7 +100,7 @@ class Bench:
     def adapter_bytes(shape: str, rank: int) -> int:
         """Of an adapter on all linear layers in bf16."""
         spec = random_base_spec(DecoderConfig.from_hf(SHAPES[shape]))
-        return 2 * rank * spec.num_layers * sum(sum(sizes) for sizes in spec.module_shapes.values())
+        return 2 * rank * elements_per_rank(spec)
 
     def close(self) -> None:
         """Free the device's memory."""

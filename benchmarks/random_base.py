@@ -41,14 +41,18 @@ def random_base_spec(config: DecoderConfig) -> BaseSpec:
     return BaseSpec(config.architecture, "random", config.num_layers, module_shapes(config))
 
 
+def elements_per_rank(spec: BaseSpec) -> int:
+    """Of an adapter on all linear layers."""
+    return spec.num_layers * sum(sum(sizes) for sizes in spec.module_shapes.values())
+
+
 class RandomAdapters:
     """Adapters on all linear layers, named "<rank>-<number>"; all share one random host buffer."""
 
     def __init__(self, spec: BaseSpec, max_rank: int, dtype: torch.dtype) -> None:
         self._spec = spec
         self._modules = [module for modules in PROJECTIONS.values() for module in modules]
-        per_rank = spec.num_layers * sum(sum(spec.module_shapes[module]) for module in self._modules)
-        self._per_rank = per_rank
+        self._per_rank = per_rank = elements_per_rank(spec)
         flat = torch.empty(per_rank * max_rank, dtype=dtype)
         flat.normal_(0.0, _ADAPTER_SPREAD, generator=torch.Generator().manual_seed(1))
         self._flat = flat

@@ -1,6 +1,6 @@
 """Both of LoRA's products for rows that all carry one adapter, as plain matrix products straight from the arena.
 
-For a long prompt of one tenant these are faster than the segmented kernels, and their tiles need no table.
+For a long prompt of one tenant, where they are as fast as the segmented kernels and need no row tiles.
 """
 
 from __future__ import annotations

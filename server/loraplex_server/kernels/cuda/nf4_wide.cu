@@ -113,7 +113,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
 #pragma unroll
             for (int mt = 0; mt < MT; ++mt)
 #pragma unroll
-                for (int s = 0; s < 4; ++s) wgmma_bf16(sums[mt], a[ks & 1][mt][s], b + 2 * s, 1);
+                for (int s = 0; s < 4; ++s) wgmma_bf16(sums[mt], a[ks & 1][mt][s], b + 2 * s);
             wgmma_commit();
             wgmma_wait<1>();  // the tile before is multiplied: its fragments may go, and after a stage its x
             if (ks == 0) {

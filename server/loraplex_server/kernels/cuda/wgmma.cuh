@@ -32,9 +32,9 @@ __device__ __forceinline__ u64 rows_descriptor(u32 address) {
     return (1ull << 62) | (64ull << 32) | (1ull << 16) | ((address & 0x3FFFF) >> 4);
 }
 
-// d = a · b + d, or a · b; 64×16 by 16×(8 · NT) in bf16, 64×32 by 32×(8 · NT) in int8
+// d = a · b + d; 64×16 by 16×(8 · NT) in bf16, 64×32 by 32×(8 · NT) in int8
 #if NT == 4
-__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b, int accumulate) {
+__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
@@ -43,7 +43,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4],
         : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
           "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
           "+f"(d[3][2]), "+f"(d[3][3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
 __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
@@ -60,7 +60,7 @@ __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
 #endif
 
 #if NT == 8
-__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b, int accumulate) {
+__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -72,7 +72,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4],
           "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
           "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
           "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
 __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
@@ -92,7 +92,7 @@ __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
 #endif
 
 #if NT == 12
-__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b, int accumulate) {
+__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
@@ -107,7 +107,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4],
           "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]),
           "+f"(d[8][3]), "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), "+f"(d[10][0]), "+f"(d[10][1]),
           "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
 __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
@@ -130,7 +130,7 @@ __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
 #endif
 
 #if NT == 16
-__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b, int accumulate) {
+__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -149,7 +149,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4],
           "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]),
           "+f"(d[13][2]), "+f"(d[13][3]), "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
           "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
 __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
