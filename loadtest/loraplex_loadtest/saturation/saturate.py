@@ -24,8 +24,8 @@ OnTrial = Callable[[Trial], None]
 class _Stopper(Watcher):
     """Ends a trial that is lost."""
 
-    def __init__(self) -> None:
-        self._detector = OverSaturation()
+    def __init__(self, scenario: Scenario) -> None:
+        self._detector = OverSaturation(scenario.objectives.ttft_s or 0.0)
 
     def on_progress(self, snapshots: Sequence[Snapshot], happened: Sequence[Happening]) -> bool:
         first_tokens = [value for one in snapshots for value in one.ttft_s]
@@ -69,7 +69,7 @@ def saturation_document(scenario: Scenario, settings: SearchSettings, found: Sat
 
 
 async def _try(scenario: Scenario, address: TargetAddress, settings: SearchSettings, rate: float) -> Trial:
-    outcome = await run_scenario(at_rate(scenario, rate, settings.trial_s), address, _Stopper())
+    outcome = await run_scenario(at_rate(scenario, rate, settings.trial_s), address, _Stopper(scenario))
     document = result_document(outcome)
     rates, figures = document["rates"], document["figures"]
     is_valid = bool(document["is_valid"])

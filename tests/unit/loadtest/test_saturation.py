@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -99,6 +101,50 @@ def test_a_server_that_falls_behind_is_found() -> None:
 @pytest.mark.parametrize("seconds", [1, 3, 10, 30])
 def test_a_server_that_keeps_up_is_left_alone(seconds: float) -> None:
     assert not watched(seconds, arrivals_per_s=20, capacity_per_s=20).is_certain
+
+
+SERVICE = LatencyLaw(first_token_s=0.14, per_token_s=0.08)  # of 12 to 35 tokens: two seconds a request
+
+
+def stopped_share(max_running: int, rate: float, seconds: float, bearable_ttft_s: float) -> float:
+    """Of 40 trials of Poisson arrivals on a server of so many places: how many were stopped."""
+    return (
+        sum(
+            is_stopped(
+                LawState(replace(SERVICE, max_running=max_running)), rate, seconds, bearable_ttft_s, seed
+            )
+            for seed in range(40)
+        )
+        / 40
+    )
+
+
+def is_stopped(state: LawState, rate: float, seconds: float, bearable_ttft_s: float, seed: int) -> bool:
+    rng = np.random.default_rng(seed)
+    detector = OverSaturation(bearable_ttft_s)
+    arrivals = rng.exponential(1 / rate, int(2 * rate * seconds)).cumsum()
+    served = [
+        (at_s, made) for at_s in arrivals if (made := state.admit(at_s, "", 1, int(rng.integers(12, 36))))
+    ]
+    for at_s in np.arange(0.25, seconds, 0.25):
+        in_flight = sum(sent_s <= at_s < made.end_s for sent_s, made in served)
+        first = [made.first_s - sent_s for sent_s, made in served if at_s - 0.25 < made.first_s <= at_s]
+        detector.add(float(at_s), in_flight, float(np.mean(first)) if first else np.nan)
+        if detector.is_certain:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("max_running", "rate"), [(64, 2.0), (5, 2.0), (64, 8.0), (20, 8.0)])
+def test_bursts_of_a_server_that_keeps_up_are_not_taken_for_a_growing_queue(
+    max_running: int, rate: float
+) -> None:
+    assert stopped_share(max_running, rate, 25, bearable_ttft_s=1.0) <= 0.05
+
+
+@pytest.mark.parametrize(("max_running", "rate"), [(3, 2.0), (8, 8.0)])
+def test_a_server_of_too_few_places_is_found_out(max_running: int, rate: float) -> None:
+    assert stopped_share(max_running, rate, 60, bearable_ttft_s=1.0) >= 0.8
 
 
 def test_few_samples_and_flat_lines_prove_nothing() -> None:
