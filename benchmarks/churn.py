@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     packages = adapter_packages(options.adapters)
     measured = Measured()
-    with running_server(_SERVER_ARGUMENTS) as server:
+    threads = [] if options.num_threads is None else ["--num-threads", str(options.num_threads)]
+    with running_server([*_SERVER_ARGUMENTS, *threads]) as server:
         with LoraplexClient(server.target, timeout_s=300.0) as client:
             for name, package in packages.items():
                 client.adapters.upload(name, package)
@@ -118,6 +119,7 @@ def _report(measured: Measured, options: argparse.Namespace) -> dict[str, Any]:
         "streams": NUM_STREAMS,
         "adapter_slots": NUM_SLOTS,
         "adapters": options.rounds * options.adapters_per_round,
+        "engine_threads": options.num_threads,
         "versions": {name: version(name) for name in ("loraplex", "torch", "grpcio")},
     }
 
@@ -146,6 +148,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--adapters-per-round", type=int, default=10, help="default: 10, so 50 in all")
     parser.add_argument("--tokens", type=int, default=600, help="of each stream; default: 600")
+    parser.add_argument("--num-threads", type=int, help="of the engine; default: the server's own choice")
     parser.add_argument(
         "--adapters",
         type=Path,
