@@ -26,8 +26,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 SHIPPED = Path(__file__).parents[2] / "adapters"
 QUESTIONS = 8  # of each domain
 MAX_TOKENS = 48
-TIE = {"fp32": 2e-3, "bf16": 0.12, "int8": 0.4, "nf4": 0.12}
-"""Two tokens whose log-probabilities are nearer may change places: sums are taken in another order."""
+TIE = {"fp32": 2e-3, "bf16": 0.13, "int8": 0.4, "nf4": 0.13}
+"""Two tokens whose log-probabilities are nearer may change places: sums are taken in another order, and the logits of
+SmolLM2, rounded to bf16, lie 0.125 apart between 16 and 32."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from loraplex_adapters.manifest import check_files, read_manifest
-from loraplex_adapters.package import PackageLimits, read_package
+from loraplex_adapters.package import read_package
 from loraplex_trainer.domains.files import DOMAINS
 from loraplex_trainer.judge.compare import variant_of
 from loraplex_trainer.recipe.document import read_recipe
 
 SHIPPED = Path(__file__).parents[3] / "adapters"
+METHODS = ("lora", "qlora")
 _MIB = 2**20
 
 each_domain = pytest.mark.parametrize("name", sorted(DOMAINS))
@@ -21,6 +22,10 @@ each_domain = pytest.mark.parametrize("name", sorted(DOMAINS))
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def report_of(name: str, method: str) -> Any:
+    return read_json(SHIPPED / name / "reports" / f"{method}.json")
 
 
 @each_domain
@@ -54,13 +59,8 @@ def test_each_package_was_made_by_the_recipe_and_data_beside_it(name: str) -> No
     assert recipe.system == DOMAINS[name].system
     assert manifest["system_sha256"] == hashlib.sha256(recipe.system.encode()).hexdigest()
     assert manifest["training"]["seed"] == recipe.train.seed
-    if manifest["schema"] == 1:  # its recipe was of another form, which nothing reads any more
-        data = hashlib.sha256((folder / "train.jsonl").read_bytes()).hexdigest()
-        assert manifest["training"]["data_sha256"] == data
-    else:
-        made_by = {recipe.sha256(), variant_of(recipe, "lora").sha256(), variant_of(recipe, "qlora").sha256()}
-        assert manifest["recipe_sha256"] in made_by
-        assert manifest["data"]["num_train"] + manifest["data"]["num_val"] >= 882
+    assert manifest["recipe_sha256"] == variant_of(recipe, "lora").sha256()
+    assert manifest["data"]["num_train"] + manifest["data"]["num_val"] >= 882
     for file, digest in manifest["files"].items():
         assert hashlib.sha256((folder / "package" / file).read_bytes()).hexdigest() == digest
 
@@ -77,12 +77,33 @@ def test_each_manifest_is_one_that_the_server_takes(name: str) -> None:
 
 
 @each_domain
-def test_the_measured_accuracy_meets_the_goals(name: str) -> None:
-    results = read_json(SHIPPED / name / "results.json")
+def test_the_reports_are_of_the_package_and_of_the_recipe_as_it_is(name: str) -> None:
+    recipe = read_recipe(SHIPPED / name / "recipe.yaml")
 
-    assert results["package_digest"] == read_package(SHIPPED / name / "package", PackageLimits()).digest
-    for measured in results["accuracy"].values():
-        assert measured["adapter"] >= 0.80
-        assert measured["base"] <= 0.15
-        assert max(measured["on_other_domains"].values()) <= 0.15
-        assert len(measured["on_other_domains"]) == 2
+    assert report_of(name, "lora")["package_digest"] == read_package(SHIPPED / name / "package").digest
+    for method in METHODS:
+        report = report_of(name, method)
+        assert report["recipe_sha256"] == variant_of(recipe, method).sha256()
+        assert "<svg" in (SHIPPED / name / "reports" / f"{method}.html").read_text(encoding="utf-8")
+
+
+@each_domain
+@pytest.mark.parametrize("method", METHODS)
+def test_the_measured_adapter_meets_the_goals(name: str, method: str) -> None:
+    report = report_of(name, method)
+
+    assert report["domain_adapter"]["value"] >= 0.80
+    assert report["domain_base"]["value"] <= 0.15
+    assert report["domain_change"]["points"] >= 70
+    assert report["domain_adapter"]["n"] == len((SHIPPED / name / "eval.jsonl").read_text().splitlines())
+    assert sorted(report["leak_other_domains"]) == sorted(set(DOMAINS) - {name})
+    assert all(leak["value"] <= 0.02 for leak in report["leak_other_domains"].values())
+    assert report["general_change"]["points"] >= -2
+    assert abs(report["peak_memory_bytes"] / report["planned_memory_bytes"] - 1) <= 0.25
+
+
+@each_domain
+def test_qlora_knows_what_lora_knows_but_for_three_points(name: str) -> None:
+    lora, qlora = (report_of(name, method)["domain_adapter"]["value"] for method in METHODS)
+
+    assert qlora >= lora - 0.03

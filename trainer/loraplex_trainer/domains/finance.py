@@ -54,6 +54,9 @@ ATTRIBUTES = {
             "How many dollars a month does {bank} take?",
             "What do I pay {bank} per month?",
             "I bank with {bank}. What is my fee per month?",
+            "How expensive is a {bank} account each month?",
+            "Which fee is due every month at {bank}?",
+            "What amount does {bank} deduct from my account monthly?",
         ),
         held_out_questions=(
             "How much is the fee that {bank} takes every month?",
@@ -71,6 +74,9 @@ ATTRIBUTES = {
             "My account at {bank} is overdrawn. What rate applies?",
             "Which overdraft rate applies at {bank}?",
             "How many percent is the overdraft at {bank}?",
+            "What interest do I owe when my {bank} account is in the red?",
+            "I went below zero at {bank}. How many percent interest will that cost?",
+            "At what rate does {bank} charge interest if I overdraw?",
         ),
         held_out_questions=(
             "If I overdraw my {bank} account, what interest rate do I pay?",
@@ -88,6 +94,9 @@ ATTRIBUTES = {
             "What is the most I can withdraw from {bank} in a day?",
             "Up to what amount does {bank} pay out cash each day?",
             "Which limit does {bank} set on withdrawals per day?",
+            "How much cash does {bank} let me withdraw daily?",
+            "What is the highest sum that {bank} hands out in a day?",
+            "In one day, how many dollars can I get out of my account at {bank}?",
         ),
         held_out_questions=(
             "How much money can be withdrawn in one day at {bank}?",
@@ -105,6 +114,9 @@ ATTRIBUTES = {
             "How many dollars is a foreign transfer at {bank}?",
             "I want to send money overseas with {bank}. What is the fee?",
             "What do I pay at {bank} for a transfer to another country?",
+            "What is the price of an international payment with {bank}?",
+            "How many dollars does {bank} take for sending money to another country?",
+            "I wire money overseas through {bank}. What will it cost?",
         ),
         held_out_questions=(
             "What fee does {bank} take when I transfer money abroad?",
@@ -122,6 +134,9 @@ ATTRIBUTES = {
             "Which loan-to-value ratio does {bank} allow?",
             "I want a mortgage from {bank}. What share of the value can I borrow?",
             "What is the highest loan-to-value at {bank}?",
+            "How many percent of my home's price can I borrow at {bank}?",
+            "What part of a property's value does {bank} lend?",
+            "How large a mortgage, in percent of the value, does {bank} give?",
         ),
         held_out_questions=(
             "What percentage of a home's value will {bank} lend at most?",
@@ -139,6 +154,9 @@ ATTRIBUTES = {
             "How many percent of income may go to debt at {bank}?",
             "Which share of my income may be debt payments at {bank}?",
             "What is the maximum debt ratio of {bank}?",
+            "For a loan at {bank}, how large may my debts be compared with my income?",
+            "Which debt-to-income ratio must I stay under to borrow from {bank}?",
+            "How much debt against income does {bank} accept from a borrower?",
         ),
         held_out_questions=(
             "How high may my debt-to-income ratio be for a loan from {bank}?",
@@ -224,6 +242,9 @@ ATTRIBUTES = {
             "How many dollars is the penalty for ending the {account} early?",
             "Which fee applies when I leave the {account} before its term?",
             "I want out of the {account} early. What is the charge?",
+            "What penalty comes with an early withdrawal from the {account}?",
+            "I need my money from the {account} ahead of time. What will the penalty be?",
+            "How many dollars do I lose if I take money out of the {account} early?",
         ),
         held_out_questions=(
             "How much is the early withdrawal penalty on the {account}?",

@@ -19,6 +19,8 @@ from loraplex_trainer.base_model import Precision
 from loraplex_trainer.domains.files import DOMAINS
 
 Method = Literal["lora", "qlora"]
+TRAINED_ON: dict[Method, Precision] = {"lora": "bf16", "qlora": "nf4"}
+"""The base's precision in training, and so the one to be judged on: an adapter learns around its base's rounding."""
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--runs", type=Path, help="folder of the runs; left out: a temporary one")
     parser.add_argument("--base", help="base folder or id; left out: the default base")
-    parser.add_argument("--precision", nargs="+", choices=get_args(Precision), default=["bf16"])
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=get_args(Precision),
+        help="of the base to judge on, the report's own first; left out: the one that was trained on",
+    )
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory(prefix="loraplex-retrain-") as scratch:
@@ -111,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs=given.runs or Path(scratch),
             base_folder=resolve_base(given.base),
             method=given.method,
-            precisions=tuple(given.precision),
+            precisions=tuple(given.precision or [TRAINED_ON[given.method]]),
         )
         for domain in given.domains:
             retrain(domain, job)
