@@ -45,7 +45,7 @@ PACKAGE = ROOT / "adapters/finance/package"
 USERS = (1, 4, 8, 16)
 ADAPTER_COUNTS = (1, 4, 8)
 PRECISIONS = ("bf16", "nf4", "int8")  # int8 needs a processor with AMX or AVX-512 VNNI
-_TRAINING_RATE = 0.5  # requests per second, which leave a small processor some time
+_TRAINING_RATE = 1.0  # requests per second, which leave a small processor some time
 _FIGURES = ("ttft", "warm_ttft", "cold_ttft", "tpot", "e2e", "adapter_load")
 
 
@@ -89,11 +89,11 @@ def measure_questions(seconds: float, rounds: int, wanted: Sequence[str]) -> dic
     """All answers; `seconds` is the length of one run."""
     found: dict[str, Any] = {}
     if "concurrency" in wanted:
-        with _server("bf16") as address:
+        with _server("auto") as address:
             cases = {str(users): _closed(users, DOMAINS, seconds) for users in USERS}
             found["concurrency"] = _in_turn(cases, address, rounds)
     if "adapters" in wanted:
-        with _server("bf16") as address:
+        with _server("auto") as address:
             names = [f"variant-{number:04d}" for number in range(max(ADAPTER_COUNTS))]
             _register_variants(address, len(names))
             cases = {str(count): _closed(8, names[:count], seconds) for count in ADAPTER_COUNTS}
@@ -108,16 +108,16 @@ def measure_questions(seconds: float, rounds: int, wanted: Sequence[str]) -> dic
                 case = {precision: _closed(4, DOMAINS, seconds)}
                 found["precision"] |= _in_turn(case, address, rounds)
     if "neighbour" in wanted:
-        with _server("bf16") as address:
+        with _server("auto") as address:
             steps = [{"rate": rate, "duration_s": 30} for rate in (0, 0.7, 0)]
             changes = {"traffic.0.arrivals.rate": 0.5, "traffic.1.arrivals.steps": steps}
             scenario = of_duration(_read("noisy-neighbour", changes), 3 * seconds)
             found["neighbour"] = _medians([_neighbour(scenario, address) for _ in range(rounds)])
     if "training" in wanted:
-        with _server("bf16", "--training", "--training-threads", "1") as address:
+        with _server("auto", "--training", "--training-threads", "1") as address:
             found["training"] = [_training(6 * seconds, address) for _ in range(rounds)]
     if "saturation" in wanted:
-        with _server("bf16") as address:
+        with _server("auto") as address:
             found["saturation"] = [_saturation(seconds, address) for _ in range(rounds)]
     return found
 
@@ -126,7 +126,7 @@ def _measure_cold(seconds: float, rounds: int) -> dict[str, Any]:
     """One user alone, so that nothing but the adapter is waited for; then many requests for few slots."""
     found: dict[str, Any] = {}
     for memory, options in (("host memory", ()), ("disk", ("--host-cache-bytes", str(2**20)))):
-        with _server("bf16", "--adapter-slots", "4", *options) as address:
+        with _server("auto", "--adapter-slots", "4", *options) as address:
             names = [f"variant-{number:04d}" for number in range(12)]
             _register_variants(address, len(names))
             cases = {
@@ -286,7 +286,7 @@ def _training(seconds: float, address: TargetAddress) -> dict[str, Any]:
 
 def _saturation(trial_s: float, address: TargetAddress) -> dict[str, Any]:
     """A coarse search: a trial of so many seconds, to a fifth of the rate."""
-    settings = SearchSettings(start_rate=0.25, trial_s=trial_s, min_goodput=0.9, tolerance=0.2)
+    settings = SearchSettings(start_rate=1.0, trial_s=trial_s, min_goodput=0.9, tolerance=0.2)
     scenario = _read(
         "saturation", {"traffic.0.prompt.length.tokens": 32, "traffic.0.answer.length.tokens": 24}
     )
