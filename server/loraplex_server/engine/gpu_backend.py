@@ -57,8 +57,9 @@ def build_gpu_backend(
     context = context_tokens(decoder_config, config.max_context_tokens)
     batched_tokens = config.max_batched_tokens or max(_BATCHED_TOKENS, config.max_running)
     max_rows = aligned(batched_tokens)
+    buckets = ShapeBuckets(max_rows, config.max_running, context, config.block_size, with_adapters=True)
     shapes = [
-        *ShapeBuckets(config.max_running, context, config.block_size, with_adapters=True).all_shapes(),
+        *buckets.all_shapes(),
         *MixedShapes(max_rows, config.max_running, context, config.block_size).all_shapes(),
     ]
 
@@ -66,7 +67,7 @@ def build_gpu_backend(
         return GpuWorkspace(
             decoder_config,
             max_rows=max_rows,
-            max_decodes=config.max_running,
+            max_decodes=buckets.max_rows,
             max_context=context,
             max_lora_rank=config.max_lora_rank,
             dtype=dtype,
