@@ -1,7 +1,8 @@
 """`python -m benchmarks.engine`: the engine on a GPU, over a base of a named shape with random weights.
 
 Decode is milliseconds per step, from the difference of two output lengths, so that prefill is out; for that prompts go
-in whole (`--prefill-spread 1`) unless told otherwise. Adapters are of the given ranks in turn, on all linear layers. `--peer` runs the same work on the same weights in the same process.
+in whole (`--prefill-spread 1`) unless told otherwise. Adapters are of the given ranks in turn, on all linear layers.
+`--peer` runs the same work on the same weights in the same process.
 """
 
 from __future__ import annotations
