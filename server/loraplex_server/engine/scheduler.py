@@ -267,7 +267,7 @@ class Scheduler:
                 continue
             num_cached = self._blocks.attach_prefix(sequence)
             num_tokens = self._first_chunk(sequence, budget)
-            if not self._blocks.extend(sequence, sequence.num_computed_tokens + num_tokens):
+            if not self._reserve(sequence, budget):
                 self._release(sequence)
                 return  # later ones must not take the blocks that this one waits for
             self._start(sequence, num_cached)
@@ -287,6 +287,12 @@ class Scheduler:
         if not sequence.is_background:
             budget.correct(share(sequence.num_tokens), share(num_tokens))
         return min(num_tokens, max(1, budget.left))
+
+    def _reserve(self, sequence: Sequence, budget: PrefillBudget) -> bool:
+        """Blocks for all that the step could hold of it: a prompt begun with blocks for its first rows alone might be
+        preempted half way, again and again."""
+        num_rows = min(sequence.num_tokens - sequence.num_computed_tokens, budget.limit - budget.num_taken)
+        return self._blocks.extend(sequence, sequence.num_computed_tokens + num_rows)
 
     def _may_begin_background(self, batch: ScheduledBatch) -> bool:
         """Whether nobody else runs in this step, or enough steps went by for the few that may be slower."""

@@ -21,6 +21,7 @@ from loraplex_server.engine.sequence import Sequence
 from tests.unit.engine.simulation import FakeResidency, Simulation, add_command
 
 ENDLESS = SamplingParams(max_tokens=10_000, ignore_eos=True)
+ONE = SamplingParams(max_tokens=1)
 DECODING = 0  # the sequence that decodes when prompts arrive
 
 
@@ -110,7 +111,7 @@ def test_a_backlog_is_taken_in_large_chunks() -> None:
 def test_a_backlog_that_waits_for_places_is_taken_in_large_chunks_too() -> None:
     sim = decoding_simulation(PrefillSpread(steps=10, min_rows=2), max_running=2)
     for sequence_id in range(1, 31):
-        sim.add(add_command(sequence_id, [1] * 100, sampling=SamplingParams(max_tokens=1)))
+        sim.add(add_command(sequence_id, [1] * 100, sampling=ONE))
 
     assert rows_of_steps(sim, 3) == [100, 100, 100]
 
@@ -129,7 +130,7 @@ def test_one_whose_adapter_is_on_its_way_makes_nobody_s_step_larger() -> None:
 def test_one_in_the_background_makes_nobody_s_step_larger_before_it_begins() -> None:
     spread = PrefillSpread(steps=10, min_rows=2)
     sim = decoding_simulation(spread)
-    sim.add(replace(add_command(1, [1] * 100, sampling=SamplingParams(max_tokens=1)), is_background=True))
+    sim.add(replace(add_command(1, [1] * 100, sampling=ONE), is_background=True))
     sim.add(add_command(2, [2] * 50, sampling=ENDLESS))
 
     rows = [prompt_rows(sim.step()) for _ in range(BACKGROUND_EVERY)]
@@ -143,7 +144,7 @@ def test_what_lies_in_the_prefix_cache_is_not_counted() -> None:
     spread = PrefillSpread(steps=10, min_rows=2)
     sim = decoding_simulation(spread)
     prompt = [2] * 400
-    sim.add(add_command(1, prompt, sampling=SamplingParams(max_tokens=1)))
+    sim.add(add_command(1, prompt, sampling=ONE))
     while 1 not in sim.finished:
         sim.step()
     sim.add(add_command(2, [*prompt, *[1] * 30], sampling=ENDLESS))
@@ -181,6 +182,20 @@ def test_a_preempted_sequence_is_spread_anew_and_ends() -> None:
 
     assert sim.num_preempted > 0
     assert [len(sim.tokens[sequence_id]) for sequence_id in range(3)] == [30] * 3
+
+
+def test_a_prompt_begins_only_when_there_are_blocks_for_all_of_it() -> None:
+    sim = decoding_simulation(PrefillSpread(steps=8, min_rows=1), num_blocks=12)
+    sim.add(add_command(1, [1] * 20, sampling=SamplingParams(max_tokens=4, ignore_eos=True)))
+    sim.step()
+    sim.add(add_command(2, [2] * 28, sampling=ONE))
+    while 1 not in sim.finished:
+        assert 2 not in prompt_rows(sim.step())
+
+    while 2 not in sim.finished:
+        sim.step()
+
+    assert sim.num_preempted == 0
 
 
 def test_a_budget_never_exceeds_what_the_step_holds() -> None:
