@@ -63,30 +63,42 @@ class PrefillBudget:
     """Rows of prompts that one step may take."""
 
     limit: int  # what the step holds besides its decodes
-    min_rows: int
+    spread: PrefillSpread
     wanted: int  # the sum of all prompts' shares
     num_taken: int = 0
 
     @classmethod
     def whole(cls, limit: int) -> PrefillBudget:
         """Of a step that takes whatever it holds."""
-        return cls(limit, limit, 0)
+        return cls(limit, WHOLE_PROMPTS, limit)
 
     @classmethod
-    def spread(cls, limit: int, spread: PrefillSpread, shares: Iterable[int]) -> PrefillBudget:
+    def shared(cls, limit: int, spread: PrefillSpread, shares: Iterable[int]) -> PrefillBudget:
         """Of a step that others decode in. The prompts' `shares` are read only until they fill the step."""
         wanted = 0
         for share in shares:
             wanted += share
             if wanted >= limit:
                 return cls.whole(limit)
-        return cls(limit, spread.min_rows, wanted)
+        return cls(limit, spread, wanted)
 
     @property
     def left(self) -> int:
         """Rows that may still be taken, never beyond the limit."""
-        return max(0, min(self.limit, max(self.min_rows, self.wanted)) - self.num_taken)
+        return max(0, min(self.limit, max(self.spread.min_rows, self.wanted)) - self.num_taken)
 
-    def correct(self, expected: int, actual: int) -> None:
-        """A prompt's share turns out to be another, since a part of it is in the cache."""
-        self.wanted += actual - expected
+    def correct(self, sequence: Sequence) -> None:
+        """One begins, so that it is known how much of it is in the cache: its share was of all its tokens."""
+        if self.wanted < self.limit and not sequence.is_background:
+            share = self.spread.share
+            self.wanted += share(sequence.num_tokens_to_prefill) - share(sequence.num_tokens)
+
+    def chunk_of(self, sequence: Sequence) -> int:
+        """Rows that a sequence gets where some are `left`: all that it needs of them.
+
+        In the background it gets no more than its share, so that nobody behind it waits for it to end.
+        """
+        missing = sequence.num_tokens - sequence.num_computed_tokens
+        if sequence.is_background:
+            missing = min(missing, self.spread.share(sequence.num_tokens_to_prefill))
+        return min(missing, max(1, self.left))

@@ -146,9 +146,8 @@ class Scheduler:
         At most one earlier step may still be uncommitted. What this step computes counts as computed from now on.
         """
         batch = ScheduledBatch()
-        left = self._schedule_running(batch, self._limits.max_batched_tokens, is_decoding=True)
-        budget = self._prefill_budget(left)
-        budget.num_taken = budget.left - self._schedule_running(batch, budget.left, is_decoding=False)
+        budget = self._prefill_budget(self._schedule_decodes(batch))
+        self._schedule_prefills(batch, budget)
         if batch.num_preempted == 0:  # what was just pushed out must not be let in again by its own blocks
             self._admit(batch, budget)
         if batch.num_sequences == 0:
@@ -179,18 +178,26 @@ class Scheduler:
                 outputs.append(self._append(sequence, token, now))
         return outputs
 
-    def _schedule_running(self, batch: ScheduledBatch, budget: int, *, is_decoding: bool) -> int:
-        """Those that decode, or the prefills under way; returns the budget left."""
-        for sequence in [s for s in self._running if s.is_decoding is is_decoding]:
-            if budget == 0:
+    def _schedule_decodes(self, batch: ScheduledBatch) -> int:
+        """Every sequence that can go on; returns the rows left to prompts."""
+        left = self._limits.max_batched_tokens
+        for sequence in [s for s in self._running if s.is_decoding]:
+            if left == 0:
                 return 0
-            if not self._can_go_on(sequence):
-                continue
-            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            if self._make_room(batch, sequence, num_tokens):
+            if self._can_go_on(sequence) and self._make_room(batch, sequence, 1):
+                self._schedule_row(batch, sequence, 1)
+                left -= 1
+        return left
+
+    def _schedule_prefills(self, batch: ScheduledBatch, budget: PrefillBudget) -> None:
+        """Those under way."""
+        for sequence in [s for s in self._running if not s.is_decoding]:
+            if budget.left == 0:
+                return
+            num_tokens = budget.chunk_of(sequence)
+            if self._can_go_on(sequence) and self._make_room(batch, sequence, num_tokens):
                 self._schedule_row(batch, sequence, num_tokens)
-                budget -= num_tokens
-        return budget
+                budget.num_taken += num_tokens
 
     def _can_go_on(self, sequence: Sequence) -> bool:
         """False if its pending token must be known first: it is surely the last, or the next one depends on it."""
@@ -214,7 +221,7 @@ class Scheduler:
         ):
             return PrefillBudget.whole(limit)
         shares = prefill_shares(spread, self._running, self._waiting, self._residency.is_loading)
-        return PrefillBudget.spread(limit, spread, shares)
+        return PrefillBudget.shared(limit, spread, shares)
 
     def _make_room(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for the row, preempting later arrivals if need be; False if the sequence itself went."""
@@ -266,7 +273,9 @@ class Scheduler:
             if not self._lease_adapter(sequence):
                 continue
             num_cached = self._blocks.attach_prefix(sequence)
-            num_tokens = self._first_chunk(sequence, budget)
+            sequence.num_tokens_to_prefill = sequence.num_tokens - num_cached
+            budget.correct(sequence)
+            num_tokens = budget.chunk_of(sequence)
             if not self._reserve(sequence, budget):
                 self._release(sequence)
                 return  # later ones must not take the blocks that this one waits for
@@ -280,18 +289,10 @@ class Scheduler:
             if is_bypass:
                 self._num_bypasses += 1
 
-    def _first_chunk(self, sequence: Sequence, budget: PrefillBudget) -> int:
-        """Tokens to compute of one that is about to begin, at least 1; its share was a guess until now."""
-        share = self._limits.prefill.share
-        num_tokens = sequence.num_tokens - sequence.num_computed_tokens
-        if not sequence.is_background:
-            budget.correct(share(sequence.num_tokens), share(num_tokens))
-        return min(num_tokens, max(1, budget.left))
-
     def _reserve(self, sequence: Sequence, budget: PrefillBudget) -> bool:
         """Blocks for all that the step could hold of it: a prompt begun with blocks for its first rows alone might be
         preempted half way, again and again."""
-        num_rows = min(sequence.num_tokens - sequence.num_computed_tokens, budget.limit - budget.num_taken)
+        num_rows = min(sequence.num_tokens_to_prefill, budget.limit - budget.num_taken)
         return self._blocks.extend(sequence, sequence.num_computed_tokens + num_rows)
 
     def _may_begin_background(self, batch: ScheduledBatch) -> bool:
@@ -335,7 +336,6 @@ class Scheduler:
         return True
 
     def _start(self, sequence: Sequence, num_cached: int) -> None:
-        sequence.num_tokens_to_prefill = sequence.num_tokens - num_cached
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=lambda s: s.order)
         self._unblock(sequence)

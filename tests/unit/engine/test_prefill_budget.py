@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from loraplex_server.engine.prefill_budget import (
     prefill_shares,
 )
 from loraplex_server.engine.scheduled_batch import ScheduledBatch
-from loraplex_server.engine.scheduler import BACKGROUND_EVERY, SchedulerLimits
+from loraplex_server.engine.scheduler import SchedulerLimits
 from loraplex_server.engine.sequence import Sequence
 from tests.unit.engine.simulation import FakeResidency, Simulation, add_command
 
@@ -62,21 +61,21 @@ def rows_of_steps(sim: Simulation, num_steps: int) -> list[int]:
 
 def test_a_prompt_takes_its_share_of_every_step_while_another_decodes() -> None:
     sim = decoding_simulation(PrefillSpread(steps=4, min_rows=2))
-    sim.add(add_command(1, [1] * 30, sampling=ENDLESS))
+    sim.add(add_command(1, [10] * 30, sampling=ENDLESS))
 
     assert rows_of_steps(sim, 5) == [8, 8, 8, 6, 0]
 
 
 def test_a_short_prompt_takes_the_fewest_rows_that_pay() -> None:
     sim = decoding_simulation(PrefillSpread(steps=16, min_rows=8))
-    sim.add(add_command(1, [1] * 20, sampling=ENDLESS))
+    sim.add(add_command(1, [10] * 20, sampling=ENDLESS))
 
     assert rows_of_steps(sim, 4) == [8, 8, 4, 0]
 
 
 def test_without_anybody_decoding_a_prompt_goes_in_whole() -> None:
     sim = Simulation(limits=SchedulerLimits(8, 100, 1000, PrefillSpread(steps=16)))
-    sim.add(add_command(0, [1] * 60, sampling=ENDLESS))
+    sim.add(add_command(0, [10] * 60, sampling=ENDLESS))
 
     assert rows_of_steps(sim, 1) == [60]
 
@@ -86,7 +85,7 @@ def test_a_sequence_whose_last_token_is_pending_does_not_hold_a_prompt_up() -> N
     sim = decoding_simulation(PrefillSpread(steps=16), overlapped=True, sampling=two)
     sim.step()
     assert not sim.finished
-    sim.add(add_command(1, [1] * 60, sampling=ENDLESS))
+    sim.add(add_command(1, [10] * 60, sampling=ENDLESS))
 
     assert rows_of_steps(sim, 1) == [60]
 
@@ -94,7 +93,7 @@ def test_a_sequence_whose_last_token_is_pending_does_not_hold_a_prompt_up() -> N
 def test_a_sequence_that_waits_for_its_own_token_is_spared_in_the_steps_between_too() -> None:
     waits = SamplingParams(max_tokens=10_000, ignore_eos=True, presence_penalty=0.5)
     sim = decoding_simulation(PrefillSpread(steps=6, min_rows=2), overlapped=True, sampling=waits)
-    sim.add(add_command(1, [1] * 60, sampling=ENDLESS))
+    sim.add(add_command(1, [10] * 60, sampling=ENDLESS))
 
     assert rows_of_steps(sim, 7) == [10] * 6 + [0]
 
@@ -102,16 +101,16 @@ def test_a_sequence_that_waits_for_its_own_token_is_spared_in_the_steps_between_
 def test_a_backlog_is_taken_in_large_chunks() -> None:
     spread = PrefillSpread(steps=10, min_rows=2)
     sim = decoding_simulation(spread, max_batched_tokens=201)
-    for sequence_id in range(1, 31):
-        sim.add(add_command(sequence_id, [1] * 100, sampling=ENDLESS))
+    for sequence_id in range(10, 40):
+        sim.add(add_command(sequence_id, [sequence_id] * 100, sampling=ENDLESS))
 
     assert rows_of_steps(sim, 1) == [200]
 
 
 def test_a_backlog_that_waits_for_places_is_taken_in_large_chunks_too() -> None:
     sim = decoding_simulation(PrefillSpread(steps=10, min_rows=2), max_running=2)
-    for sequence_id in range(1, 31):
-        sim.add(add_command(sequence_id, [1] * 100, sampling=ONE))
+    for sequence_id in range(10, 40):
+        sim.add(add_command(sequence_id, [sequence_id] * 100, sampling=ONE))
 
     assert rows_of_steps(sim, 3) == [100, 100, 100]
 
@@ -119,25 +118,36 @@ def test_a_backlog_that_waits_for_places_is_taken_in_large_chunks_too() -> None:
 def test_one_whose_adapter_is_on_its_way_makes_nobody_s_step_larger() -> None:
     residency = FakeResidency(num_slots=2, arrives_at_once=False)
     sim = decoding_simulation(PrefillSpread(steps=10, min_rows=2), residency=residency)
-    sim.add(add_command(1, [1] * 500, digest="a", sampling=ENDLESS))
-    sim.add(add_command(2, [1] * 50, sampling=ENDLESS))
+    sim.add(add_command(1, [10] * 500, digest="a", sampling=ENDLESS))
+    sim.add(add_command(2, [20] * 50, sampling=ENDLESS))
 
     assert prompt_rows(sim.step()) == {2: 5}
     residency.arrive()
     assert sum(prompt_rows(sim.step()).values()) == 55
 
 
-def test_one_in_the_background_makes_nobody_s_step_larger_before_it_begins() -> None:
-    spread = PrefillSpread(steps=10, min_rows=2)
-    sim = decoding_simulation(spread)
-    sim.add(replace(add_command(1, [1] * 100, sampling=ONE), is_background=True))
-    sim.add(add_command(2, [2] * 50, sampling=ENDLESS))
+def test_one_in_the_background_takes_its_share_and_makes_nobody_wait_until_it_ends() -> None:
+    sim = decoding_simulation(PrefillSpread(steps=10, min_rows=2))
+    sim.add(msgspec.structs.replace(add_command(1, [10] * 100, sampling=ONE), is_background=True))
+    sim.step()
+    sim.add(add_command(2, [20] * 50, sampling=ENDLESS))
 
-    rows = [prompt_rows(sim.step()) for _ in range(BACKGROUND_EVERY)]
+    rows = [prompt_rows(sim.step()) for _ in range(11)]
 
-    assert rows[:10] == [{2: 5}] * 10
-    assert sum(step.get(1, 0) for step in rows) == 100
-    assert max(step.get(1, 0) for step in rows) == 10
+    assert rows[:9] == [{1: 10, 2: 5}] * 9
+    assert rows[9:] == [{1: 8, 2: 5}, {}]
+
+
+def test_those_in_the_background_that_wait_make_no_step_larger() -> None:
+    sim = decoding_simulation(PrefillSpread(steps=10, min_rows=4))
+    for sequence_id in range(1, 10):
+        command = add_command(sequence_id, [sequence_id] * 20, sampling=ONE)
+        sim.add(msgspec.structs.replace(command, is_background=True))
+
+    rows = rows_of_steps(sim, 200)
+
+    assert sum(rows) == 9 * 20
+    assert max(rows) == 4
 
 
 def test_what_lies_in_the_prefix_cache_is_not_counted() -> None:
@@ -155,12 +165,12 @@ def test_what_lies_in_the_prefix_cache_is_not_counted() -> None:
 
 def test_a_preempted_sequence_s_completion_counts_with_its_prompt() -> None:
     """Its tokens are all computed anew."""
-    waiting = Sequence.of(add_command(1, [1] * 30), 1)
+    waiting = Sequence.of(add_command(1, [10] * 30), 1)
     waiting.output_token_ids = [2] * 10
-    begun = Sequence.of(add_command(2, [1] * 30), 2)
+    begun = Sequence.of(add_command(2, [20] * 30), 2)
     begun.output_token_ids = [2] * 10
     begun.num_tokens_to_prefill, begun.num_computed_tokens = 40, 24
-    decoding = Sequence.of(add_command(3, [1] * 30), 3)
+    decoding = Sequence.of(add_command(3, [30] * 30), 3)
     decoding.num_tokens_to_prefill, decoding.num_computed_tokens = 30, 29
 
     shares = prefill_shares(PrefillSpread(steps=5), [begun, decoding], [waiting], lambda digest: False)
@@ -185,10 +195,10 @@ def test_a_preempted_sequence_is_spread_anew_and_ends() -> None:
 
 
 def test_a_prompt_begins_only_when_there_are_blocks_for_all_of_it() -> None:
-    sim = decoding_simulation(PrefillSpread(steps=8, min_rows=1), num_blocks=12)
-    sim.add(add_command(1, [1] * 20, sampling=SamplingParams(max_tokens=4, ignore_eos=True)))
+    sim = decoding_simulation(PrefillSpread(steps=4, min_rows=1), num_blocks=12)
+    sim.add(add_command(1, [10] * 20, sampling=SamplingParams(max_tokens=4, ignore_eos=True)))
     sim.step()
-    sim.add(add_command(2, [2] * 28, sampling=ONE))
+    sim.add(add_command(2, [20] * 28, sampling=ONE))
     while 1 not in sim.finished:
         assert 2 not in prompt_rows(sim.step())
 
@@ -201,10 +211,10 @@ def test_a_prompt_begins_only_when_there_are_blocks_for_all_of_it() -> None:
 def test_a_budget_never_exceeds_what_the_step_holds() -> None:
     spread = PrefillSpread(steps=2, min_rows=8)
 
-    assert PrefillBudget.spread(5, spread, []).left == 5
-    assert PrefillBudget.spread(5, spread, [100]).left == 5
-    assert PrefillBudget.spread(20, spread, [3, 9]).left == 12
-    assert PrefillBudget.spread(20, spread, [3]).left == 8
+    assert PrefillBudget.shared(5, spread, []).left == 5
+    assert PrefillBudget.shared(5, spread, [100]).left == 5
+    assert PrefillBudget.shared(20, spread, [3, 9]).left == 12
+    assert PrefillBudget.shared(20, spread, [3]).left == 8
 
 
 @pytest.mark.parametrize("name", ["steps", "min_rows"])
@@ -230,9 +240,9 @@ def test_every_prompt_is_done_within_its_steps_and_those_of_the_prompts_before_i
     while any(left.values()):
         for number, (arrival, length) in enumerate(arrivals, start=1):
             if arrival == step:
-                sim.add(add_command(number, [number] * length, sampling=ENDLESS))
+                sim.add(add_command(number, [100 + number] * length, sampling=ENDLESS))
                 num_before = sum(left[other] > 0 for other in left if other <= number)
-                due[number] = step + num_before * spread.steps + sum(left.values()) // (limit - 50) + 1
+                due[number] = step + num_before * spread.steps + sum(left.values()) // (limit - 13) + 1
         batch = sim.step()
         rows = prompt_rows(batch)
         waiting = [number for number in due if left[number]]
@@ -254,7 +264,7 @@ def test_spread_over_one_step_prompts_are_cut_only_where_the_step_is_full(
 ) -> None:
     sim = decoding_simulation(PrefillSpread(1, min_rows), max_batched_tokens=limit)
     for number, (_, length) in enumerate(arrivals, start=1):
-        sim.add(add_command(number, [number] * length, sampling=ENDLESS))
+        sim.add(add_command(number, [100 + number] * length, sampling=ENDLESS))
     left = sum(length for _, length in arrivals)
 
     while left:
