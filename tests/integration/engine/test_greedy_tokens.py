@@ -72,7 +72,7 @@ def test_a_prompt_spread_over_steps_while_others_decode_gets_the_same_tokens(
                 run.step()
 
         assert_expected(run.finish(), cases)
-        assert run.totals.steps_with_prefill_and_decode > 2 * len(cases)
+        assert run.totals.steps_with_prefill_and_decode > len(cases), "prompts went in whole"
         run.assert_nothing_is_left(*world.digests.values())
 
 
