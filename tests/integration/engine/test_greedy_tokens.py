@@ -66,6 +66,7 @@ def test_a_prompt_spread_over_steps_while_others_decode_gets_the_same_tokens(
         world, max_running=6, prefix_cache=prefix_cache, prefill_spread_steps=5, min_prefill_rows=3
     )
     with EngineRun(engine) as run:
+        run.load(*world.digests.values())
         for case in cases:
             add(run, world, case)
             for _ in range(2):  # so that there are few at a time
