@@ -46,16 +46,25 @@ def prefill_shares(
     """Rows that prompts ask for in each step: those of running sequences, then of those that wait.
 
     One that waits for a place, for blocks or for a slot counts, since it gets them the sooner the sooner others are
-    done. One whose adapter is on its way does not (see `is_loading`, of a digest), nor one in the background, for which
-    nobody shall wait longer.
+    done. One whose adapter is on its way does not (see `is_loading`, of a digest), nor those in the background; see
+    `background_shares`.
     """
     for sequence in running:
-        if not sequence.is_decoding:
+        if not (sequence.is_decoding or sequence.is_background):
             yield spread.share(sequence.num_tokens_to_prefill)
     for sequence in waiting:
         digest = sequence.adapter_digest
         if not sequence.is_background and (digest is None or not is_loading(digest)):
             yield spread.share(sequence.num_tokens)
+
+
+def background_shares(spread: PrefillSpread, running: Iterable[Sequence]) -> int:
+    """Rows of each step for running sequences in the background: their shares, and no more since nobody waits."""
+    return sum(
+        spread.share(sequence.num_tokens_to_prefill)
+        for sequence in running
+        if sequence.is_background and not sequence.is_decoding
+    )
 
 
 @dataclass(slots=True)
@@ -65,6 +74,8 @@ class PrefillBudget:
     limit: int  # what the step holds besides its decodes
     spread: PrefillSpread
     wanted: int  # the sum of all prompts' shares
+    num_prompts: int = 1
+    background: int = 0  # rows on top
     num_taken: int = 0
 
     @classmethod
@@ -73,19 +84,27 @@ class PrefillBudget:
         return cls(limit, WHOLE_PROMPTS, limit)
 
     @classmethod
-    def shared(cls, limit: int, spread: PrefillSpread, shares: Iterable[int]) -> PrefillBudget:
-        """Of a step that others decode in. The prompts' `shares` are read only until they fill the step."""
+    def shared(
+        cls, limit: int, spread: PrefillSpread, shares: Iterable[int], background: int = 0
+    ) -> PrefillBudget:
+        """Of a step that others decode in. The prompts' `shares` are read only until they fill the step.
+
+        They go in one behind the other, so with the sum of their shares the last of n prompts would be done in
+        1 + 1/2 + ... + 1/n spreads: n times the sum makes it less than two, however many they are.
+        """
         wanted = 0
-        for share in shares:
+        num_prompts = 0
+        for num_prompts, share in enumerate(shares, start=1):
             wanted += share
-            if wanted >= limit:
+            if wanted * num_prompts >= limit:
                 return cls.whole(limit)
-        return cls(limit, spread, wanted)
+        return cls(limit, spread, wanted, num_prompts, background)
 
     @property
     def left(self) -> int:
         """Rows that may still be taken, never beyond the limit."""
-        return max(0, min(self.limit, max(self.spread.min_rows, self.wanted)) - self.num_taken)
+        rows = max(self.spread.min_rows, self.wanted * self.num_prompts + self.background)
+        return max(0, min(self.limit, rows) - self.num_taken)
 
     def correct(self, sequence: Sequence) -> None:
         """One begins, so that it is known how much of it is in the cache: its share was of all its tokens."""

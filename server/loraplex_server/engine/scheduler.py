@@ -20,7 +20,13 @@ from typing import Protocol
 from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.messages import AddSequence, FinishReason, TokenLogprob, TokenOutput
-from loraplex_server.engine.prefill_budget import WHOLE_PROMPTS, PrefillBudget, PrefillSpread, prefill_shares
+from loraplex_server.engine.prefill_budget import (
+    WHOLE_PROMPTS,
+    PrefillBudget,
+    PrefillSpread,
+    background_shares,
+    prefill_shares,
+)
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.sequence import BASE_SLOT, Sequence
 
@@ -221,7 +227,7 @@ class Scheduler:
         ):
             return PrefillBudget.whole(limit)
         shares = prefill_shares(spread, self._running, self._waiting, self._residency.is_loading)
-        return PrefillBudget.shared(limit, spread, shares)
+        return PrefillBudget.shared(limit, spread, shares, background_shares(spread, self._running))
 
     def _make_room(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for the row, preempting later arrivals if need be; False if the sequence itself went."""

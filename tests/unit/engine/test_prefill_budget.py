@@ -123,7 +123,7 @@ def test_one_whose_adapter_is_on_its_way_makes_nobody_s_step_larger() -> None:
 
     assert prompt_rows(sim.step()) == {2: 5}
     residency.arrive()
-    assert sum(prompt_rows(sim.step()).values()) == 55
+    assert sum(prompt_rows(sim.step()).values()) == 2 * 55
 
 
 def test_one_in_the_background_takes_its_share_and_makes_nobody_wait_until_it_ends() -> None:
@@ -213,7 +213,10 @@ def test_a_budget_never_exceeds_what_the_step_holds() -> None:
 
     assert PrefillBudget.shared(5, spread, []).left == 5
     assert PrefillBudget.shared(5, spread, [100]).left == 5
-    assert PrefillBudget.shared(20, spread, [3, 9]).left == 12
+    assert PrefillBudget.shared(20, spread, [9]).left == 9
+    assert PrefillBudget.shared(20, spread, [3, 4]).left == 14
+    assert PrefillBudget.shared(20, spread, [3, 9]).left == 20
+    assert PrefillBudget.shared(20, spread, [9], background=4).left == 13
     assert PrefillBudget.shared(20, spread, [3]).left == 8
 
 
@@ -242,11 +245,11 @@ def test_every_prompt_is_done_within_its_steps_and_those_of_the_prompts_before_i
             if arrival == step:
                 sim.add(add_command(number, [100 + number] * length, sampling=ENDLESS))
                 num_before = sum(left[other] > 0 for other in left if other <= number)
-                due[number] = step + num_before * spread.steps + sum(left.values()) // (limit - 13) + 1
+                due[number] = step + 2 * spread.steps + num_before + sum(left.values()) // (limit - 13) + 1
         batch = sim.step()
         rows = prompt_rows(batch)
         waiting = [number for number in due if left[number]]
-        shares = sum(spread.share(arrivals[number - 1][1]) for number in waiting)
+        shares = sum(spread.share(arrivals[number - 1][1]) for number in waiting) * len(waiting)
         assert batch is not None
         # A prompt's last token alone is a decode, which needs no budget.
         assert sum(row.num_tokens for row in batch.prefills) <= max(spread.min_rows, shares)
