@@ -1,7 +1,8 @@
 """`python -m benchmarks.engine`: the engine on a GPU, over a base of a named shape with random weights.
 
-Decode is milliseconds per step, from the difference of two output lengths, so that prefill is out. Adapters are of
-the given ranks in turn, on all linear layers. `--peer` runs the same work on the same weights in the same process.
+Decode is milliseconds per step, from the difference of two output lengths, so that prefill is out; for that prompts go
+in whole (`--prefill-spread 1`) unless told otherwise. Adapters are of the given ranks in turn, on all linear layers.
+`--peer` runs the same work on the same weights in the same process.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": _triton()},
         "copy_bytes_per_second": copy_bandwidth(),
+        "prefill_spread_steps": arguments.prefill_spread,
         "runs": {},
     }
     for quantization in arguments.quantization:
@@ -58,6 +60,7 @@ def _plan(
             quantization,
             max_running=max(arguments.rows),
             int8_head=arguments.int8_head,
+            prefill_spread_steps=arguments.prefill_spread,
             max_rank=max([*arguments.ranks, 64]),
         )
         yield "start", lambda: _start(bench)
@@ -203,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prefill", action="store_true", help="prompts of 2048 tokens")
     parser.add_argument("--stream", action="store_true", help="1,000 adapters, 64 resident, against 8")
+    parser.add_argument(
+        "--prefill-spread",
+        type=int,
+        default=1,
+        help="steps of a prompt while others decode; a server takes 16",
+    )
     parser.add_argument("--peer", choices=["transformers", "peft"])
     parser.add_argument("--out", type=Path, help="also write the report here, after every run")
     return parser

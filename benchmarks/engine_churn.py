@@ -128,10 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.1-8b")
     parser.add_argument("--quantization", default="nf4", choices=["nf4", "int8", "bf16"])
+    parser.add_argument(
+        "--prefill-spread", type=int, help="steps of a prompt while others decode; by default the engine's"
+    )
     parser.add_argument("--out", type=Path, help="also write the report here")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="loraplex-churn-") as folder:
-        found = _measure(options.shape, options.quantization, Path(folder))
+        found = _measure(options, Path(folder))
     text = json.dumps(found)
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -139,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(shape: str, quantization: str, folder: Path) -> dict[str, Any]:
+def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    shape, quantization = options.shape, options.quantization
     adapter_bytes = Bench.adapter_bytes(shape, COLD_RANK)
     bench = Bench(
         shape,
@@ -147,6 +151,7 @@ def _measure(shape: str, quantization: str, folder: Path) -> dict[str, Any]:
         adapter_slots=12,
         arena_bytes=8 * Bench.adapter_bytes(shape, 16) + 3 * adapter_bytes + 2**20,
         max_running=32,
+        prefill_spread_steps=options.prefill_spread,
         max_rank=COLD_RANK,
         host_cache_bytes=2 * adapter_bytes + 2**20,
         reader=lambda *parts: images_or_random(folder, *parts),

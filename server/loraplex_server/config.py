@@ -22,6 +22,8 @@ _ENGINE_FIELDS = (
     "max_context_tokens",
     "max_batched_tokens",
     "max_running",
+    "prefill_spread_steps",
+    "min_prefill_rows",
     "block_size",
     "kv_cache_bytes",
     "adapter_slots",
@@ -174,6 +176,14 @@ class ServerConfig(BaseModel):
         description="Tokens of one forward pass, prefill and decode together; null takes 512, on a GPU 4096.",
     )
     max_running: int = Field(64, ge=1, description="Sequences that run at once.")
+    prefill_spread_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps that a prompt is spread over while others decode; 1: none. null takes 1, on a GPU 16.",
+    )
+    min_prefill_rows: int = Field(
+        8, ge=1, description="Prompt tokens that a step takes at least where prompts are spread."
+    )
     block_size: int = Field(32, ge=1, le=256, description="Tokens of a key-value block.")
     kv_cache_bytes: int | None = Field(
         None,
@@ -209,6 +219,7 @@ class ServerConfig(BaseModel):
         *("metrics_port", "base", "registry_url", "package_url", "num_threads", "max_batched_tokens"),
         *("kv_cache_bytes", "max_adapters_per_tenant", "max_bytes_per_tenant", "host_cache_bytes"),
         *("adapter_load_threads", "adapter_copy_bytes", "training_memory_bytes", "training_threads"),
+        "prefill_spread_steps",
         mode="before",
     )
     @classmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.base.fingerprint import base_spec
-from loraplex_server.engine import gpu_step_inputs
+from loraplex_server.engine import gpu_step_inputs, single_rows, step_graphs
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine, EngineParts, store_reader
 from loraplex_server.engine.gpu_backend import load_gpu_backend
@@ -152,13 +152,20 @@ class LaunchedGraphs(StepGraphs):
         return self._runner._forward(self._inputs[shape])
 
 
-def test_padded_steps_of_prefills_and_decodes_give_the_reference_s_tokens(
-    world: World, device: torch.device, expected: list[list[int]]
-) -> None:
-    engine = start_gpu_engine(world, device, max_batched_tokens=64)
+def launched_graphs(engine: Engine) -> LaunchedGraphs:
+    """Graphs for an engine that has none."""
     runner = engine._runner
     assert isinstance(runner, GpuRunner)
     graphs = runner._graphs = LaunchedGraphs(runner)
+    return graphs
+
+
+def test_padded_steps_of_prefills_and_decodes_give_the_reference_s_tokens(
+    world: World, device: torch.device, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_rows, "MAX_READS", 0)
+    engine = start_gpu_engine(world, device, max_batched_tokens=64)
+    graphs = launched_graphs(engine)
 
     with warmed_run(engine, world) as run:
         add(run, world, PROMPTS[:3], max_tokens=3)
@@ -173,6 +180,73 @@ def test_padded_steps_of_prefills_and_decodes_give_the_reference_s_tokens(
     assert {shape.rows for shape in mixed} == {32, 64}
     assert all(shape.row_tiles for shape in mixed)
     assert len(mixed) < len(graphs.replayed)
+
+
+def test_prompts_spread_over_decode_steps_in_single_rows_give_the_reference_s_tokens(
+    world: World, device: torch.device, expected: list[list[int]]
+) -> None:
+    engine = start_gpu_engine(
+        world, device, max_batched_tokens=64, prefill_spread_steps=3, min_prefill_rows=2
+    )
+    graphs = launched_graphs(engine)
+
+    with warmed_run(engine, world) as run:
+        add(run, world, PROMPTS[:3])
+        run.step()
+        add(run, world, PROMPTS[3:], max_tokens=3)
+        tokens = [completion.tokens for completion in run.finish(timeout_s=120)]
+        run.assert_nothing_is_left(*world.digests.values())
+
+    assert tokens == [*expected[:3], *(whole[:3] for whole in expected[3:])]
+    assert run.totals.steps_with_prefill_and_decode > 1
+    assert not any(shape.query_tiles for shape in graphs.replayed), "a step ran as a mixed one"
+    assert any(shape.row_tiles for shape in graphs.replayed)
+
+
+def test_what_the_prefix_cache_leaves_of_a_prompt_goes_in_single_rows_to_the_same_tokens(
+    world: World, device: torch.device, expected: list[list[int]]
+) -> None:
+    engine = start_gpu_engine(world, device, prefill_spread_steps=2, min_prefill_rows=1)
+    graphs = launched_graphs(engine)
+
+    with warmed_run(engine, world) as run:
+        add(run, world, [PROMPTS[5]], max_tokens=1)
+        run.finish(timeout_s=120)
+        add(run, world, [PROMPTS[0]])
+        run.step()
+        add(run, world, [PROMPTS[5]], max_tokens=2)
+        completions = run.finish(timeout_s=120)
+
+    assert [completion.tokens for completion in completions[-2:]] == [expected[0], expected[5][:2]]
+    assert completions[-1].num_cached == (len(PROMPTS[5][1]) - 1) // BLOCK_SIZE * BLOCK_SIZE > 0
+    assert run.totals.steps_with_prefill_and_decode == 2
+    assert not any(shape.query_tiles for shape in graphs.replayed)
+
+
+@pytest.mark.parametrize(("max_running", "max_reads"), [(1, single_rows.MAX_READS), (8, 400)])
+def test_a_prompt_too_long_for_single_rows_goes_another_way_to_the_same_tokens(
+    world: World,
+    device: torch.device,
+    expected: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    max_running: int,
+    max_reads: int,
+) -> None:
+    """Its rows are too many, or read too much."""
+    monkeypatch.setattr(single_rows, "MAX_READS", max_reads)
+    monkeypatch.setattr(step_graphs, "_PROMPT_ROWS", 24)
+    engine = start_gpu_engine(world, device, max_running=max_running)
+    graphs = launched_graphs(engine)
+    long, short = PROMPTS[5], PROMPTS[1]
+
+    with warmed_run(engine, world) as run:
+        graphs.replayed.clear()
+        for prompt in (long, short):
+            add(run, world, [prompt], max_tokens=1)
+            completions = run.finish(timeout_s=120)
+
+    assert [completion.tokens for completion in completions[-2:]] == [expected[5][:1], expected[1][:1]]
+    assert [bool(shape.query_tiles) for shape in graphs.replayed] == [True, False]
 
 
 def test_sequences_that_end_early_are_left_out_of_the_step_in_flight(

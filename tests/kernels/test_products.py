@@ -116,11 +116,20 @@ def test_operands_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("outputs", [8, 576, 960, 3584, 4096, 6144, 14336, 28672, 37888, 128256])
 def test_every_plan_fits_a_block_of_hopper(outputs: int) -> None:
     for rows in range(1, MAX_ROWS + 1):
-        for plan in (nf4_plan(outputs, rows, False), int8_plan(outputs, rows)):
+        int8_plans = [int8_plan(outputs, inputs, rows) for inputs in (576, 14336)]
+        for plan in (nf4_plan(outputs, rows, False), *int8_plans):
             assert plan.nt * 8 >= rows
             assert plan.threads <= 1024
             assert plan.shared_bytes + plan.static_bytes <= 227 * 1024
             assert plan.grid(outputs)[0] * plan.outputs >= outputs
+
+
+def test_of_narrow_int8_weights_long_ones_alone_take_the_plan_of_many_rows_from_17_rows_on() -> None:
+    for rows in (17, 32):
+        assert int8_plan(4096, 14336, rows) == int8_plan(4096, 14336, 33)
+        for outputs, inputs in ((4096, 4096), (3072, 576), (576, 14336)):
+            assert not int8_plan(outputs, inputs, rows).is_wide
+    assert int8_plan(4096, 14336, 16) == int8_plan(4096, 4096, 16)
 
 
 @pytest.mark.parametrize("outputs", [576, 4096, 6144, 8192, 28672])
@@ -132,7 +141,7 @@ def test_the_order_of_summation_is_the_same_at_all_row_counts_of_a_range(outputs
 
 @pytest.mark.parametrize(
     "plan",
-    [nf4_plan(4096, 8, True), nf4_plan(4096, 64, False), int8_plan(4096, 128)],
+    [nf4_plan(4096, 8, True), nf4_plan(4096, 64, False), int8_plan(4096, 4096, 128)],
     ids=lambda plan: plan.source,
 )
 def test_the_sources_compile_for_hopper_without_a_gpu_or_a_toolkit(plan: ProductPlan, tmp_path: Path) -> None:

@@ -198,6 +198,16 @@ def serve(
         ),
     ] = None,
     max_running: Annotated[int | None, _flag("Sequences that run at once.", "64")] = None,
+    prefill_spread_steps: Annotated[
+        int | None,
+        _flag(
+            "Steps that a prompt is spread over while others decode; 1: none. null takes 1, on a GPU 16.",
+            "null",
+        ),
+    ] = None,
+    min_prefill_rows: Annotated[
+        int | None, _flag("Prompt tokens that a step takes at least where prompts are spread.", "8")
+    ] = None,
     block_size: Annotated[int | None, _flag("Tokens of a key-value block.", "32")] = None,
     kv_cache_bytes: Annotated[
         int | None,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from loraplex_server.engine.prefill_budget import PrefillSpread
+
 Quantization = Literal["auto", "nf4", "int8", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -18,7 +20,11 @@ _AT_LEAST_ONE = (
     "host_cache_bytes",
     "adapter_copy_bytes",
     "adapter_load_threads",
+    "prefill_spread_steps",
+    "min_prefill_rows",
 )
+_GPU_SPREAD_STEPS = 16
+_CPU_SPREAD_STEPS = 1  # each row costs time there, so spreading them only delays the first token
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,8 @@ class EngineConfig:
         None  # tokens per forward pass, prefill and decode together; None: 512, GPU 4096
     )
     max_running: int = 64  # sequences with KV blocks
+    prefill_spread_steps: int | None = None  # of a prompt while others decode; None: 1 on a CPU, 16 on a GPU
+    min_prefill_rows: int = 8  # of a step that takes a part of a prompt
     block_size: int = 32  # tokens per KV block
     kv_cache_bytes: int | None = None  # None: 512 MiB on a CPU, what the plan leaves on a GPU
     gpu_memory_share: float = 0.9  # of the memory that is free at the start
@@ -72,6 +80,11 @@ class EngineConfig:
     def images_root(self) -> Path:
         """Where adapter images are."""
         return self.images_path or self.store_path.parent / "images"
+
+    def prefill_spread(self, *, is_gpu: bool) -> PrefillSpread:
+        """What was asked for, or what suits the device."""
+        suited = _GPU_SPREAD_STEPS if is_gpu else _CPU_SPREAD_STEPS
+        return PrefillSpread(self.prefill_spread_steps or suited, self.min_prefill_rows)
 
     def residency_sizes(self, *, is_gpu: bool, memory_bytes: int) -> ResidencySizes:
         """What was asked for, or what suits the device; `memory_bytes` is the host's."""

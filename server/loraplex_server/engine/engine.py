@@ -90,6 +90,7 @@ class Engine:
                 max_running=config.max_running,
                 max_batched_tokens=backend.max_batched_tokens,
                 max_context_tokens=backend.max_context_tokens,
+                prefill=config.prefill_spread(is_gpu=backend.device_type == "cuda"),
             ),
             self._blocks,
             self._residency,

@@ -57,8 +57,9 @@ def build_gpu_backend(
     context = context_tokens(decoder_config, config.max_context_tokens)
     batched_tokens = config.max_batched_tokens or max(_BATCHED_TOKENS, config.max_running)
     max_rows = aligned(batched_tokens)
+    buckets = ShapeBuckets(max_rows, config.max_running, context, config.block_size, with_adapters=True)
     shapes = [
-        *ShapeBuckets(config.max_running, context, config.block_size, with_adapters=True).all_shapes(),
+        *buckets.all_shapes(),
         *MixedShapes(max_rows, config.max_running, context, config.block_size).all_shapes(),
     ]
 
@@ -66,7 +67,7 @@ def build_gpu_backend(
         return GpuWorkspace(
             decoder_config,
             max_rows=max_rows,
-            max_decodes=config.max_running,
+            max_decodes=buckets.max_rows,
             max_context=context,
             max_lora_rank=config.max_lora_rank,
             dtype=dtype,
@@ -134,7 +135,8 @@ def build_gpu_backend(
 
 def _compile_products(config: DecoderConfig, numerics: Numerics, *, int8_head: bool) -> None:
     """All at once, before the first of them is wanted."""
-    outputs = [sum(shape.widths) for shape in projection_shapes(config).values()]
+    shapes = [(sum(shape.widths), shape.in_features) for shape in projection_shapes(config).values()]
     is_int8 = numerics.quantization == "int8"
-    int8_outputs = [*(outputs if is_int8 else []), *([config.vocab_size] if is_int8 or int8_head else [])]
-    compile_products(outputs if numerics.quantization == "nf4" else [], int8_outputs, numerics.device)
+    head = [(config.vocab_size, config.hidden_size)] if is_int8 or int8_head else []
+    nf4_outputs = [outputs for outputs, _ in shapes] if numerics.quantization == "nf4" else []
+    compile_products(nf4_outputs, [*(shapes if is_int8 else []), *head], numerics.device)

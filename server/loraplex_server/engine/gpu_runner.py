@@ -13,6 +13,7 @@ from loraplex_server.engine.messages import TokenLogprob
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.scheduler import SampledToken
+from loraplex_server.engine.single_rows import as_single_rows, is_worth_single_rows
 from loraplex_server.engine.staging import Staging
 from loraplex_server.engine.step_graphs import MixedShapes, ShapeBuckets, StepGraphs
 from loraplex_server.kernels.lora_tables import LoraTables
@@ -99,12 +100,10 @@ class GpuRunner:
         self._is_cuda = self._device.type == "cuda"
         self._block_size = kv_cache[0].shape[1]
         self._max_rows, self._max_running = max_rows, max_running
-        self._buckets = ShapeBuckets(max_running, max_context, self._block_size, with_adapters=True)
+        self._buckets = ShapeBuckets(max_rows, max_running, max_context, self._block_size, with_adapters=True)
         self._mixed = MixedShapes(max_rows, max_running, max_context, self._block_size)
         self._graphs = StepGraphs()
-        self._staging = Staging(
-            self._largest_shape(max_rows, max_running, max_context).layout().nbytes, self._device
-        )
+        self._staging = Staging(self._largest_shape(max_rows, max_context).layout().nbytes, self._device)
         self._sampled = torch.zeros(max_running, dtype=torch.int64, device=self._device)
         self._newest_row_of: dict[int, int] = {}  # of the step launched last: sequence id -> row sampled
         self._last_end: torch.cuda.Event | None = None
@@ -150,7 +149,7 @@ class GpuRunner:
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:
         """Put a step on the device's queue. `is_continuation`: the step before is still in flight."""
-        plan = StepPlan(batch, self._block_size)
+        plan = self._plan(batch)
         start = self._mark()
         inputs, logits = self._run(plan)
         logprobs: list[_Logprobs] = []
@@ -162,6 +161,12 @@ class GpuRunner:
         end = self._mark()
         previous, self._last_end = (self._last_end if is_continuation else None), end
         return GpuStep(host_tokens, logprobs, start, end, previous)
+
+    def _plan(self, batch: ScheduledBatch) -> StepPlan:
+        """The batch as it stands, or in single rows where a decode graph is there for them."""
+        if len(self._graphs) and batch.prefills and is_worth_single_rows(batch, self._buckets.max_rows):
+            batch = as_single_rows(batch)
+        return StepPlan(batch, self._block_size)
 
     def _run(self, plan: StepPlan) -> tuple[StepInputs, Tensor]:
         """One pass: a graph if one holds it, else kernel by kernel."""
@@ -218,16 +223,16 @@ class GpuRunner:
             sole_slot=plan.sole_slot,
         )
 
-    def _largest_shape(self, max_rows: int, max_running: int, max_context: int) -> StepShape:
+    def _largest_shape(self, max_rows: int, max_context: int) -> StepShape:
         return StepShape(
             rows=max_rows,
-            decodes=max_running,
-            sequences=max_running,
+            decodes=self._buckets.max_rows,
+            sequences=self._buckets.max_rows,
             row_tiles=max_rows,
             query_tiles=max_rows,
             max_context=max_context,
             max_blocks=aligned(-(-max_context // self._block_size)),
-            logit_rows=max_running,
+            logit_rows=self._buckets.max_rows,
         )
 
     def _to_host(self, tokens: Tensor) -> Tensor:

@@ -142,13 +142,16 @@ class StepInputs:
 
 
 class StepPlan:
-    """A scheduled batch cut into what kernels take at once."""
+    """A scheduled batch cut into what kernels take at once.
+
+    Its decodes may be single rows of prompts too (see `single_rows`): then `sampled` are the first of them.
+    """
 
     def __init__(self, batch: ScheduledBatch, block_size: int) -> None:
         self.decodes = batch.decodes
         self.prefills = batch.prefills
         self._block_size = block_size
-        self.sampled = [*batch.decodes, *(row for row in batch.prefills if row.is_last_chunk)]
+        self.sampled = [row for row in self._all_rows() if row.is_last_chunk]
         self.num_rows = batch.num_tokens
         self.row_tiles = self._plan_row_tiles() if batch.adapter_slots else []
         self.max_context = max((row.stop for row in self.decodes), default=1)
@@ -180,9 +183,9 @@ class StepPlan:
     @property
     def logit_rows(self) -> list[int]:
         """Rows of the batch whose logits are wanted."""
-        wanted = list(range(len(self.decodes)))
-        stop = len(self.decodes)
-        for row in self.prefills:
+        wanted = []
+        stop = 0
+        for row in self._all_rows():
             stop += row.num_tokens
             if row.is_last_chunk:
                 wanted.append(stop - 1)

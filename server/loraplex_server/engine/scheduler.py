@@ -3,7 +3,7 @@
 One token budget per step holds decode rows and prefill chunks of any adapters. Decodes come first, then
 prefills under way, then the queue in order of arrival. A sequence whose adapter is not resident waits alone;
 others pass it, but not for ever. When blocks run out, the sequence that came last gives its own back and is
-computed anew later.
+computed anew later. While others decode, prompts are spread over steps; see `prefill_budget`.
 
 A step may be scheduled before the one ahead of it is committed: the token that is being sampled then counts as
 pending, and what turns out to have ended meanwhile is left out when its step is committed.
@@ -20,6 +20,13 @@ from typing import Protocol
 from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.messages import AddSequence, FinishReason, TokenLogprob, TokenOutput
+from loraplex_server.engine.prefill_budget import (
+    WHOLE_PROMPTS,
+    PrefillBudget,
+    PrefillSpread,
+    background_shares,
+    prefill_shares,
+)
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.sequence import BASE_SLOT, Sequence
 
@@ -62,6 +69,7 @@ class SchedulerLimits:
     max_running: int
     max_batched_tokens: int
     max_context_tokens: int
+    prefill: PrefillSpread = WHOLE_PROMPTS  # while others decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +152,8 @@ class Scheduler:
         At most one earlier step may still be uncommitted. What this step computes counts as computed from now on.
         """
         batch = ScheduledBatch()
-        budget = self._limits.max_batched_tokens
-        budget = self._schedule_running(batch, budget)
+        budget = self._prefill_budget(self._schedule_decodes(batch))
+        self._schedule_prefills(batch, budget)
         if batch.num_preempted == 0:  # what was just pushed out must not be let in again by its own blocks
             self._admit(batch, budget)
         if batch.num_sequences == 0:
@@ -176,27 +184,50 @@ class Scheduler:
                 outputs.append(self._append(sequence, token, now))
         return outputs
 
-    def _schedule_running(self, batch: ScheduledBatch, budget: int) -> int:
-        """Decodes first, then prefills under way; returns the budget left."""
-        for is_decoding in (True, False):
-            for sequence in [s for s in self._running if s.is_decoding is is_decoding]:
-                if budget == 0:
-                    return 0
-                if not self._can_go_on(sequence):
-                    continue
-                num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-                if self._make_room(batch, sequence, num_tokens):
-                    self._schedule_row(batch, sequence, num_tokens)
-                    budget -= num_tokens
-        return budget
+    def _schedule_decodes(self, batch: ScheduledBatch) -> int:
+        """Every sequence that can go on; returns the rows left to prompts."""
+        left = self._limits.max_batched_tokens
+        for sequence in [s for s in self._running if s.is_decoding]:
+            if left == 0:
+                return 0
+            if self._can_go_on(sequence) and self._make_room(batch, sequence, 1):
+                self._schedule_row(batch, sequence, 1)
+                left -= 1
+        return left
+
+    def _schedule_prefills(self, batch: ScheduledBatch, budget: PrefillBudget) -> None:
+        """Those under way."""
+        for sequence in [s for s in self._running if not s.is_decoding]:
+            if budget.left == 0:
+                return
+            num_tokens = budget.chunk_of(sequence)
+            if self._can_go_on(sequence) and self._make_room(batch, sequence, num_tokens):
+                self._schedule_row(batch, sequence, num_tokens)
+                budget.num_taken += num_tokens
 
     def _can_go_on(self, sequence: Sequence) -> bool:
         """False if its pending token must be known first: it is surely the last, or the next one depends on it."""
         if sequence.num_pending_tokens == 0:
             return True
+        return not (self._is_surely_complete(sequence) or sequence.sampling.depends_on_history)
+
+    def _is_surely_complete(self, sequence: Sequence) -> bool:
+        """Whether its last token is known or pending, whatever it is."""
         is_complete = sequence.num_output_tokens >= sequence.sampling.max_tokens
-        is_full = sequence.num_tokens >= self._limits.max_context_tokens
-        return not (is_complete or is_full or sequence.sampling.depends_on_history)
+        return is_complete or sequence.num_tokens >= self._limits.max_context_tokens
+
+    def _prefill_budget(self, limit: int) -> PrefillBudget:
+        """Of this step, which has room for `limit` rows besides its decodes.
+
+        One that decodes but waits for its pending token counts too: it would find the next step as late.
+        """
+        spread = self._limits.prefill
+        if spread.steps == 1 or not any(
+            sequence.is_decoding and not self._is_surely_complete(sequence) for sequence in self._running
+        ):
+            return PrefillBudget.whole(limit)
+        shares = prefill_shares(spread, self._running, self._waiting, self._residency.is_loading)
+        return PrefillBudget.shared(limit, spread, shares, background_shares(spread, self._running))
 
     def _make_room(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for the row, preempting later arrivals if need be; False if the sequence itself went."""
@@ -232,13 +263,13 @@ class Scheduler:
         """Whether all blocks together hold its tokens; the one sampled from them needs no place yet."""
         return self._blocks.blocks_for(sequence.num_tokens) <= self._blocks.num_blocks
 
-    def _admit(self, batch: ScheduledBatch, budget: int) -> None:
+    def _admit(self, batch: ScheduledBatch, budget: PrefillBudget) -> None:
         """Move waiting sequences into the batch, in order, past those whose adapters are not there yet."""
         self._is_pin_waiting = self._residency.is_pin_waiting
         if self._blocked is None and not self._is_pin_waiting:
             self._num_bypasses = 0
         for sequence in list(self._waiting):
-            if budget == 0 or len(self._running) >= self._limits.max_running:
+            if budget.left == 0 or len(self._running) >= self._limits.max_running:
                 return
             if sequence.is_background and not self._may_begin_background(batch):
                 continue
@@ -248,19 +279,27 @@ class Scheduler:
             if not self._lease_adapter(sequence):
                 continue
             num_cached = self._blocks.attach_prefix(sequence)
-            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            if not self._blocks.extend(sequence, sequence.num_computed_tokens + num_tokens):
+            sequence.num_tokens_to_prefill = sequence.num_tokens - num_cached
+            budget.correct(sequence)
+            num_tokens = budget.chunk_of(sequence)
+            if not self._reserve(sequence, budget):
                 self._release(sequence)
                 return  # later ones must not take the blocks that this one waits for
             self._start(sequence, num_cached)
             batch.prefix_hit_tokens += num_cached
             self._schedule_row(batch, sequence, num_tokens)
-            budget -= num_tokens
+            budget.num_taken += num_tokens
             if sequence.is_background:
                 self._steps_without_background = 0
                 self._last_background_s = self._clock()
             if is_bypass:
                 self._num_bypasses += 1
+
+    def _reserve(self, sequence: Sequence, budget: PrefillBudget) -> bool:
+        """Blocks for all that the step could hold of it: a prompt begun with blocks for its first rows alone might be
+        preempted half way, again and again."""
+        num_rows = min(sequence.num_tokens_to_prefill, budget.limit - budget.num_taken)
+        return self._blocks.extend(sequence, sequence.num_computed_tokens + num_rows)
 
     def _may_begin_background(self, batch: ScheduledBatch) -> bool:
         """Whether nobody else runs in this step, or enough steps went by for the few that may be slower."""

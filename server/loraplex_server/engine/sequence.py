@@ -27,6 +27,7 @@ class Sequence:
     num_computed_tokens: int = (
         0  # tokens whose keys and values are in the cache, or will be after the steps in flight
     )
+    num_tokens_to_prefill: int = 0  # of the running sequence: those that were not in the cache when it began
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of its first full blocks, as far as known
     adapter_slot: int = BASE_SLOT

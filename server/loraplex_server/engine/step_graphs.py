@@ -1,7 +1,8 @@
 """Steps as CUDA graphs: one per padded size, all captured before the first request.
 
 Launching a pass kernel by kernel takes the host longer than the device needs for a few hundred rows, so steps with
-short prefills have graphs as well as those of decodes alone. Only a prefill of thousands of rows goes without.
+short prefills have graphs as well as those of decodes alone: the shortest those of decodes (see `single_rows`). Only a
+prefill of thousands of rows goes without.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from loraplex_server.kernels.prefill_attention import TILE_ROWS
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 _TILE_BUCKETS = (1, 4, 8, 16, 32, 64, 128, 256)
 _CONTEXT_FACTOR = 4  # between two buckets of context
+_PROMPT_ROWS = 32  # that a full batch of decodes still takes along
 _MIXED_ROW_BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
 Forward = Callable[[StepInputs], Tensor]
@@ -28,10 +30,19 @@ Forward = Callable[[StepInputs], Tensor]
 
 
 class ShapeBuckets:
-    """The few padded shapes that decode steps are rounded up to; `contexts` are the limits of their contexts."""
+    """The few padded shapes that decode steps are rounded up to.
 
-    def __init__(self, max_running: int, max_context: int, block_size: int, *, with_adapters: bool) -> None:
-        self._rows = [*(rows for rows in _ROW_BUCKETS if rows < max_running), max_running]
+    `max_rows` is the most that one of them holds: a decode of every running sequence, and some rows of prompts unless
+    the step itself is smaller. `contexts` are the limits of their contexts.
+    """
+
+    def __init__(
+        self, max_rows: int, max_running: int, max_context: int, block_size: int, *, with_adapters: bool
+    ) -> None:
+        """`max_rows` of any step."""
+        self.max_rows = min(max_running + _PROMPT_ROWS, max_rows)
+        fewer = (rows for rows in _ROW_BUCKETS if rows < self.max_rows)
+        self._rows = sorted({*fewer, max_running, self.max_rows})
         self.contexts = _context_buckets(max_context)
         self._block_size = block_size
         self._with_adapters = with_adapters

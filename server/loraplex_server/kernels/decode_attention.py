@@ -1,5 +1,7 @@
 """Paged attention of decode rows: one query row per sequence, its context cut into parts of fixed length.
 
+A short piece of a prompt can come as such rows too, each with its own context in the same pages.
+
 The parts of one sequence run side by side and are combined in a fixed order. Where they begin depends on positions
 alone, so a row's result does not depend on what else is in the batch. The query heads that share a key head stand as
 rows of one product, so keys and values are read once.

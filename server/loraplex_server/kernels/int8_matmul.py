@@ -64,7 +64,7 @@ def int8_matmul(
         return _reference(x, weight, out, bias)
     require(out.dtype == torch.bfloat16, "the int8 product on a GPU writes bf16")
     if _fits_cuda(num_rows, weight) and out.stride(0) % 2 == 0 and has_cuda_products(out.device):
-        launch_int8(int8_plan(out_features, num_rows), x, weight, out, bias)
+        launch_int8(int8_plan(out_features, in_features, num_rows), x, weight, out, bias)
         return out
     from loraplex_server.kernels.int8_triton import int8_matmul_triton
 

@@ -33,13 +33,18 @@ def _kernel(plan: ProductPlan, device_index: int) -> CudaKernel:
         return load_kernel(plan.source, plan.function, plan.defines, plan.threads, plan.shared_bytes)
 
 
-def compile_products(nf4_outputs: Iterable[int], int8_outputs: Iterable[int], device: torch.device) -> int:
-    """Compile every kernel that products with so many outputs will want, several at a time; returns how many.
+def compile_products(
+    nf4_outputs: Iterable[int], int8_shapes: Iterable[tuple[int, int]], device: torch.device
+) -> int:
+    """Compile every kernel that products will want, several at a time; returns how many.
+
+    nf4_outputs  of weights in NF4
+    int8_shapes  (outputs, inputs) of weights in int8
 
     Raises KernelError.
     """
     plans = {nf4_plan(outputs, rows, False) for outputs in nf4_outputs for rows in ROW_BUCKETS}
-    plans |= {int8_plan(outputs, rows) for outputs in int8_outputs for rows in ROW_BUCKETS}
+    plans |= {int8_plan(*shape, rows) for shape in int8_shapes for rows in ROW_BUCKETS}
     arch = device_arch(device)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda plan: compile_cubin(plan.source, plan.defines, arch), plans))

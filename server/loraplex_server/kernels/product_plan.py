@@ -14,6 +14,9 @@ _MULTIPROCESSORS = 132
 _BLOCK_OUTPUTS = 16  # of one warp's tile
 _RECORD_BYTES = 576
 _TABLE_BYTES = 32768
+_LONG_INPUTS = (
+    8192  # of a narrow int8 weight at 17..32 rows: at 4096 the plan of more rows loses, at 14336 it wins
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +116,19 @@ def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:
     return replace(plan, is_exact=is_exact)
 
 
-def int8_plan(out_features: int, rows: int) -> ProductPlan:
+def int8_plan(out_features: int, in_features: int, rows: int) -> ProductPlan:
     """For 1..128 rows. Sums of integers are exact, so `parts` may vary."""
     bucket = row_bucket(rows)
     share = _tiles_per_multiprocessor(out_features)
     if bucket <= 8:
         return _plan("int8.cu", bucket, mt=1, wn=1, wk=4, ks=4, stages=4)
-    if bucket <= 32 and share <= 2:
+    if share > 2:
+        return _int8_wide(share, max(bucket, 32))
+    if bucket == 32 and share == 2 and in_features >= _LONG_INPUTS:
+        return _int8_wide(share, 64)
+    if bucket <= 32:
         return _plan("int8.cu", bucket, mt=1, wn=2, wk=4, ks=4, stages=3)
-    return _int8_wide(share, max(bucket, 32))
+    return _int8_wide(share, bucket)
 
 
 def _int8_wide(share: int, bucket: int) -> ProductPlan:

@@ -59,6 +59,25 @@ def test_a_prompt_computed_in_chunks_gets_the_same_tokens(
 
 
 @pytest.mark.parametrize("prefix_cache", [False, True])
+def test_a_prompt_spread_over_steps_while_others_decode_gets_the_same_tokens(
+    world: World, cases: list[Case], prefix_cache: bool
+) -> None:
+    engine = start_engine(
+        world, max_running=6, prefix_cache=prefix_cache, prefill_spread_steps=5, min_prefill_rows=3
+    )
+    with EngineRun(engine) as run:
+        run.load(*world.digests.values())
+        for case in cases:
+            add(run, world, case)
+            for _ in range(2):  # so that there are few at a time
+                run.step()
+
+        assert_expected(run.finish(), cases)
+        assert run.totals.steps_with_prefill_and_decode > len(cases), "prompts went in whole"
+        run.assert_nothing_is_left(*world.digests.values())
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
 def test_a_preempted_request_gets_the_same_tokens(
     world: World, cases: list[Case], prefix_cache: bool
 ) -> None:

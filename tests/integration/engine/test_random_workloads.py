@@ -54,6 +54,8 @@ def engine_settings(draw: st.DrawFn) -> dict[str, Any]:
         "max_batched_tokens": max_running + draw(st.integers(0, 30)),
         "adapter_slots": draw(st.integers(1, 3)),
         "prefix_cache": draw(st.booleans()),
+        "prefill_spread_steps": draw(st.sampled_from([None, 2, 16])),
+        "min_prefill_rows": draw(st.integers(1, 8)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Every decode step finds a captured shape that holds it, and there are few of them."""
+"""Every step of decodes, and of prompts in single rows, finds a captured shape that holds it; there are few of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from loraplex_server.engine.sequence import Sequence
 from loraplex_server.engine.step_graphs import ShapeBuckets
 from tests.unit.engine.simulation import add_command
 
-MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE = 48, 3000, 32
+MAX_ROWS, MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE = 4096, 48, 3000, 32
+MAX_SINGLE_ROWS = MAX_RUNNING + 32
 
 
 @pytest.fixture(scope="module")
 def buckets() -> ShapeBuckets:
-    return ShapeBuckets(MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE, with_adapters=True)
+    return ShapeBuckets(MAX_ROWS, MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE, with_adapters=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +40,10 @@ def plan_of(slots: list[int], lengths: list[int]) -> StepPlan:
 
 @given(
     rows=st.lists(
-        st.tuples(st.integers(-1, 20), st.integers(1, MAX_CONTEXT)), min_size=1, max_size=MAX_RUNNING
+        st.tuples(st.integers(-1, 20), st.integers(1, MAX_CONTEXT)), min_size=1, max_size=MAX_SINGLE_ROWS
     )
 )
-def test_a_step_of_decodes_fits_a_captured_shape(
+def test_a_step_of_single_rows_fits_a_captured_shape(
     buckets: ShapeBuckets, captured: set[StepShape], rows: list[tuple[int, int]]
 ) -> None:
     plan = plan_of([slot for slot, _ in rows], [length for _, length in rows])
@@ -58,7 +59,19 @@ def test_a_step_of_decodes_fits_a_captured_shape(
 
 
 def test_there_are_few_shapes(captured: set[StepShape]) -> None:
-    assert len(captured) < 150
+    assert len(captured) < 190
+
+
+def test_a_full_batch_of_decodes_takes_rows_of_prompts_along_unless_the_step_is_smaller() -> None:
+    def rows_of(max_rows: int) -> list[int]:
+        buckets = ShapeBuckets(max_rows, 100, MAX_CONTEXT, BLOCK_SIZE, with_adapters=True)
+        rows = sorted({shape.rows for shape in buckets.all_shapes()})
+        assert rows[-1] == buckets.max_rows
+        return rows[-4:]
+
+    assert rows_of(4096) == [96, 100, 128, 132]
+    assert rows_of(112) == [64, 96, 100, 112]
+    assert rows_of(100) == [48, 64, 96, 100]
 
 
 def test_the_tiles_of_a_plan_cover_every_row_once() -> None:

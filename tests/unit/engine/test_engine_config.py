@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from loraplex_server.engine.config import EngineConfig, ResidencySizes
+from loraplex_server.engine.prefill_budget import PrefillSpread
 
 GIB = 2**30
 
@@ -26,7 +27,21 @@ def test_what_was_asked_for_is_taken() -> None:
     assert asked.residency_sizes(is_gpu=True, memory_bytes=GIB) == ResidencySizes(5, 6, 7)
 
 
-@pytest.mark.parametrize("name", ["host_cache_bytes", "adapter_copy_bytes", "adapter_load_threads"])
+def test_prompts_are_spread_on_a_gpu_unless_told_otherwise() -> None:
+    assert config().prefill_spread(is_gpu=True) == PrefillSpread(steps=16, min_rows=8)
+    assert config().prefill_spread(is_gpu=False).steps == 1
+    for is_gpu in (False, True):
+        asked = config(prefill_spread_steps=3, min_prefill_rows=2)
+        assert asked.prefill_spread(is_gpu=is_gpu) == PrefillSpread(steps=3, min_rows=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("host_cache_bytes", "adapter_copy_bytes", "adapter_load_threads"),
+        *("prefill_spread_steps", "min_prefill_rows"),
+    ],
+)
 def test_none_of_them_may_be_0(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
         config(**{name: 0})

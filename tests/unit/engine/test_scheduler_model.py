@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from loraplex_server.engine.messages import AddSequence, FinishReason, SamplingParams
+from loraplex_server.engine.prefill_budget import PrefillSpread
 from loraplex_server.engine.scheduler import SchedulerLimits
 from tests.unit.engine.simulation import FakeResidency, Simulation, add_command, naive_completion
 
@@ -41,6 +42,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_slots=st.integers(1, 2),
         prefix_cache=st.booleans(),
         overlapped=st.booleans(),
+        spread=st.builds(PrefillSpread, st.sampled_from([1, 2, 5]), st.integers(1, 3)),
     )
     def start(
         self,
@@ -52,9 +54,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_slots: int,
         prefix_cache: bool,
         overlapped: bool,
+        spread: PrefillSpread,
     ) -> None:
         residency = FakeResidency(num_slots, arrives_at_once=False, broken=frozenset({BROKEN}))
-        limits = SchedulerLimits(max_running, max_running + spare_tokens, max_context)
+        limits = SchedulerLimits(max_running, max_running + spare_tokens, max_context, spread)
         self.sim = Simulation(
             num_blocks=num_blocks,
             block_size=block_size,

@@ -203,6 +203,8 @@ def test_the_engine_gets_what_is_set(tmp_path: Path) -> None:
         "max_context_tokens": 99,
         "max_batched_tokens": 98,
         "max_running": 7,
+        "prefill_spread_steps": 5,
+        "min_prefill_rows": 6,
         "block_size": 8,
         "kv_cache_bytes": 12345,
         "adapter_slots": 3,
