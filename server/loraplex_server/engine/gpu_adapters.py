@@ -148,7 +148,7 @@ class GpuAdapterArena(FreeExtents):
         return self._layout.projection_ends(ranks)
 
     def copy(self, target: int, source: Tensor) -> None:
-        """`source` is pinned, and stays as it is until a mark behind the copy is over."""
+        """`source` is pinned, and stays as it is until a mark behind the copy is over, unless the copy was given up."""
         weights = self.tables.arena[target : target + source.numel()]
         if self._copies is None:
             weights.copy_(source)
@@ -158,9 +158,9 @@ class GpuAdapterArena(FreeExtents):
                 self._copies.wait_event(self._shifted)
                 self._shifted = None
             # The inputs of the next step come through the same copy engine: many short turns let them in between.
-            for start in range(0, source.numel(), _TURN_ELEMENTS):
-                turn = slice(start, start + _TURN_ELEMENTS)
-                weights[turn].copy_(source[turn], non_blocking=True)
+            turns = zip(weights.split(_TURN_ELEMENTS), source.split(_TURN_ELEMENTS), strict=True)
+            for target_turn, source_turn in turns:
+                target_turn.copy_(source_turn, non_blocking=True)
 
     def mark(self) -> CopyMark:
         if self._copies is None:
