@@ -158,9 +158,9 @@ class GpuAdapterArena(FreeExtents):
                 self._copies.wait_event(self._shifted)
                 self._shifted = None
             # The inputs of the next step come through the same copy engine: many short turns let them in between.
-            turns = zip(weights.split(_TURN_ELEMENTS), source.split(_TURN_ELEMENTS), strict=True)
-            for target_turn, source_turn in turns:
-                target_turn.copy_(source_turn, non_blocking=True)
+            for start in range(0, source.numel(), _TURN_ELEMENTS):
+                turn = slice(start, start + _TURN_ELEMENTS)
+                weights[turn].copy_(source[turn], non_blocking=True)
 
     def mark(self) -> CopyMark:
         if self._copies is None:

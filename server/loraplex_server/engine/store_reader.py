@@ -98,7 +98,8 @@ class StoreReader:
         """Yields once a piece and all before it are there. When it ends, however it does, nobody reads any more."""
         if self._pieces is None:
             for index in range(info.num_pieces):
-                yield read_piece(descriptor, info, index, target)
+                read_piece(descriptor, info, index, target)
+                yield
             return
         pieces: list[Future[None]] = [
             self._pieces.submit(read_piece, descriptor, info, index, target)

@@ -177,19 +177,18 @@ def test_pieces_are_told_in_order_as_they_are_found_sound_and_anew_after_damage(
 
 def test_nobody_reads_into_a_place_that_was_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = wide_world(tmp_path)
-    num_active = 0
+    active: set[int] = set()
 
     def read_slowly(descriptor: int, info: ImageInfo, index: int, target: memoryview) -> None:
-        nonlocal num_active
         if index == 0:
             raise AdapterImageError("damaged")
-        num_active += 1
+        active.add(index)
         time.sleep(0.05)
-        num_active -= 1
+        active.remove(index)
 
     class WatchedPlace(PlainPlace):
         def give_up(self) -> None:
-            assert num_active == 0
+            assert not active
             super().give_up()
 
     monkeypatch.setattr(store_reader, "read_piece", read_slowly)

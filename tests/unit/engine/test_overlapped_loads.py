@@ -381,7 +381,9 @@ def test_requests_for_adapters_that_load_at_once_read_each_of_them_once(build: B
         world.disk.fill(digest, 1, float(ord(digest)))
         world.disk.end(digest)  # a second read would wait for the test
 
-    world.step_until(lambda: (world.memory.land(), not world.waiting)[1])
+    while world.waiting:
+        world.step()
+        world.memory.land()
     assert world.residency.num_leases == 6
 
 
