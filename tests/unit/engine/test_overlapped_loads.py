@@ -228,7 +228,8 @@ def test_slot_and_extent_of_a_damaged_image_come_free_once_nothing_lands_there_a
     world.step()
     world.disk.damage("a")
 
-    world.step()
+    for _ in range(3):
+        world.step()
     assert world.bytes_used == (4 * UNIT_BYTES, 0)
     assert world.residency.num_slots_used == 1
     world.memory.land()
