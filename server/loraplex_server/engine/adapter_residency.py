@@ -49,6 +49,7 @@ class AdapterResidency:
         self._loader = AdapterLoader(reader, cache, max_reads=max_reads, low_priority=low_priority)
         self._copies = AdapterCopies(arena, self._slots, max(1, copy_bytes // arena.element_bytes))
         self._loads: dict[str, AdapterLoad] = {}  # in order of first wish
+        self._largest_elements = 0  # of all adapters that were read
         self._pinned: set[str] = set()
         self._log = ResidencyLog()
 
@@ -293,12 +294,14 @@ class AdapterResidency:
                 load.reading = self._loader.read(load.digest)
 
     def _may_begin_read(self) -> bool:
-        """No more ahead than the host cache holds besides what is there and waits, and one at most of unknown size."""
-        loads = self._loads.values()
-        reads = [load for load in loads if load.reading is not None]
-        is_known = all(load.num_elements is not None for load in reads)
-        held = sum(load.num_elements or 0 for load in loads if load.reading or load.weights)
-        return len(reads) < self._loader.max_reads and is_known and held < self._cache.capacity
+        """No more ahead than the host cache holds besides what is there and waits.
+
+        Until its size is known, an adapter is taken to be as large as the largest so far.
+        """
+        held = [load for load in self._loads.values() if load.reading is not None or load.weights is not None]
+        num_reads = sum(load.reading is not None for load in held)
+        num_elements = sum(load.num_elements or self._largest_elements for load in held)
+        return num_reads < self._loader.max_reads and num_elements < self._cache.capacity
 
     def _next_to_read(self) -> AdapterLoad | None:
         """In order of first wish, what sequences wait for before the rest."""
@@ -311,14 +314,15 @@ class AdapterResidency:
         """See how far the reading has come. A copy of weights that were given up is given up with them."""
         reading = load.reading
         assert reading is not None, "it is being read"
-        is_over = reading.is_over  # before the look at the weights, which do not change any more
-        if load.weights is not reading.weights:
-            if load.copy is not None:
-                self._copies.give_up(load.copy)
-                load.copy = None
-            load.weights = reading.weights
-        if load.weights is not None:
-            load.num_elements = load.weights.num_elements
+        is_over = reading.is_over  # asked first: then the weights are the last ones
+        weights = reading.weights
+        if load.copy is not None and load.copy.weights is not weights:
+            self._copies.give_up(load.copy)
+            load.copy = None
+        load.weights = weights
+        if weights is not None:
+            load.num_elements = weights.num_elements
+            self._largest_elements = max(self._largest_elements, load.num_elements)
         if is_over:
             self._end_reading(load)
 
