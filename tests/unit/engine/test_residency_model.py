@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from collections.abc import Callable
 
 import torch
 from hypothesis import settings
@@ -28,35 +30,62 @@ def ranks_of(digest: str) -> dict[tuple[int, str], int]:
 
 
 class Disk:
-    """Reads wait for the test, piece by piece. One package is broken, and one image is found damaged late."""
+    """Reads go on by a piece when the test says so. One package is broken, and one image is found damaged late."""
 
     def __init__(self) -> None:
-        self.permits = threading.Semaphore(0)
         self.is_open = False
+        self._changed = threading.Condition()
+        self._waiting: set[str] = set()  # for a permit to read the next piece
 
     def read(self, digest: str, place: HostPlace) -> None:
         if digest == DAMAGED:
-            self.fill(place, ranks_of("a"), math.nan, num_pieces=3)
+            self._fill(place, digest, ranks_of("a"), math.nan, num_pieces=3)
             place.give_up()
         if digest == BROKEN:
-            self.fill(place, ranks_of(digest), math.nan, num_pieces=3)
+            self._fill(place, digest, ranks_of(digest), math.nan, num_pieces=3)
             raise AdapterInvalidError("cut off")
-        self.fill(place, ranks_of(digest), float(ord(digest)), num_pieces=4)
+        self._fill(place, digest, ranks_of(digest), float(ord(digest)), num_pieces=4)
 
-    def fill(
-        self, place: HostPlace, ranks: dict[tuple[int, str], int], value: float, *, num_pieces: int
+    def permit(self) -> None:
+        """One piece of the read that is first by name."""
+        with self._changed:
+            if self._waiting:
+                self._waiting.remove(min(self._waiting))
+                self._changed.notify_all()
+
+    def open(self) -> None:
+        with self._changed:
+            self.is_open = True
+            self._changed.notify_all()
+
+    def settle(self, num_reads: Callable[[], int]) -> None:
+        """Until each of the reads under way waits for a permit, so that every run goes the same way."""
+        deadline_s = time.monotonic() + 30
+        while not self.is_open and num_reads() != len(self._waiting):
+            assert time.monotonic() < deadline_s
+            time.sleep(0)
+
+    def _fill(
+        self,
+        place: HostPlace,
+        digest: str,
+        ranks: dict[tuple[int, str], int],
+        value: float,
+        *,
+        num_pieces: int,
     ) -> None:
-        self.wait()
+        self._wait(digest)
         rank = next(iter(ranks.values()))
         flat = place.begin(4 * rank, ranks)
         for piece in range(num_pieces):
             flat[piece * rank : (piece + 1) * rank] = value
             place.checked((piece + 1) * rank)
-            self.wait()
+            self._wait(digest)
 
-    def wait(self) -> None:
-        if not self.is_open:
-            self.permits.acquire(timeout=30)
+    def _wait(self, digest: str) -> None:
+        with self._changed:
+            self._waiting.add(digest)
+            assert self._changed.wait_for(lambda: self.is_open or digest not in self._waiting, 30)
 
 
 class ResidencyMachine(RuleBasedStateMachine):
@@ -119,7 +148,9 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @rule(num_pieces=st.integers(1, 6))
     def read_some(self, num_pieces: int) -> None:
-        self.disk.permits.release(num_pieces)
+        for _ in range(num_pieces):
+            self.disk.permit()
+            self.disk_rests()
 
     @rule(num_copies=st.none() | st.integers(1, 3))
     def land(self, num_copies: int | None) -> None:
@@ -149,6 +180,12 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.residency.take_events()
 
     @invariant()
+    def disk_rests(self) -> None:
+        if hasattr(self, "residency"):
+            loads = self.residency._loads.values()
+            self.disk.settle(lambda: sum(bool(load.reading and not load.reading.is_over) for load in loads))
+
+    @invariant()
     def running_sequences_keep_their_weights(self) -> None:
         for digest, slot in getattr(self, "running", []):
             weights = self.memory.weights(slot)
@@ -158,9 +195,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "residency"):
             return
-        self.disk.is_open = True
-        for _ in range(100):
-            self.disk.permits.release()
+        self.disk.open()
         self.pin(set())
         for _ in range(20_000):  # sequences come to their end, so that everybody has a turn
             if not self.waiting and not self.running and not self.residency.is_busy:
