@@ -13,8 +13,7 @@ from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.compatibility import match_to_base
 from loraplex_adapters.package import PackageLimits, read_package
 from loraplex_server.adapter_image import write_image
-from loraplex_server.engine.adapter_arena import PackedAdapter
-from loraplex_server.engine.adapter_loader import AdapterReader, Allocate
+from loraplex_server.engine.adapter_loader import AdapterReader, HostPlace
 from loraplex_server.engine.backend import Backend
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.store_reader import StorePlaces, StoreReader
@@ -75,7 +74,7 @@ def images_or_random(
         backend.residency_sizes.load_threads,
     )
 
-    def read(digest: str, allocate: Allocate) -> PackedAdapter:
-        return adapters.read(digest, allocate) if "-" in digest else read_image(digest, allocate)
+    def read(digest: str, place: HostPlace) -> None:
+        (adapters.read if "-" in digest else read_image)(digest, place)
 
     return read

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from loraplex_adapters.base_spec import BaseSpec
-from loraplex_server.engine.adapter_arena import PackedAdapter
-from loraplex_server.engine.adapter_loader import Allocate
+from loraplex_server.engine.adapter_loader import HostPlace
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.projections import PROJECTIONS
 from loraplex_server.model.tensor_names import expected_tensors, module_shapes
 
 _WEIGHT_SPREAD = 0.02
 _ADAPTER_SPREAD = 0.01
+_PIECE_ELEMENTS = 4 * 2**20  # of an adapter, there at a time
 
 
 class RandomWeights:
@@ -57,13 +57,15 @@ class RandomAdapters:
         flat.normal_(0.0, _ADAPTER_SPREAD, generator=torch.Generator().manual_seed(1))
         self._flat = flat
 
-    def read(self, digest: str, allocate: Allocate) -> PackedAdapter:
+    def read(self, digest: str, place: HostPlace) -> None:
         """As an engine's reader does, without the disk."""
         rank = int(digest.split("-")[0])
         keys = [(layer, module) for layer in range(self._spec.num_layers) for module in self._modules]
-        flat = allocate(self._per_rank * rank)
-        flat.copy_(self._flat[: flat.numel()])
-        return PackedAdapter(digest, flat, dict.fromkeys(keys, rank))
+        flat = place.begin(self._per_rank * rank, dict.fromkeys(keys, rank))
+        for start in range(0, flat.numel(), _PIECE_ELEMENTS):
+            piece = slice(start, min(start + _PIECE_ELEMENTS, flat.numel()))
+            flat[piece].copy_(self._flat[piece])
+            place.checked(piece.stop)
 
     def nbytes(self, rank: int) -> int:
         """Bytes of one adapter."""

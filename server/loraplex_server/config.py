@@ -204,10 +204,15 @@ class ServerConfig(BaseModel):
         description="Host memory for adapters behind the arena, bytes; null takes a part of the machine's.",
     )
     adapter_load_threads: int | None = Field(
-        None, ge=1, le=64, description="Threads that read one adapter; null takes 1, on a GPU 4."
+        None,
+        ge=1,
+        le=64,
+        description="Threads that read adapters; null takes 1, with a GPU half the cores, up to 8.",
     )
     adapter_copy_bytes: int | None = Field(
-        None, ge=2**16, description="Adapter bytes copied per step; null takes what is not felt."
+        None,
+        ge=2**16,
+        description="Adapter bytes queued into the arena at a time; null takes what is not felt.",
     )
     max_lora_rank: int = Field(128, ge=1, description="Largest LoRA rank that may be registered.")
     prefix_cache: bool = Field(True, description="Reuse keys and values of equal prompt beginnings.")

@@ -232,10 +232,12 @@ def serve(
         ),
     ] = None,
     adapter_load_threads: Annotated[
-        int | None, _flag("Threads that read one adapter; null takes 1, on a GPU 4.", "null")
+        int | None,
+        _flag("Threads that read adapters; null takes 1, with a GPU half the cores, up to 8.", "null"),
     ] = None,
     adapter_copy_bytes: Annotated[
-        int | None, _flag("Adapter bytes copied per step; null takes what is not felt.", "null")
+        int | None,
+        _flag("Adapter bytes queued into the arena at a time; null takes what is not felt.", "null"),
     ] = None,
     max_lora_rank: Annotated[int | None, _flag("Largest LoRA rank that may be registered.", "128")] = None,
     prefix_cache: Annotated[

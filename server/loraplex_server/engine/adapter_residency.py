@@ -1,64 +1,29 @@
 """Where each adapter is, and how it comes to where it is needed: arena ← host cache ← disk, none of it in a step's way.
 
-Reading happens in a thread. Copies into the arena are queued between steps, a bounded number of bytes for each, and an
-adapter is published between steps once its copy is over. The engine's thread owns everything here. An adapter on its
-way delays only the sequences that name it.
+Reading happens in threads. What is read and checked is copied into the arena while the rest is still being read: queued
+between steps, with a bound on the bytes ahead. An adapter is published between steps, once all of it was found sound
+and its copy is over. The engine's thread owns everything here. An adapter on its way delays only the sequences that
+name it.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
 import time
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 
-from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError, LoraplexError
-from loraplex_server.engine.adapter_arena import AdapterMemory, CopyMark, PackedAdapter
-from loraplex_server.engine.adapter_loader import AdapterLoader, AdapterReader, LoadedAdapter
+from loraplex_adapters.errors import AdapterTooLargeError, LoraplexError
+from loraplex_server.engine.adapter_arena import AdapterMemory
+from loraplex_server.engine.adapter_copies import AdapterCopies
+from loraplex_server.engine.adapter_load import AdapterLoad, Stage, unavailable
+from loraplex_server.engine.adapter_loader import AdapterLoader, AdapterReader, HostWeights
 from loraplex_server.engine.adapter_slots import AdapterSlots, Occupant
 from loraplex_server.engine.host_cache import HostCache
-from loraplex_server.engine.messages import AdapterLoadFailure, AdapterMove, Tier
+from loraplex_server.engine.messages import AdapterLoadFailure, Tier
+from loraplex_server.engine.residency_events import ResidencyEvents, ResidencyLog
 
 log = logging.getLogger(__name__)
 
-
-class _Stage(enum.Enum):
-    QUEUED = enum.auto()  # to be read
-    READING = enum.auto()
-    READ = enum.auto()  # held in the host cache, waits for a slot
-    COPYING = enum.auto()
-
-
-@dataclass(slots=True)
-class _Load:
-    """An adapter on its way into a slot."""
-
-    digest: str
-    stage: _Stage = _Stage.QUEUED
-    is_awaited: bool = False  # by a sequence
-    is_warming: bool = False  # into a slot for nobody yet
-    is_forgotten: bool = False
-    reading: Future[LoadedAdapter] | None = None
-    packed: PackedAdapter | None = None  # held in the host cache: READ and COPYING
-    num_elements: int | None = None  # once known
-    failure: Exception | None = None
-    occupant: Occupant | None = None  # COPYING
-    num_copied: int = 0
-    mark: CopyMark | None = None  # behind its last piece
-    copy_started_s: float = 0.0
-
-
-@dataclass(slots=True)
-class ResidencyEvents:
-    """What happened since the last call of `take_events`."""
-
-    moves: list[AdapterMove] = field(default_factory=list)  # one per adapter at most, to where it is now
-    read_seconds: list[float] = field(default_factory=list)
-    copy_seconds: list[float] = field(default_factory=list)
-    failures: list[AdapterLoadFailure] = field(default_factory=list)
-    evictions: int = 0  # out of a slot
-    compacted_bytes: int = 0
+_MAX_MOVED_BYTES = 64 * 2**20  # within the arena, for each step: unlike copies, it waits for them
 
 
 class AdapterResidency:
@@ -72,20 +37,21 @@ class AdapterResidency:
         reader: AdapterReader,
         *,
         copy_bytes: int,
+        max_reads: int = 1,
         low_priority: bool = False,
     ) -> None:
-        """`copy_bytes`: into or within the arena, for each step; `low_priority`: of the loader's thread."""
+        """`copy_bytes`: into the arena, queued ahead, and within it, for each step; `max_reads`: adapters at once;
+        `low_priority`: of the threads that read.
+        """
         self._arena = arena
         self._cache = cache
         self._slots = AdapterSlots(num_slots, arena)
-        self._loader = AdapterLoader(reader, cache, low_priority=low_priority)
-        self._copy_elements = max(1, copy_bytes // arena.element_bytes)
-        self._loads: dict[str, _Load] = {}  # in order of first wish
-        self._reading: _Load | None = None
-        self._copying: list[_Load] = []  # in order
+        self._loader = AdapterLoader(reader, cache, max_reads=max_reads, low_priority=low_priority)
+        self._copies = AdapterCopies(arena, self._slots, max(1, copy_bytes // arena.element_bytes))
+        self._loads: dict[str, AdapterLoad] = {}  # in order of first wish
+        self._largest_elements = 0  # of all adapters that were read
         self._pinned: set[str] = set()
-        self._events = ResidencyEvents()
-        self._moved: dict[str, AdapterMove] = {}
+        self._log = ResidencyLog()
 
     # What sequences ask for.
 
@@ -119,8 +85,10 @@ class AdapterResidency:
         if occupant is None:
             load = self._want(digest)
             load.is_awaited = True
-            if load.stage is _Stage.READ:
+            if load.stage is Stage.READ:
                 self._activate(load, may_take_awaited=True)
+            elif load.stage is Stage.READING:
+                self._activate_early(load)
             if load.failure is not None:
                 self._give_up(load)
                 raise load.failure
@@ -141,7 +109,7 @@ class AdapterResidency:
     def is_loading(self, digest: str) -> bool:
         """True while the adapter is read or copied; False once it waits for nothing but a slot."""
         load = self._loads.get(digest)
-        return load is not None and load.failure is None and load.stage is not _Stage.READ
+        return load is not None and load.failure is None and load.stage is not Stage.READ
 
     def is_pinned(self, digest: str) -> bool:
         """Whether it is never evicted, so that its sequences keep nobody else from a slot."""
@@ -186,44 +154,43 @@ class AdapterResidency:
     def advance(self) -> None:
         """Take what has been read, publish what has been copied, begin what can begin. Never waits."""
         self._slots.forget_wanted_run()
-        self._take_read()
-        for load in list(self._copying):
-            if load.mark is not None and load.mark.is_over():
+        self._copies.clear()
+        for load in list(self._loads.values()):
+            if load.reading is not None:
+                self._follow(load)
+            if load.can_be_published:
                 self._publish(load)
         self._activate_for_operators()
-        self._begin_read()
+        self._begin_reads()
 
     def copy(self, *, is_idle: bool) -> None:
         """Queue the copies of one step; all there are if no step runs or comes (`is_idle`)."""
-        budget = self._arena.capacity if is_idle else self._copy_elements
-        for load in self._copying:
-            if budget > 0 and load.mark is None:
-                budget -= self._copy_piece(load, budget)
-        if budget > 0:
-            self._events.compacted_bytes += self._slots.compact(budget) * self._arena.element_bytes
+        room = self._copies.queue(is_idle=is_idle)
+        room = min(room, max(1, _MAX_MOVED_BYTES // self._arena.element_bytes))
+        if room > 0:
+            self._log.was_compacted(self._slots.compact(room) * self._arena.element_bytes)
 
     @property
     def is_busy(self) -> bool:
         """True while something is under way that goes on by itself, so that `advance` may soon find news."""
-        if self._reading is not None or self._copying or self._slots.is_compacting:
+        if self._copies.is_busy or self._slots.is_compacting:
             return True
         return any(
-            self._may_read(load) if load.stage is _Stage.QUEUED else self._may_activate(load)
+            load.is_under_way
+            or (self._may_read(load) if load.stage is Stage.QUEUED else self._may_activate(load))
             for load in self._loads.values()
-            if not (load.is_awaited and load.stage is _Stage.READ)
+            if not (load.is_awaited and load.stage is Stage.READ)
         )
 
     @property
     def has_news(self) -> bool:
         """Whether an adapter has moved, or could not be loaded, since the last `take_events`."""
-        return bool(self._moved or self._slots.evicted or self._events.failures)
+        return bool(self._slots.evicted) or not self._log.is_empty
 
     @property
     def is_pin_waiting(self) -> bool:
         """Whether a pinned adapter waits for nothing but a slot."""
-        return any(
-            self._waits_for_room(load) and load.digest in self._pinned for load in self._loads.values()
-        )
+        return any(load.waits_for_room and load.digest in self._pinned for load in self._loads.values())
 
     @property
     def active_digests(self) -> list[str]:
@@ -261,133 +228,139 @@ class AdapterResidency:
 
     def take_events(self) -> ResidencyEvents:
         """What happened since the last call."""
-        events, self._events = self._events, ResidencyEvents()
         evicted, self._slots.evicted = self._slots.evicted, []
-        events.evictions = len(evicted)
-        for digest in (*evicted, *self._cache.take_evicted()):
-            self._moved.setdefault(digest, AdapterMove(digest, "disk"))
-        events.moves = [
-            AdapterMove(digest, self.tier(digest), move.read_seconds, move.copy_seconds)
-            for digest, move in self._moved.items()
-        ]
-        self._moved = {}
-        return events
+        return self._log.take(evicted, self._cache.take_evicted(), self.tier)
 
     def close(self) -> None:
-        """Stop the loader thread."""
+        """Stop the loader's threads."""
         self._loader.close()
 
     # From wish to slot.
 
-    def _want(self, digest: str) -> _Load:
+    def _want(self, digest: str) -> AdapterLoad:
         """The load of an adapter that is in no slot; begun if there is none."""
         load = self._loads.get(digest)
         if load is None:
-            load = self._loads[digest] = _Load(digest)
+            load = self._loads[digest] = AdapterLoad(digest)
             self._hold_if_cached(load)
-            self._begin_read()
+            self._begin_reads()
         load.is_forgotten = False
         return load
 
-    def _is_wanted(self, load: _Load) -> bool:
+    def _is_wanted(self, load: AdapterLoad) -> bool:
         return load.is_awaited or load.is_warming or load.digest in self._pinned
 
-    def _drop_unless_wanted(self, load: _Load) -> None:
+    def _drop_unless_wanted(self, load: AdapterLoad) -> None:
         """What is being read or copied goes on: the one ends in the host cache, the other in the slot."""
-        if load.stage in (_Stage.READING, _Stage.COPYING):
+        if load.is_under_way:
             return
         has_failed_for_nobody = load.failure is not None and not load.is_awaited
         if has_failed_for_nobody or not self._is_wanted(load):
             self._give_up(load)
 
-    def _give_up(self, load: _Load) -> None:
+    def _give_up(self, load: AdapterLoad) -> None:
         """Operators learn why, if that is a failure of what they asked for."""
         self._let_go(load)
         del self._loads[load.digest]
         if isinstance(load.failure, LoraplexError) and (load.is_warming or load.digest in self._pinned):
-            self._events.failures.append(
-                AdapterLoadFailure(load.digest, load.failure.reason, str(load.failure))
-            )
+            self._log.has_failed(AdapterLoadFailure(load.digest, load.failure.reason, str(load.failure)))
 
-    def _hold_if_cached(self, load: _Load) -> bool:
-        load.packed = self._cache.hold(load.digest)
-        if load.packed is None:
+    def _hold_if_cached(self, load: AdapterLoad) -> bool:
+        packed = self._cache.hold(load.digest)
+        if packed is None:
             return False
-        load.stage = _Stage.READ
-        load.num_elements = load.packed.flat.numel()
+        load.weights = HostWeights.of(packed)
+        load.num_elements = load.weights.num_elements
         return True
 
-    def _let_go(self, load: _Load) -> None:
+    def _let_go(self, load: AdapterLoad) -> None:
         """Give back the hold on the host copy."""
-        if load.packed is not None:
-            load.packed = None
+        if load.weights is not None:
+            load.weights = None
             self._cache.release(load.digest)
 
-    def _may_read(self, load: _Load) -> bool:
+    def _may_read(self, load: AdapterLoad) -> bool:
         """What no sequence waits for is read only if there is room for it."""
         return load.failure is None and (
             load.is_awaited or load.num_elements is None or self._may_activate(load)
         )
 
-    def _begin_read(self) -> None:
-        """One at a time, and no more ahead than the host cache holds besides what was read and waits."""
-        while self._reading is None and self._num_held() < self._cache.capacity:
+    def _begin_reads(self) -> None:
+        while self._may_begin_read():
             load = self._next_to_read()
             if load is None:
                 return
             if not self._hold_if_cached(load):
-                load.stage = _Stage.READING
                 load.reading = self._loader.read(load.digest)
-                self._reading = load
 
-    def _num_held(self) -> int:
-        """Elements that were read and wait, or are being copied."""
-        return sum(load.packed.flat.numel() for load in self._loads.values() if load.packed is not None)
+    def _may_begin_read(self) -> bool:
+        """No more ahead than the host cache holds besides what is there and waits.
 
-    def _next_to_read(self) -> _Load | None:
+        Until its size is known, an adapter is taken to be as large as the largest so far.
+        """
+        held = [load for load in self._loads.values() if load.reading is not None or load.weights is not None]
+        num_reads = sum(load.reading is not None for load in held)
+        num_elements = sum(load.num_elements or self._largest_elements for load in held)
+        return num_reads < self._loader.max_reads and num_elements < self._cache.capacity
+
+    def _next_to_read(self) -> AdapterLoad | None:
         """In order of first wish, what sequences wait for before the rest."""
         queued = [
-            load for load in self._loads.values() if load.stage is _Stage.QUEUED and self._may_read(load)
+            load for load in self._loads.values() if load.stage is Stage.QUEUED and self._may_read(load)
         ]
         return next((load for load in queued if load.is_awaited), queued[0] if queued else None)
 
-    def _take_read(self) -> None:
-        load = self._reading
-        if load is None or load.reading is None or not load.reading.done():
-            return
-        self._reading = None
+    def _follow(self, load: AdapterLoad) -> None:
+        """See how far the reading has come. A copy of weights that were given up is given up with them."""
+        reading = load.reading
+        assert reading is not None, "it is being read"
+        is_over = reading.is_over  # asked first: then the weights are the last ones
+        weights = reading.weights
+        if load.copy is not None and load.copy.weights is not weights:
+            self._copies.give_up(load.copy)
+            load.copy = None
+        load.weights = weights
+        if weights is not None:
+            load.num_elements = weights.num_elements
+            self._largest_elements = max(self._largest_elements, load.num_elements)
+        if is_over:
+            self._end_reading(load)
+
+    def _end_reading(self, load: AdapterLoad) -> None:
+        assert load.reading is not None, "it has been read"
         reading, load.reading = load.reading, None
         try:
-            loaded = reading.result()
+            seconds = reading.result()
         except (LoraplexError, OSError, RuntimeError, MemoryError) as error:  # the latter: no memory for it
             log.warning("an adapter cannot be read", extra={"digest": load.digest, "cause": str(error)})
-            load.stage = _Stage.QUEUED
-            load.failure = _unavailable(error)  # sequences are told when they next ask
+            load.failure = unavailable(error)  # sequences are told when they next ask
         else:
-            load.stage = _Stage.READ
-            load.packed = loaded.packed
-            load.num_elements = loaded.packed.flat.numel()
-            self._events.read_seconds.append(loaded.read_seconds)
-            self._tell(load.digest, "host", read_seconds=loaded.read_seconds)
+            self._log.was_read(load.digest, seconds)
             if load.is_forgotten:
                 self._cache.drop(load.digest)
+            if load.copy is not None:
+                load.copy.started_s = time.monotonic()  # what went beside the reading took no time
         self._drop_unless_wanted(load)
 
-    def _activate(self, load: _Load, *, may_take_awaited: bool) -> None:
+    def _activate(self, load: AdapterLoad, *, may_take_awaited: bool) -> None:
         """Begin to copy a read adapter into a slot, if there is one; it fails where there never will be."""
-        assert load.packed is not None, "it has been read"
-        assert load.num_elements is not None, "it has been read"
-        load.failure = self._too_large(load.num_elements)
-        if load.failure is not None:
+        assert load.weights is not None, "it has been read"
+        if self._copies.is_clearing(load.digest):  # what it held is about to be free
             return
-        load.occupant = self._slots.reserve(
-            load.digest, load.num_elements, load.packed.ranks, may_take_awaited=may_take_awaited
-        )
-        if load.occupant is not None:
-            load.occupant.is_pinned = load.digest in self._pinned
-            load.stage = _Stage.COPYING
-            load.copy_started_s = time.monotonic()
-            self._copying.append(load)
+        load.failure = self._too_large(load.weights.num_elements)
+        if load.failure is None:
+            self._begin_copy(load, may_take_awaited=may_take_awaited)
+
+    def _activate_early(self, load: AdapterLoad) -> None:
+        """Begin to copy an adapter that is being read; whoever is waited for keeps the slot until it has been read."""
+        if load.weights is not None:
+            self._begin_copy(load, may_take_awaited=False)
+
+    def _begin_copy(self, load: AdapterLoad, *, may_take_awaited: bool) -> None:
+        assert load.weights is not None, "its size is known"
+        load.copy = self._copies.begin(load.weights, may_take_awaited=may_take_awaited)
+        if load.copy is not None:
+            load.copy.occupant.is_pinned = load.digest in self._pinned
 
     def _too_large(self, num_elements: int) -> AdapterTooLargeError | None:
         num_bytes = num_elements * self._arena.element_bytes
@@ -402,13 +375,7 @@ class AdapterResidency:
             )
         return None
 
-    def _waits_for_room(self, load: _Load) -> bool:
-        """Whether nothing but a slot is missing; what no sequence waits for may have left the host cache meanwhile."""
-        if load.failure is not None or load.num_elements is None:
-            return False
-        return load.stage is _Stage.READ or (load.stage is _Stage.QUEUED and not load.is_awaited)
-
-    def _may_activate(self, load: _Load) -> bool:
+    def _may_activate(self, load: AdapterLoad) -> bool:
         """Whether an operator's adapter would find room, or be told that it never will."""
         assert load.num_elements is not None, "its size is known"
         may_take_awaited = load.digest in self._pinned
@@ -419,7 +386,7 @@ class AdapterResidency:
 
     def _activate_for_operators(self) -> None:
         """Pinned adapters before all others, since there are not many; warmed ones behind what sequences wait for."""
-        waiting = [load for load in self._loads.values() if self._waits_for_room(load)]
+        waiting = [load for load in self._loads.values() if load.waits_for_room]
         may_warm = not any(load.is_awaited for load in waiting)
         for load in waiting:
             is_pinned = load.digest in self._pinned
@@ -428,55 +395,24 @@ class AdapterResidency:
             if not (is_pinned or may_warm) or not self._may_activate(load):
                 if not load.is_awaited:
                     self._let_go(load)  # others may need the host cache before a slot comes free
-                    load.stage = _Stage.QUEUED
-            elif load.stage is _Stage.READ or self._hold_if_cached(load):
+            elif load.stage is Stage.READ or self._hold_if_cached(load):
                 self._activate(load, may_take_awaited=is_pinned)
                 self._drop_unless_wanted(load)
 
-    def _copy_piece(self, load: _Load, budget: int) -> int:
-        """Queue the next elements of a copy; returns how many."""
-        assert load.packed is not None, "it has a place on the host"
-        assert load.occupant is not None, "it has a place in the arena"
-        flat = load.packed.flat
-        stop = min(load.num_copied + budget, flat.numel())
-        self._arena.copy(load.occupant.extent.start + load.num_copied, flat[load.num_copied : stop])
-        num_elements = stop - load.num_copied
-        load.num_copied = stop
-        if stop == flat.numel():
-            load.mark = self._arena.mark()
-        return num_elements
-
-    def _publish(self, load: _Load) -> None:
-        """The copy is over: sequences may use the adapter."""
-        assert load.occupant is not None, "it was copied somewhere"
-        seconds = time.monotonic() - load.copy_started_s
-        occupant = load.occupant
-        self._slots.publish(occupant)
+    def _publish(self, load: AdapterLoad) -> None:
+        """Sequences may use the adapter."""
+        assert load.copy is not None, "it was copied somewhere"
+        seconds = time.monotonic() - load.copy.started_s
+        occupant = load.copy.occupant
+        self._copies.publish(load.copy)
         occupant.is_awaited = load.is_awaited
         occupant.is_pinned = load.digest in self._pinned
         occupant.is_forgotten = load.is_forgotten
         self._let_go(load)
-        self._copying.remove(load)
         del self._loads[load.digest]
-        self._events.copy_seconds.append(seconds)
-        self._tell(load.digest, "slot", copy_seconds=seconds)
+        self._log.was_copied(load.digest, seconds)
         self._evict_if_forgotten(occupant)
 
     def _evict_if_forgotten(self, occupant: Occupant) -> None:
         if occupant.is_forgotten and occupant.leases == 0 and not occupant.is_copying:
             self._slots.evict(occupant)
-
-    def _tell(self, digest: str, tier: Tier, *, read_seconds: float = 0.0, copy_seconds: float = 0.0) -> None:
-        former = self._moved.get(digest, AdapterMove(digest, tier))
-        self._moved[digest] = AdapterMove(
-            digest, tier, former.read_seconds + read_seconds, former.copy_seconds + copy_seconds
-        )
-
-
-def _unavailable(error: Exception) -> AdapterUnavailableError:
-    if isinstance(error, LoraplexError):
-        failure = AdapterUnavailableError(f"the adapter's stored package cannot be used: {error}")
-    else:
-        failure = AdapterUnavailableError("the adapter's stored package cannot be read; register it again")
-    failure.__cause__ = error
-    return failure

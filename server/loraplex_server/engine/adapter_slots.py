@@ -129,14 +129,17 @@ class AdapterSlots:
         """Free its slot and extent."""
         assert occupant.leases == 0, "an adapter in use is never evicted"
         assert not occupant.is_copying, "an extent that is written is never freed"
-        del self._occupants[occupant.digest]
-        self._free_slots.append(occupant.slot)
         extent = occupant.extent
         if self._move is not None and self._move.occupant is occupant:
             extent = Extent(self._move.target, extent.stop - self._move.target)
             self._move = None
-        self._arena.free(extent)
+        self._remove(occupant, extent)
         self.evicted.append(occupant.digest)
+
+    def withdraw(self, occupant: Occupant) -> None:
+        """Free slot and extent of an adapter that never came; nothing is written there any more."""
+        assert occupant.is_copying, "it was published"
+        self._remove(occupant, occupant.extent)
 
     def forget_wanted_run(self) -> None:
         """Whoever still needs room asks again."""
@@ -156,6 +159,11 @@ class AdapterSlots:
                 self._arena.take(Extent(self._move.target, self._move.gap))
             moved += self._advance(self._move, budget - moved)
         return moved
+
+    def _remove(self, occupant: Occupant, extent: Extent) -> None:
+        del self._occupants[occupant.digest]
+        self._free_slots.append(occupant.slot)
+        self._arena.free(extent)
 
     def _victims(self, *, may_take_awaited: bool) -> list[Occupant]:
         """Who may be evicted, in that order."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -96,6 +98,11 @@ def build_backend(config: EngineConfig, spec: BaseSpec, on_progress: Progress) -
     return _cpu_backend(config, numerics, spec, on_progress)
 
 
+def usable_cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def element_type(dtype: torch.dtype) -> ElementType:
     """As images name it."""
     return "bfloat16" if dtype == torch.bfloat16 else "float32"
@@ -119,7 +126,9 @@ def _cpu_backend(config: EngineConfig, numerics: Numerics, spec: BaseSpec, on_pr
     layout = AdapterLayout(spec)
     dtype = loaded.compute_dtype
     arena = AdapterArena(config.adapter_arena_bytes // dtype.itemsize, dtype, layout)
-    sizes = config.residency_sizes(is_gpu=False, memory_bytes=psutil.virtual_memory().total)
+    sizes = config.residency_sizes(
+        is_gpu=False, memory_bytes=psutil.virtual_memory().total, num_cores=usable_cores()
+    )
     sampler = Sampler(decoder.config.eos_token_ids, decoder.ops.argmax_rows)
     return Backend(
         config=decoder.config,

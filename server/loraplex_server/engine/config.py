@@ -32,8 +32,9 @@ class ResidencySizes:
     """How adapters come from disk into the arena."""
 
     host_cache_bytes: int  # of adapters in host memory
-    copy_bytes: int  # into or within the arena, for each step
-    load_threads: int  # that read one adapter
+    copy_bytes: int  # into the arena, queued ahead at the end of a step, and within it for each step
+    load_threads: int  # that read pieces of adapters
+    max_reads: int  # adapters that are read at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +60,12 @@ class EngineConfig:
     adapter_arena_bytes: int = 256 * 2**20
     images_path: Path | None = None  # adapter images; None: "images" beside the store
     host_cache_bytes: int | None = None  # None: 1 GiB or 1/8 of a CPU's memory, 4 GiB or 1/4 with a GPU
-    adapter_copy_bytes: int | None = None  # into the arena per step; None: 2 MiB on a CPU, 64 MiB on a GPU
-    adapter_load_threads: int | None = None  # that read one adapter; None: 1 on a CPU, 4 on a GPU
+    adapter_copy_bytes: int | None = (
+        None  # queued into the arena at a time; None: 2 MiB on a CPU, 256 MiB on a GPU
+    )
+    adapter_load_threads: int | None = (
+        None  # that read adapters; None: 1 on a CPU, with a GPU half the cores up to 8
+    )
     max_lora_rank: int = 128
     prefix_cache: bool = True
     num_threads: int | None = None  # None: one per core
@@ -86,14 +91,21 @@ class EngineConfig:
         suited = _GPU_SPREAD_STEPS if is_gpu else _CPU_SPREAD_STEPS
         return PrefillSpread(self.prefill_spread_steps or suited, self.min_prefill_rows)
 
-    def residency_sizes(self, *, is_gpu: bool, memory_bytes: int) -> ResidencySizes:
-        """What was asked for, or what suits the device; `memory_bytes` is the host's."""
+    def residency_sizes(self, *, is_gpu: bool, memory_bytes: int, num_cores: int) -> ResidencySizes:
+        """What was asked for, or what suits the device; memory and cores are the host's.
+
+        On a CPU a step waits for a copy; beside a GPU's steps the bus takes some 5 ms for what is queued ahead.
+        """
         if is_gpu:
-            suited = ResidencySizes(min(4 * 2**30, memory_bytes // 4), 64 * 2**20, 4)
+            suited = ResidencySizes(
+                min(4 * 2**30, memory_bytes // 4), 256 * 2**20, max(1, min(8, num_cores // 2)), 2
+            )
         else:
-            suited = ResidencySizes(min(2**30, memory_bytes // 8), 2 * 2**20, 1)
+            suited = ResidencySizes(min(2**30, memory_bytes // 8), 2 * 2**20, 1, 1)
+        load_threads = self.adapter_load_threads or suited.load_threads
         return ResidencySizes(
             self.host_cache_bytes or suited.host_cache_bytes,
             self.adapter_copy_bytes or suited.copy_bytes,
-            self.adapter_load_threads or suited.load_threads,
+            load_threads,
+            min(suited.max_reads, load_threads),
         )

@@ -82,6 +82,7 @@ class Engine:
             backend.adapter_cache,
             parts.reader,
             copy_bytes=backend.residency_sizes.copy_bytes,
+            max_reads=backend.residency_sizes.max_reads,
             low_priority=backend.device_type == "cpu",
         )
         self._blocks = BlockManager(backend.num_blocks, config.block_size, prefix_cache=config.prefix_cache)
@@ -219,5 +220,5 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Stop the loader thread."""
+        """Stop the loader's threads."""
         self._residency.close()

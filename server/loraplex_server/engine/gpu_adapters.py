@@ -148,7 +148,7 @@ class GpuAdapterArena(FreeExtents):
         return self._layout.projection_ends(ranks)
 
     def copy(self, target: int, source: Tensor) -> None:
-        """`source` is pinned, and stays as it is until a mark behind the copy is over."""
+        """`source` is pinned, and stays as it is until a mark behind the copy is over, unless the copy was given up."""
         weights = self.tables.arena[target : target + source.numel()]
         if self._copies is None:
             weights.copy_(source)

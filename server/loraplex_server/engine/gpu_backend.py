@@ -9,7 +9,7 @@ import torch
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_server.adapter_image import layout_name
-from loraplex_server.engine.backend import Backend, Progress, element_type
+from loraplex_server.engine.backend import Backend, Progress, element_type, usable_cores
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.gpu_adapters import GpuAdapterArena, GpuAdapterLayout
 from loraplex_server.engine.gpu_runner import GpuRunner
@@ -76,7 +76,9 @@ def build_gpu_backend(
 
     kv_bytes = block_bytes(decoder_config, config.block_size, numerics.kv_dtype)
     is_cuda = device.type == "cuda"
-    sizes = config.residency_sizes(is_gpu=is_cuda, memory_bytes=psutil.virtual_memory().total)
+    sizes = config.residency_sizes(
+        is_gpu=is_cuda, memory_bytes=psutil.virtual_memory().total, num_cores=usable_cores()
+    )
     plan = plan_memory(
         free=torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available,
         share=config.gpu_memory_share,

@@ -169,7 +169,7 @@ class AdapterMove(msgspec.Struct, frozen=True, array_like=True):
     digest: str
     tier: Tier
     read_seconds: float = 0.0  # disk → host
-    copy_seconds: float = 0.0  # host → slot, from the first byte queued until sequences may use it
+    copy_seconds: float = 0.0  # host → slot: from a slot found and all read until sequences may use it
 
 
 class AdapterLoadFailure(msgspec.Struct, frozen=True, array_like=True):

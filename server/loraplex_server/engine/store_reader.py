@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.compatibility import LoraWeights, load_lora_weights, match_to_base
 from loraplex_adapters.errors import AdapterUnavailableError
 from loraplex_adapters.package import AdapterPackage, PackageLimits, read_package
 from loraplex_server.adapter_image import (
+    PIECE_BYTES,
     AdapterImageError,
     ImageInfo,
     image_path,
@@ -24,7 +26,7 @@ from loraplex_server.adapter_image import (
     write_image,
 )
 from loraplex_server.engine.adapter_arena import PackedAdapter
-from loraplex_server.engine.adapter_loader import Allocate
+from loraplex_server.engine.adapter_loader import HostPlace
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class StorePlaces:
 
 
 class StoreReader:
-    """An `AdapterReader` for the package store. Used by the loader thread alone."""
+    """An `AdapterReader` for the package store. May be called in several threads at once."""
 
     def __init__(
         self,
@@ -49,7 +51,10 @@ class StoreReader:
         pack: Callable[[LoraWeights], PackedAdapter],
         num_threads: int,
     ) -> None:
-        """`pack` is for the day when no image can be written; `num_threads` read pieces of one image."""
+        """`pack` is for the day when no image can be written; `num_threads` read pieces of images.
+
+        Pieces are read in the order in which they were asked for, so that one image after another is there.
+        """
         self._places = places
         self._spec = spec
         self._max_rank = max_rank
@@ -58,37 +63,55 @@ class StoreReader:
         self._pack = pack
         self._pieces = ThreadPoolExecutor(num_threads, "adapter-pieces") if num_threads > 1 else None
 
-    def __call__(self, digest: str, allocate: Allocate) -> PackedAdapter:
+    def __call__(self, digest: str, place: HostPlace) -> None:
         """Raises AdapterInvalidError, AdapterIncompatibleError or AdapterUnavailableError."""
-        packed = self._read_image(digest, allocate)
-        if packed is None and self._make_image(digest):
-            packed = self._read_image(digest, allocate)
-        return packed or self._read_package(digest, allocate)
+        is_read = self._read_image(digest, place)
+        if not is_read and self._make_image(digest):
+            is_read = self._read_image(digest, place)
+        if not is_read:
+            self._read_package(digest, place)
 
-    def _read_image(self, digest: str, allocate: Allocate) -> PackedAdapter | None:
-        """None if there is no sound image."""
+    def _read_image(self, digest: str, place: HostPlace) -> bool:
+        """False, and nothing is left of the attempt, if there is no sound image."""
         try:
             path = image_path(self._places.images, self._places.layout, digest)
             with path.open("rb", buffering=0) as file:
                 info = read_header(file, digest, self._places.layout)
                 self._check_fits(info)
-                flat = allocate(info.num_elements)
-                target = flat.view(torch.uint8).numpy().data
-                self._read_pieces(file.fileno(), info, target)
+                flat = place.begin(info.num_elements, info.ranks)
+                self._read_pieces(file.fileno(), info, flat, place)
         except FileNotFoundError:
-            return None
+            return False
         except (AdapterImageError, OSError) as error:
             log.warning("an adapter's image cannot be used", extra={"digest": digest, "cause": str(error)})
-            return None
-        return PackedAdapter(digest, flat, info.ranks)
+            place.give_up()
+            return False
+        return True
 
-    def _read_pieces(self, descriptor: int, info: ImageInfo, target: memoryview) -> None:
-        def read(index: int) -> None:
-            read_piece(descriptor, info, index, target)
+    def _read_pieces(self, descriptor: int, info: ImageInfo, flat: Tensor, place: HostPlace) -> None:
+        target = flat.view(torch.uint8).numpy().data
+        piece_elements = PIECE_BYTES // flat.element_size()
+        for number, _ in enumerate(self._pieces_in_order(descriptor, info, target), start=1):
+            place.checked(min(number * piece_elements, info.num_elements))
 
-        each = map if self._pieces is None else self._pieces.map
-        for _ in each(read, range(info.num_pieces)):
-            pass
+    def _pieces_in_order(self, descriptor: int, info: ImageInfo, target: memoryview) -> Iterator[None]:
+        """Yields once a piece and all before it are there. When it ends, however it does, nobody reads any more."""
+        if self._pieces is None:
+            for index in range(info.num_pieces):
+                read_piece(descriptor, info, index, target)
+                yield
+            return
+        pieces: list[Future[None]] = [
+            self._pieces.submit(read_piece, descriptor, info, index, target)
+            for index in range(info.num_pieces)
+        ]
+        try:
+            for piece in pieces:
+                yield piece.result()
+        finally:
+            for piece in pieces:
+                piece.cancel()
+            wait(pieces)
 
     def _check_fits(self, info: ImageInfo) -> None:
         """The package's own checks say what is wrong with an adapter that does not fit."""
@@ -113,12 +136,10 @@ class StoreReader:
             return False
         return True
 
-    def _read_package(self, digest: str, allocate: Allocate) -> PackedAdapter:
+    def _read_package(self, digest: str, place: HostPlace) -> None:
         """Without an image."""
         packed = self._pack(load_lora_weights(self._package(digest), self._spec, self._max_rank))
-        flat = allocate(packed.flat.numel())
-        flat.copy_(packed.flat)
-        return PackedAdapter(digest, flat, packed.ranks)
+        place.begin(packed.flat.numel(), packed.ranks).copy_(packed.flat)
 
     def _package(self, digest: str) -> AdapterPackage:
         package = read_package(self._places.store / digest, self._limits)

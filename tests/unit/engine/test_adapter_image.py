@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,22 @@ from loraplex_adapters.package import AdapterPackage
 from loraplex_adapters.store import PackageStore
 from loraplex_server.adapter_image import (
     PIECE_BYTES,
+    AdapterImageError,
     DeviceKind,
     ElementType,
+    ImageInfo,
     delete_image,
     image_path,
     layout_name,
     remove_leftovers,
     write_image,
 )
+from loraplex_server.engine import store_reader
 from loraplex_server.engine.adapter_arena import AdapterLayout, PackedAdapter
 from loraplex_server.engine.gpu_adapters import GpuAdapterLayout
 from loraplex_server.engine.store_reader import StorePlaces, StoreReader
 from tests.unit.engine.packages import save_package
+from tests.unit.engine.plain_place import PlainPlace, read_with
 
 SPEC = BaseSpec(
     "LlamaForCausalLM",
@@ -76,16 +81,22 @@ class ImageWorld:
         plan = match_to_base(self.package, self.spec, 16)
         write_image(self.package, plan, self.spec, self.layout, self.images)
 
-    def read(self, num_threads: int = 1) -> PackedAdapter:
+    def reader(self, num_threads: int = 1) -> StoreReader:
         layout = AdapterLayout(self.spec)
-        reader = StoreReader(
+        return StoreReader(
             StorePlaces(self.store, self.images, self.layout),
             self.spec,
             16,
             lambda weights: layout.pack(weights, torch.float32),
             num_threads,
         )
-        return reader(self.package.digest, lambda num_elements: torch.empty(num_elements))
+
+    def read(self, num_threads: int = 1) -> PackedAdapter:
+        return read_with(self.reader(num_threads), self.package.digest, torch.float32)
+
+    @property
+    def num_elements(self) -> int:
+        return match_to_base(self.package, self.spec, 16).num_elements(self.spec)
 
     def expected(self) -> PackedAdapter:
         weights = load_lora_weights(self.package, self.spec, 16)
@@ -124,22 +135,70 @@ def test_an_image_holds_the_bits_that_the_engine_would_pack(
     nowhere = StorePlaces(tmp_path / "no store", tmp_path, layout)
     reader = StoreReader(nowhere, SPEC, 16, lambda weights: pytest.fail("it was packed"), num_threads=1)
 
-    image = reader(package.digest, lambda num_elements: torch.empty(num_elements, dtype=DTYPES[element]))
+    image = read_with(reader, package.digest, DTYPES[element])
 
     expected = packed_by_layout(package, device, DTYPES[element])
     assert bits(image.flat) == bits(expected.flat)
     assert image.ranks == expected.ranks
 
 
+def wide_world(tmp_path: Path) -> ImageWorld:
+    """An image of three pieces."""
+    wide = BaseSpec("LlamaForCausalLM", "f" * 64, 1, dict.fromkeys(LORA_MODULES, (2**16, 2**16)))
+    world = ImageWorld(tmp_path, wide, {(0, "q_proj"): 16, (0, "down_proj"): 16, (0, "o_proj"): 9})
+    assert 2 * PIECE_BYTES < world.num_elements * 4 < 3 * PIECE_BYTES
+    return world
+
+
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_an_image_of_several_pieces_is_read_whole(tmp_path: Path, num_threads: int) -> None:
-    wide = BaseSpec("LlamaForCausalLM", "f" * 64, 1, dict.fromkeys(LORA_MODULES, (2**16, 2**16)))
-    world = ImageWorld(tmp_path, wide, {(0, "q_proj"): 16, (0, "down_proj"): 9})
-    assert world.path.stat().st_size > PIECE_BYTES
+    world = wide_world(tmp_path)
     expected = bits(world.expected().flat)
     shutil.rmtree(world.store)
 
     assert bits(world.read(num_threads).flat) == expected
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_pieces_are_told_in_order_as_they_are_found_sound_and_anew_after_damage(
+    tmp_path: Path, num_threads: int
+) -> None:
+    world = wide_world(tmp_path)
+    damage(world.path, "weights changed")  # in the last piece
+    place = PlainPlace(world.package.digest, torch.float32)
+
+    world.reader(num_threads)(world.package.digest, place)
+
+    first, second = PIECE_BYTES // 4, PIECE_BYTES // 2
+    assert place.checked_of_attempt == [[first, second], [first, second, world.num_elements]]
+    assert place.packed is not None
+    assert bits(place.packed.flat) == bits(world.expected().flat)
+
+
+def test_nobody_reads_into_a_place_that_was_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = wide_world(tmp_path)
+    active: set[int] = set()
+
+    def read_slowly(descriptor: int, info: ImageInfo, index: int, target: memoryview) -> None:
+        if index == 0:
+            raise AdapterImageError("damaged")
+        active.add(index)
+        time.sleep(0.05)
+        active.remove(index)
+
+    class WatchedPlace(PlainPlace):
+        def give_up(self) -> None:
+            assert not active
+            super().give_up()
+
+    monkeypatch.setattr(store_reader, "read_piece", read_slowly)
+    place = WatchedPlace(world.package.digest, torch.float32)
+
+    world.reader(num_threads=2)(world.package.digest, place)
+
+    assert len(place.checked_of_attempt) == 3  # the image, made again, and the package
+    assert place.packed is not None
+    assert bits(place.packed.flat) == bits(world.expected().flat)
 
 
 def damage(path: Path, kind: str) -> None:

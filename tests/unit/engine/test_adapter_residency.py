@@ -11,8 +11,8 @@ import torch
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.errors import AdapterInvalidError, AdapterTooLargeError, AdapterUnavailableError
-from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, PackedAdapter
-from loraplex_server.engine.adapter_loader import Allocate
+from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout
+from loraplex_server.engine.adapter_loader import HostPlace
 from loraplex_server.engine.adapter_residency import AdapterResidency
 from loraplex_server.engine.host_cache import HostCache
 
@@ -30,15 +30,13 @@ class Packages:
         self.may_read = threading.Event()
         self.may_read.set()
 
-    def read(self, digest: str, allocate: Allocate) -> PackedAdapter:
+    def read(self, digest: str, place: HostPlace) -> None:
         self.reads.append(digest)
         assert self.may_read.wait(30)
         if digest in self.failures:
             raise self.failures[digest]
         rank = self.rank_of.get(digest, 1)
-        flat = allocate(rank * UNIT)
-        flat.fill_(float(ord(digest[0])))
-        return PackedAdapter(digest, flat, {(0, "q_proj"): rank})
+        place.begin(rank * UNIT, {(0, "q_proj"): rank}).fill_(float(ord(digest[0])))
 
 
 @pytest.fixture

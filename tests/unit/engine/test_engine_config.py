@@ -14,17 +14,34 @@ def config(**changes: int) -> EngineConfig:
     return EngineConfig(base_path=Path("base"), store_path=Path("data/store"), **changes)  # type: ignore[arg-type]
 
 
+def sizes(
+    *, is_gpu: bool, memory_bytes: int = 64 * GIB, num_cores: int = 16, **changes: int
+) -> ResidencySizes:
+    return config(**changes).residency_sizes(is_gpu=is_gpu, memory_bytes=memory_bytes, num_cores=num_cores)
+
+
 def test_residency_suits_the_device_and_the_host_memory() -> None:
-    assert config().residency_sizes(is_gpu=False, memory_bytes=64 * GIB) == ResidencySizes(GIB, 2**21, 1)
-    assert config().residency_sizes(is_gpu=False, memory_bytes=4 * GIB).host_cache_bytes == GIB // 2
-    assert config().residency_sizes(is_gpu=True, memory_bytes=64 * GIB) == ResidencySizes(4 * GIB, 2**26, 4)
-    assert config().residency_sizes(is_gpu=True, memory_bytes=8 * GIB).host_cache_bytes == 2 * GIB
+    assert sizes(is_gpu=False) == ResidencySizes(GIB, 2**21, 1, 1)
+    assert sizes(is_gpu=False, memory_bytes=4 * GIB).host_cache_bytes == GIB // 2
+    assert sizes(is_gpu=True) == ResidencySizes(4 * GIB, 2**28, 8, 2)
+    assert sizes(is_gpu=True, memory_bytes=8 * GIB).host_cache_bytes == 2 * GIB
+
+
+@pytest.mark.parametrize(("num_cores", "load_threads", "max_reads"), [(1, 1, 1), (2, 1, 1), (8, 4, 2)])
+def test_few_cores_read_one_adapter_at_a_time(num_cores: int, load_threads: int, max_reads: int) -> None:
+    suited = sizes(is_gpu=True, num_cores=num_cores)
+
+    assert (suited.load_threads, suited.max_reads) == (load_threads, max_reads)
+
+
+def test_a_cpu_engine_reads_one_adapter_at_a_time_however_many_threads_read_it() -> None:
+    assert sizes(is_gpu=False, adapter_load_threads=8).max_reads == 1
 
 
 def test_what_was_asked_for_is_taken() -> None:
     asked = config(host_cache_bytes=5, adapter_copy_bytes=6, adapter_load_threads=7)
 
-    assert asked.residency_sizes(is_gpu=True, memory_bytes=GIB) == ResidencySizes(5, 6, 7)
+    assert asked.residency_sizes(is_gpu=True, memory_bytes=GIB, num_cores=2) == ResidencySizes(5, 6, 7, 2)
 
 
 def test_prompts_are_spread_on_a_gpu_unless_told_otherwise() -> None:

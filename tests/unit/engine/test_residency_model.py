@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
+from collections.abc import Callable
 
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from torch import Tensor
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.errors import AdapterError, AdapterInvalidError
-from loraplex_server.engine.adapter_arena import (
-    CopyMark,
-    FreeExtents,
-    PackedAdapter,
-    Placement,
-    projection_ends,
-)
-from loraplex_server.engine.adapter_loader import Allocate
+from loraplex_server.engine.adapter_loader import HostPlace
 from loraplex_server.engine.adapter_residency import AdapterResidency
 from loraplex_server.engine.host_cache import HostCache
+from tests.unit.engine.slow_memory import SlowMemory
 
 SPEC = BaseSpec("LlamaForCausalLM", "f" * 64, 2, dict.fromkeys(LORA_MODULES, (1, 1)))
 RANK_OF = {name: 1 + index % 4 for index, name in enumerate("abcdefgh")}
-BROKEN = "h"
+DAMAGED, BROKEN = "gh"
 DIGESTS = st.sampled_from("abcdefgh")
 
 
@@ -33,75 +29,63 @@ def ranks_of(digest: str) -> dict[tuple[int, str], int]:
     return {(0, "q_proj"): RANK_OF[digest], (1, "down_proj"): RANK_OF[digest]}
 
 
-class _Mark:
-    def __init__(self, memory: FakeMemory, number: int) -> None:
-        self._memory = memory
-        self._number = number
-
-    def is_over(self) -> bool:
-        return self._memory.num_copied >= self._number
-
-
-class FakeMemory(FreeExtents):
-    """An arena whose copies land when the test says so, as on a GPU."""
-
-    element_bytes = 4
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
-        self.buffer = torch.full((capacity,), float("nan"))
-        self.placements: dict[int, Placement] = {}
-        self.queue: list[tuple[int, Tensor]] = []
-        self.num_queued = self.num_copied = 0
-
-    def projection_ends(self, ranks: dict[tuple[int, str], int]) -> list[int]:
-        return projection_ends(SPEC, ranks)
-
-    def copy(self, target: int, source: Tensor) -> None:
-        self.queue.append((target, source))
-        self.num_queued += 1
-
-    def mark(self) -> CopyMark:
-        return _Mark(self, self.num_queued)
-
-    def land(self) -> None:
-        for target, source in self.queue:
-            self.buffer[target : target + source.numel()] = source
-            self.num_copied += 1
-        self.queue.clear()
-
-    def shift(self, source: int, target: int, length: int) -> None:
-        self.buffer[target : target + length] = self.buffer[source : source + length].clone()
-
-    def publish(self, slot: int, placement: Placement) -> None:
-        self.placements[slot] = placement
-
-    def weights(self, slot: int) -> Tensor:
-        placement = self.placements[slot]
-        found, start = [], 0
-        for index, end in enumerate(self.projection_ends(placement.ranks)):
-            base = placement.start if index < placement.num_moved else placement.old_start
-            found.append(self.buffer[base + start : base + end])
-            start = end
-        return torch.cat(found)
-
-
 class Disk:
-    """Reads wait for the test, and one package is broken."""
+    """Reads go on by a piece when the test says so. One package is broken, and one image is found damaged late."""
 
     def __init__(self) -> None:
-        self.permits = threading.Semaphore(0)
         self.is_open = False
+        self._changed = threading.Condition()
+        self._waiting: set[str] = set()  # for a permit to read the next piece
 
-    def read(self, digest: str, allocate: Allocate) -> PackedAdapter:
-        if not self.is_open:
-            self.permits.acquire(timeout=30)
+    def read(self, digest: str, place: HostPlace) -> None:
+        if digest == DAMAGED:
+            self._fill(place, digest, ranks_of("a"), math.nan, num_pieces=3)
+            place.give_up()
         if digest == BROKEN:
+            self._fill(place, digest, ranks_of(digest), math.nan, num_pieces=3)
             raise AdapterInvalidError("cut off")
-        ranks = ranks_of(digest)
-        flat = allocate(4 * RANK_OF[digest])
-        flat.fill_(float(ord(digest)))
-        return PackedAdapter(digest, flat, ranks)
+        self._fill(place, digest, ranks_of(digest), float(ord(digest)), num_pieces=4)
+
+    def permit(self) -> None:
+        """One piece of the read that is first by name."""
+        with self._changed:
+            if self._waiting:
+                self._waiting.remove(min(self._waiting))
+                self._changed.notify_all()
+
+    def open(self) -> None:
+        with self._changed:
+            self.is_open = True
+            self._changed.notify_all()
+
+    def settle(self, num_reads: Callable[[], int]) -> None:
+        """Until each of the reads under way waits for a permit, so that every run goes the same way."""
+        deadline_s = time.monotonic() + 30
+        while not self.is_open and num_reads() != len(self._waiting):
+            assert time.monotonic() < deadline_s
+            time.sleep(0)
+
+    def _fill(
+        self,
+        place: HostPlace,
+        digest: str,
+        ranks: dict[tuple[int, str], int],
+        value: float,
+        *,
+        num_pieces: int,
+    ) -> None:
+        self._wait(digest)
+        rank = next(iter(ranks.values()))
+        flat = place.begin(4 * rank, ranks)
+        for piece in range(num_pieces):
+            flat[piece * rank : (piece + 1) * rank] = value
+            place.checked((piece + 1) * rank)
+            self._wait(digest)
+
+    def _wait(self, digest: str) -> None:
+        with self._changed:
+            self._waiting.add(digest)
+            assert self._changed.wait_for(lambda: self.is_open or digest not in self._waiting, 30)
 
 
 class ResidencyMachine(RuleBasedStateMachine):
@@ -112,13 +96,15 @@ class ResidencyMachine(RuleBasedStateMachine):
         arena=st.integers(16, 44),
         host=st.integers(8, 60),
         copy=st.integers(1, 12),
+        max_reads=st.integers(1, 3),
     )
-    def start(self, num_slots: int, arena: int, host: int, copy: int) -> None:
-        self.memory = FakeMemory(arena)
+    def start(self, num_slots: int, arena: int, host: int, copy: int, max_reads: int) -> None:
+        self.memory = SlowMemory(arena, SPEC)
+        self.max_ahead = copy
         self.cache = HostCache(host, torch.float32, pin_memory=False)
         self.disk = Disk()
         self.residency = AdapterResidency(
-            num_slots, self.memory, self.cache, self.disk.read, copy_bytes=copy * 4
+            num_slots, self.memory, self.cache, self.disk.read, copy_bytes=copy * 4, max_reads=max_reads
         )
         self.waiting: list[str] = []
         self.running: list[tuple[str, int]] = []
@@ -160,13 +146,15 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.residency.forget(digest)
             self.pinned.discard(digest)
 
-    @rule()
-    def read_one(self) -> None:
-        self.disk.permits.release()
+    @rule(num_pieces=st.integers(1, 6))
+    def read_some(self, num_pieces: int) -> None:
+        for _ in range(num_pieces):
+            self.disk.permit()
+            self.disk_rests()
 
-    @rule()
-    def land(self) -> None:
-        self.memory.land()
+    @rule(num_copies=st.none() | st.integers(1, 3))
+    def land(self, num_copies: int | None) -> None:
+        self.memory.land(num_copies)
 
     @rule(is_idle=st.booleans())
     def step(self, is_idle: bool) -> None:
@@ -185,9 +173,17 @@ class ResidencyMachine(RuleBasedStateMachine):
             else:
                 self.running.append((digest, slot))
                 self.leave_queue(index)
+        ahead = self.memory.num_ahead
         self.residency.copy(is_idle=is_idle)
+        assert is_idle or self.memory.num_ahead <= max(ahead, self.max_ahead), "copies pile up"
         assert before <= set(self.residency.active_digests), "a pinned adapter was evicted"
         self.residency.take_events()
+
+    @invariant()
+    def disk_rests(self) -> None:
+        if hasattr(self, "residency"):
+            loads = self.residency._loads.values()
+            self.disk.settle(lambda: sum(bool(load.reading and not load.reading.is_over) for load in loads))
 
     @invariant()
     def running_sequences_keep_their_weights(self) -> None:
@@ -199,9 +195,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "residency"):
             return
-        self.disk.is_open = True
-        for _ in range(100):
-            self.disk.permits.release()
+        self.disk.open()
         self.pin(set())
         for _ in range(20_000):  # sequences come to their end, so that everybody has a turn
             if not self.waiting and not self.running and not self.residency.is_busy:

@@ -326,7 +326,9 @@ class Residency(_message.Message):
     started.
     """
     copy_seconds: _builtins.float
-    """Seconds from the beginning of the last copy until they were in their slot; 0: not copied since the engine started."""
+    """Seconds from the beginning of the last copy, or from the end of the read that it went beside, until they were in
+    their slot; 0: not copied since the engine started.
+    """
     @_builtins.property
     def activate_time(self) -> _timestamp_pb2.Timestamp:
         """When they last came into a slot, UTC; unset: not since the engine started."""
