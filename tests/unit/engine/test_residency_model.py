@@ -21,7 +21,8 @@ from tests.unit.engine.slow_memory import SlowMemory
 
 SPEC = BaseSpec("LlamaForCausalLM", "f" * 64, 2, dict.fromkeys(LORA_MODULES, (1, 1)))
 RANK_OF = {name: 1 + index % 4 for index, name in enumerate("abcdefgh")}
-DAMAGED, BROKEN = "gh"
+DAMAGED = "bdfg"
+BROKEN = "h"
 DIGESTS = st.sampled_from("abcdefgh")
 
 
@@ -30,7 +31,7 @@ def ranks_of(digest: str) -> dict[tuple[int, str], int]:
 
 
 class Disk:
-    """Reads go on by a piece when the test says so. One package is broken, and one image is found damaged late."""
+    """Reads go on by a piece when the test says so. One package is broken, and some images are found damaged late."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -38,13 +39,13 @@ class Disk:
         self._waiting: set[str] = set()  # for a permit to read the next piece
 
     def read(self, digest: str, place: HostPlace) -> None:
-        if digest == DAMAGED:
-            self._fill(place, digest, ranks_of("a"), math.nan, num_pieces=3)
+        if digest in DAMAGED:
+            self._fill(place, digest, ranks_of("g" if digest == "b" else "b"), math.nan)
             place.give_up()
         if digest == BROKEN:
-            self._fill(place, digest, ranks_of(digest), math.nan, num_pieces=3)
+            self._fill(place, digest, ranks_of(digest), math.nan)
             raise AdapterInvalidError("cut off")
-        self._fill(place, digest, ranks_of(digest), float(ord(digest)), num_pieces=4)
+        self._fill(place, digest, ranks_of(digest), float(ord(digest)))
 
     def permit(self) -> None:
         """One piece of the read that is first by name."""
@@ -65,19 +66,11 @@ class Disk:
             assert time.monotonic() < deadline_s
             time.sleep(0)
 
-    def _fill(
-        self,
-        place: HostPlace,
-        digest: str,
-        ranks: dict[tuple[int, str], int],
-        value: float,
-        *,
-        num_pieces: int,
-    ) -> None:
+    def _fill(self, place: HostPlace, digest: str, ranks: dict[tuple[int, str], int], value: float) -> None:
         self._wait(digest)
         rank = next(iter(ranks.values()))
         flat = place.begin(4 * rank, ranks)
-        for piece in range(num_pieces):
+        for piece in range(4):
             flat[piece * rank : (piece + 1) * rank] = value
             place.checked((piece + 1) * rank)
             self._wait(digest)
@@ -218,4 +211,4 @@ class ResidencyMachine(RuleBasedStateMachine):
 
 
 TestResidencyMachine = ResidencyMachine.TestCase
-TestResidencyMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestResidencyMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
