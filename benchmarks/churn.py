@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -67,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     packages = adapter_packages(options.adapters)
     measured = Measured()
-    threads = [] if options.num_threads is None else ["--num-threads", str(options.num_threads)]
-    with running_server([*_SERVER_ARGUMENTS, *threads]) as server:
+    with running_server([*_SERVER_ARGUMENTS, "--num-threads", str(options.num_threads)]) as server:
         with LoraplexClient(server.target, timeout_s=300.0) as client:
             for name, package in packages.items():
                 client.adapters.upload(name, package)
@@ -148,7 +148,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--adapters-per-round", type=int, default=10, help="default: 10, so 50 in all")
     parser.add_argument("--tokens", type=int, default=600, help="of each stream; default: 600")
-    parser.add_argument("--num-threads", type=int, help="of the engine; default: the server's own choice")
+    parser.add_argument(
+        "--num-threads",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) - 1),
+        help="of the engine; default: all cores but one, which the storm's work has to itself",
+    )
     parser.add_argument(
         "--adapters",
         type=Path,
