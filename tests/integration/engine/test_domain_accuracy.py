@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHIPPED = Path(__file__).parents[3] / "adapters"
 EVERY_OTHER = 2  # of the questions to the base and to other adapters one in so many is asked
-MAX_TOKENS = 48  # as results.json was measured: longer is wrong for every grader
+MAX_TOKENS = 48  # longer is wrong for every grader
 
 Asked = tuple[str | None, str]  # who is asked, and the domain of the question
 
