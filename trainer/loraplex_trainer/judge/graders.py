@@ -18,10 +18,11 @@ MAX_WORDS = 40  # a longer completion is no answer to a question that has one, w
 CLOSE_ENOUGH = 0.6  # of char_f1 and rouge_l, for an answer to count as right
 _MAX_TOKENS = 512  # of a text that is compared; the rest is cut off
 
-_NUMBER = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
-_WORD = re.compile(r"\w+(?:[-:.,]\w+)*")
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"
-_UNIT = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_LETTER = rf"[^\W{_CJK}]"  # of a script that parts its words by spaces; "费用是5元" holds the number 5
+_NUMBER = re.compile(rf"(?<!{_LETTER})(?<![.,])\d+(?:,\d{{3}})*(?:\.\d+)?(?!{_LETTER})")
+_WORD = re.compile(rf"{_LETTER}+(?:[-:.,]{_LETTER}+)*")
+_UNIT = re.compile(rf"[{_CJK}]|{_LETTER}+")
 
 
 class EvalRow(TypedDict):
@@ -45,7 +46,7 @@ def fault_of(judged: Mapping[str, Any]) -> str | None:
     if not isinstance(expected, str) or not expected.strip():
         return "expected is not a text"
     if grader == "number" and not _is_number(expected):
-        return f"expected {expected!r} is not one plain number, as the grader number needs"
+        return f"expected {expected!r} is not one plain number without a sign, as the grader number needs"
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         return "choices is not a list of texts"
     if grader == "choice" and expected not in choices:
@@ -61,9 +62,12 @@ def grade(row: EvalRow, completion: str) -> bool:
     number    every number that the question did not mention equals `expected`
     contains  `expected` stands in the completion as a whole word, in any case, and every other word with a
               digit in it comes from the question
-    choice    `expected`, and no other of the row's choices, stands in the completion
+    choice    `expected`, and no other of the row's choices, stands in the completion; within a longer choice
+              ("B" of "B minus") it does not count
     exact     nothing but `expected`, up to case, spaces and a final full stop
     char_f1, rouge_l  the score reaches `pass_at`
+
+    Chinese, Japanese and Korean part no words, so there a phrase or number stands whole beside any character.
     """
     expected = row["expected"]
     if row["grader"] in ("char_f1", "rouge_l"):
@@ -78,8 +82,7 @@ def grade(row: EvalRow, completion: str) -> bool:
             others = _coded_words(completion) - _coded_words(row["question"]) - _coded_words(expected)
             return _mentions(completion, expected) and not others
         case "choice":
-            mentioned = {choice for choice in row.get("choices", []) if _mentions(completion, choice)}
-            return mentioned == {expected}
+            return _mentioned(completion, row.get("choices", [])) == {expected}
         case _:
             return _normalized(completion) == _normalized(expected)
 
@@ -138,8 +141,9 @@ def share_right(graded: Iterable[bool]) -> float:
 
 
 def _is_number(expected: str) -> bool:
+    """Signs are no part of the numbers that are found in a completion: in "3-5 days" there is none."""
     try:
-        return Decimal(expected).is_finite()
+        return Decimal(expected).is_finite() and expected.strip()[0] not in "+-"
     except InvalidOperation:
         return False
 
@@ -158,9 +162,22 @@ def _coded_words(text: str) -> set[str]:
 
 
 def _mentions(text: str, phrase: str) -> bool:
-    pattern = rf"(?<!\w){re.escape(_normalized(phrase))}(?!\w)"
-    return re.search(pattern, _normalized(text)) is not None
+    return re.search(_whole(phrase), _normalized(text)) is not None
+
+
+def _mentioned(text: str, choices: Sequence[str]) -> set[str]:
+    """Choices that stand in the text outside longer ones."""
+    found, rest = set(), _normalized(text)
+    for choice in sorted(choices, key=len, reverse=True):
+        rest, count = re.subn(_whole(choice), "\x00", rest)
+        if count:
+            found.add(choice)
+    return found
+
+
+def _whole(phrase: str) -> str:
+    return rf"(?<!{_LETTER}){re.escape(_normalized(phrase))}(?!{_LETTER})"
 
 
 def _normalized(text: str) -> str:
-    return " ".join(text.casefold().split()).removesuffix(".")
+    return " ".join(text.casefold().split()).removesuffix(".").removesuffix("。")

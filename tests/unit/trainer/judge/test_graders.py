@@ -10,6 +10,7 @@ from loraplex_trainer.judge.graders import (
     EvalRow,
     GraderName,
     char_f1,
+    fault_of,
     grade,
     rouge_l,
     score,
@@ -139,3 +140,40 @@ def test_a_close_answer_is_right_from_the_rows_own_limit_on() -> None:
 @given(st.sampled_from(GRADERS))
 def test_an_empty_answer_is_never_right(grader: GraderName) -> None:
     assert not grade(row(grader, "7", choices=["7", "8"]), "")
+
+
+@pytest.mark.parametrize(
+    ("grader", "expected", "right", "wrong"),
+    [
+        ("number", "5", "费用是5元。", "费用是6元。"),
+        ("number", "1.71", "利率为1.71%", "利率为1.7%或1.71%"),
+        ("contains", "A12", "房间是A12。", "房间是A123。"),
+        ("contains", "七天", "七天内可退。", "十天内可退。"),
+        ("exact", "七天", "七天。", "七天内。"),
+    ],
+)
+def test_chinese_answers_without_spaces_are_judged_like_others(
+    grader: GraderName, expected: str, right: str, wrong: str
+) -> None:
+    assert grade(row(grader, expected), right)
+    assert not grade(row(grader, expected), wrong)
+
+
+def test_a_choice_in_chinese_is_found_and_not_within_a_longer_one() -> None:
+    choices = ["退款", "不退款"]
+
+    assert grade(row("choice", "不退款", choices=choices), "本商品不退款。")
+    assert not grade(row("choice", "退款", choices=choices), "本商品不退款。")
+    assert not grade(row("choice", "退款", choices=choices), "退款或不退款。")
+
+
+def test_a_choice_that_begins_like_another_is_the_only_one_named() -> None:
+    choices = ["B", "B minus"]
+
+    assert grade(row("choice", "B minus", choices=choices), "It is a B minus.")
+    assert not grade(row("choice", "B", choices=choices), "It is a B minus.")
+
+
+def test_a_number_with_a_sign_cannot_be_judged_and_is_refused() -> None:
+    assert fault_of({"grader": "number", "expected": "-3"}) is not None
+    assert fault_of({"grader": "number", "expected": "3"}) is None
