@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from loraplex_trainer.errors import RunFolderError, TrainingStorageError
 
 Status = Literal["running", "paused", "finished", "failed", "cancelled"]
+_LOCK_FILE = ".lock"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Libraries that write through C say it in words only.
 _NO_ROOM_WORDS = ("no space left", "file write failed", "disk quota", "os error 28", "file too large")
@@ -173,7 +175,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not splitlines: an answer may hold U+2028, which ends no line of JSON.
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
@@ -185,6 +188,23 @@ def append_line(path: Path, document: dict[str, Any]) -> None:
     """Add an object to a JSON Lines file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def alone_in(run: RunFolder) -> Iterator[None]:
+    """Nobody else trains in the folder: two processes would write over each other's checkpoints.
+
+    The system lets go of the lock when its holder ends, however it does. Raises RunFolderError.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    with (run.path / _LOCK_FILE).open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"another process trains in '{run.path.name}'; wait for its end, or end it"
+            ) from None
+        yield
 
 
 @contextmanager

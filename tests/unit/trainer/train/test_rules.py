@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from loraplex_trainer.errors import RecipeError
 from loraplex_trainer.recipe.sections import EpochsSection
 from loraplex_trainer.train.overfit import OverfitWatch, apply_patch, overfit_patch
 from loraplex_trainer.train.patience import Patience
+from loraplex_trainer.train.run_folder import append_line, read_lines
 from loraplex_trainer.train.samples import typical_rows
 from loraplex_trainer.train.stages import Stage, with_curriculum
 
@@ -133,3 +135,11 @@ def test_tiers_that_nobody_gave_are_thirds_by_the_bases_loss() -> None:
 
 def test_without_a_curriculum_a_stage_stays_whole() -> None:
     assert len(_tiers("off", [row("Q", "a", 1), row("R", "b", 3)])) == 1
+
+
+def test_a_sample_with_a_line_separator_is_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    for text in ("one\u2028line", "next\x85line"):
+        append_line(file, {"adapter": text})
+
+    assert [line["adapter"] for line in read_lines(file)] == ["one\u2028line", "next\x85line"]
