@@ -45,6 +45,8 @@ class OpenedRun:
         self._recipe_folder = recipe_folder
         self._started = time.monotonic()
         self._seconds_before = 0.0
+        self._peak_before = 0
+        self._was_finished = False
 
     def open(self, resume: bool) -> None:
         """Take the folder, for a new run or for one that goes on. Raises RunFolderError."""
@@ -65,6 +67,8 @@ class OpenedRun:
             )
         self.is_resumed = True
         self._seconds_before = state.seconds
+        self._peak_before = self._reported_peak()
+        self._was_finished = state.status == "finished"
         self.run.write_state(RunState(**{**asdict(state), "status": "running", "message": ""}))
 
     def prepare(self, plan: TrainingPlan | None, data: BuiltData | None) -> None:
@@ -108,7 +112,8 @@ class OpenedRun:
             preflight=self.preflight,
             warnings=self.warnings,
             seconds=self._seconds(),
-            peak_memory_bytes=peak_bytes,
+            # A resumed process may have loaded the base and trained nothing.
+            peak_memory_bytes=max(peak_bytes, self._peak_before),
         )
         write_report(self.run, report)
         self.run.change_state(status=status, seconds=self._seconds())
@@ -116,8 +121,10 @@ class OpenedRun:
         return report
 
     def note_failure(self, error: BaseException) -> None:
-        """Leave the reason in the state, as far as the disk takes it."""
+        """Leave the reason in the state, as far as the disk takes it. What is finished stays so."""
         status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+        if self._was_finished:
+            status = "finished"
         with contextlib.suppress(OSError, RunFolderError):
             self.run.change_state(status=status, message=str(error)[:500], seconds=self._seconds())
 
@@ -128,6 +135,13 @@ class OpenedRun:
             return []
         documents = json.loads((self.run.checkpoints / "stages.json").read_text(encoding="utf-8"))
         return [StageReport(**{**d, "alarms": tuple(d["alarms"])}) for d in documents[:done]]
+
+    def _reported_peak(self) -> int:
+        """Of the processes before this one; 0 where none of them came to a report."""
+        try:
+            return int(json.loads(self.run.report.read_text(encoding="utf-8"))["peak_memory_bytes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
     def _seconds(self) -> float:
         return round(self._seconds_before + time.monotonic() - self._started, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from loraplex_trainer.libraries import prepare_libraries, require_libraries
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.train.events import StageStarted, TrainEvent
+from loraplex_trainer.train.give_way import giving_way_to
 from loraplex_trainer.train.opening import OpenedRun
 from loraplex_trainer.train.report import TrainReport
-from loraplex_trainer.train.run_folder import RunFolder, storage_faults, write_json
+from loraplex_trainer.train.run_folder import RunFolder, alone_in, storage_faults, write_json
 
 if TYPE_CHECKING:
     from loraplex_trainer.data.built import BuiltData
@@ -37,7 +39,7 @@ def train(
 
     resume       go on after the newest whole checkpoint, as if nothing had happened; recipe and data must be the same
     should_stop  asked between optimizer steps; the report then says "cancelled", and the run can be resumed
-    wait_turn    called between optimizer steps; returns when the next one may begin
+    wait_turn    called between optimizer steps; returns when the next may begin; None: the recipe's `yield_to` decides
 
     The same recipe, data and seed give the same bytes on one CPU; on a GPU, nearly. Raises RecipeError,
     TrainingDataError, DoesNotFitError, RunFolderError, TrainingDivergedError, TrainingStorageError, BaseModelError.
@@ -46,7 +48,11 @@ def train(
     require_libraries("matplotlib", "tensorboard")
     run = RunFolder(run_folder)
     emit = on_event or _ignore
-    with storage_faults():
+    with storage_faults(), ExitStack() as held:
+        if run.is_begun or not resume:
+            held.enter_context(alone_in(run))
+        if wait_turn is None and recipe.resources.yield_to is not None:
+            wait_turn = held.enter_context(giving_way_to(recipe.resources.yield_to))
         opened = OpenedRun(recipe, recipe_folder, run, base_folder, emit)
         opened.open(resume)
         try:

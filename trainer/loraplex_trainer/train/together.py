@@ -17,9 +17,10 @@ from loraplex_trainer.libraries import prepare_libraries, require_libraries
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.train.events import TrainEvent
+from loraplex_trainer.train.give_way import giving_way_to
 from loraplex_trainer.train.opening import OpenedRun
 from loraplex_trainer.train.report import TrainReport
-from loraplex_trainer.train.run_folder import RunFolder, storage_faults
+from loraplex_trainer.train.run_folder import RunFolder, alone_in, storage_faults
 
 if TYPE_CHECKING:
     from loraplex_trainer.data.built import BuiltData
@@ -57,7 +58,12 @@ def train_together(
     _check_folders(runs)
     prepare_libraries()
     require_libraries("matplotlib", "tensorboard")
-    with storage_faults():
+    with storage_faults(), ExitStack() as held:
+        for run in runs:
+            held.enter_context(alone_in(RunFolder(run.run_folder)))
+        servers = [run.recipe.resources.yield_to for run in runs]
+        if wait_turn is None and (server := next(filter(None, servers), None)) is not None:
+            wait_turn = held.enter_context(giving_way_to(server))
         opened = [_open(run, base_folder, on_event) for run in runs]
         try:
             for one, run in zip(opened, runs, strict=True):
@@ -91,6 +97,8 @@ def check_together(recipes: Sequence[Recipe]) -> None:
         problems += [f"{recipe.tenant}/{recipe.name}: {what}" for what, is_so in wrong.items() if is_so]
     if len({internal_name(recipe) for recipe in recipes}) < len(recipes):
         problems.append("two recipes have the same tenant and name")
+    if len({recipe.resources.yield_to for recipe in recipes} - {None}) > 1:
+        problems.append("the recipes yield to different servers")
     if len({recipe.base.model for recipe in recipes}) > 1:
         problems.append("the recipes name different bases")
     if problems:

@@ -20,8 +20,9 @@ from loraplex_trainer.train import adapter, stage_run
 from loraplex_trainer.train.adapter import CONFIG_FILE, WEIGHTS_FILE
 from loraplex_trainer.train.curves import read_curves
 from loraplex_trainer.train.events import Evaluated, Finished, Log, StageStarted, Step, TrainEvent
+from loraplex_trainer.train.peak_memory import PeakMemory
 from loraplex_trainer.train.report import TrainReport
-from loraplex_trainer.train.run_folder import RunFolder
+from loraplex_trainer.train.run_folder import RunFolder, alone_in
 from loraplex_trainer.train.session import train
 
 from .conftest import Trains, built, colour_rows, row, tiny_plan, tiny_recipe
@@ -113,6 +114,27 @@ def test_a_run_is_not_resumed_with_another_recipe_or_other_data(train_tiny: Trai
         train_tiny("run", tiny_recipe(train={"seed": 9}), SPLIT, resume=True)
     with pytest.raises(RunFolderError, match="data is not"):
         train_tiny("run", recipe, built(colour_rows(3)), resume=True)
+
+
+def test_resuming_what_is_finished_changes_neither_its_peak_nor_its_status(
+    train_tiny: Trains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(train=EPOCHS_4)
+    report = train_tiny("run", recipe, SPLIT)
+    monkeypatch.setattr(PeakMemory, "peak_bytes", 1)
+    resumed = train_tiny("run", recipe, SPLIT, resume=True)
+    with pytest.raises(RunFolderError, match="data is not"):
+        train_tiny("run", recipe, built(colour_rows(3)), resume=True)
+
+    assert resumed.peak_memory_bytes == report.peak_memory_bytes > 1
+    assert RunFolder(report.run_folder).read_state().status == "finished"
+
+
+def test_two_processes_do_not_train_in_one_folder(train_tiny: Trains, tmp_path: Path) -> None:
+    report = train_tiny("run", tiny_recipe(train=EPOCHS_4), SPLIT, should_stop=stop_at(3))
+
+    with alone_in(RunFolder(report.run_folder)), pytest.raises(RunFolderError, match="another process"):
+        train_tiny("run", tiny_recipe(train=EPOCHS_4), SPLIT, resume=True)
 
 
 def _script(monkeypatch: pytest.MonkeyPatch, val_losses: list[float]) -> None:
