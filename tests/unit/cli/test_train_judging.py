@@ -83,6 +83,19 @@ def test_a_package_that_is_missing_is_bad_input_and_no_verdict(recipe: Path, jud
     assert "train package" in document(result)["error"]["message"]
 
 
+@pytest.mark.parametrize("judge", ["eval", "gate"])
+def test_a_run_is_not_judged_by_another_domains_recipe(recipe: Path, judge: str, tmp_path: Path) -> None:
+    """Its own questions are named `eval.jsonl` like the other's, and would be taken from beside the other recipe."""
+    run = tmp_path / "run"
+    (run / "package").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(recipe.read_text().replace("name: faq", "name: bank"))
+
+    result = invoke(judge, recipe, "--run", run, "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "trained default/bank" in document(result)["error"]["message"]
+
+
 def test_a_run_that_is_missing_is_bad_input(tmp_path: Path) -> None:
     result = invoke("package", tmp_path / "nothing", "--json")
 

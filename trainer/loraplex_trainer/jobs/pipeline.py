@@ -144,7 +144,6 @@ class _Job:
             self._base_folder,
             others=[Path(other) for other in self._order.other_packages],
             precision=self._precision(),
-            built=self._run.data,
             progress=self._progress("gate"),
         )
         for check in report.checks:

@@ -17,6 +17,7 @@ from loraplex_cli.output import columns, command, facts, mebibytes
 
 if TYPE_CHECKING:
     from loraplex_trainer.judge.statistics import Verdict
+    from loraplex_trainer.recipe.document import Recipe
     from loraplex_trainer.train.events import TrainEvent
 
 
@@ -79,6 +80,7 @@ def evaluate(
                 "progress": progress,
             }
             if run is not None:
+                _check_same_adapter(read, run)
                 evaluation = evaluate_run(RunFolder(run), recipe.parent, model, **options)
             else:
                 folder = _package_folder(recipe, package, run)
@@ -149,6 +151,8 @@ def gate(
 
         read = read_recipe(recipe)
         folder = _package_folder(recipe, package, run)
+        if run is not None:
+            _check_same_adapter(read, run)
         with stage_bars() as progress:
             report = run_gate(
                 folder,
@@ -167,6 +171,21 @@ def gate(
         )
         output.result(report.document(), f"{report.verdict}\n{table}")
         _exit_with(report.verdict)
+
+
+def _check_same_adapter(recipe: Recipe, run: Path) -> None:
+    """Raises CommandError where the run is another recipe's: it would be asked the questions beside this one."""
+    from loraplex_trainer.recipe.document import read_recipe
+    from loraplex_trainer.train.run_folder import RunFolder
+
+    trained = read_recipe(RunFolder(run).recipe)
+    if (trained.tenant, trained.name) != (recipe.tenant, recipe.name):
+        raise CommandError(
+            f"the run in {run} trained {trained.tenant}/{trained.name}, and the recipe is of "
+            f"{recipe.tenant}/{recipe.name}; give the recipe that the run was made by",
+            ExitCode.BAD_INPUT,
+            "RUN_FOLDER_INVALID",
+        )
 
 
 def _package_folder(recipe: Path, package: Path | None, run: Path | None) -> Path:

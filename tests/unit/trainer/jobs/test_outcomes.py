@@ -14,11 +14,29 @@ from loraplex_trainer.errors import TrainingDataError, TrainingStorageError
 from loraplex_trainer.jobs import pipeline
 from loraplex_trainer.jobs.channel import ServerChannel
 from loraplex_trainer.jobs.main import keep_outcome
+from loraplex_trainer.judge import gate
 from loraplex_trainer.judge.gate_report import Check, GateReport
+
+from ..train.conftest import tiny_recipe
 
 
 class OutOfMemoryError(RuntimeError):
     """Called as torch's."""
+
+
+def order_of(folder: Path) -> RunOrder:
+    return RunOrder(
+        recipe="",
+        tenant="t",
+        data_folder=str(folder),
+        run_folder=str(folder / "run"),
+        base_folder="",
+        precision="fp32",
+        max_rank=8,
+        is_resumed=False,
+        max_waiting=0,
+        max_pause_s=0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,18 +57,7 @@ def test_an_error_is_an_outcome(
         raise error
 
     monkeypatch.setattr(pipeline._Job, "run", fail)
-    order = RunOrder(
-        recipe="",
-        tenant="t",
-        data_folder=str(tmp_path),
-        run_folder=str(tmp_path / "run"),
-        base_folder="",
-        precision="fp32",
-        max_rank=8,
-        is_resumed=False,
-        max_waiting=0,
-        max_pause_s=0,
-    )
+    order = order_of(tmp_path)
     reader, _ = os.pipe()
     channel = ServerChannel(os.fdopen(reader, "rb"), io.BytesIO())
 
@@ -82,3 +89,23 @@ def test_an_outcome_is_on_disk_whole(tmp_path: Path) -> None:
 
     assert decode_outcome((tmp_path / "outcome.json").read_bytes()) == outcome
     assert [path.name for path in tmp_path.iterdir()] == ["outcome.json"]
+
+
+def test_the_gate_asks_the_rows_that_the_last_stage_held_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every stage has sources of its own, there is no folder of shared data."""
+    given: dict[str, Any] = {}
+
+    def run_gate(*_: Any, **options: Any) -> GateReport:
+        given.update(options)
+        return GateReport("faq", "team", "d" * 64, "fp32", "cpu", (), "pass", 1.0)
+
+    monkeypatch.setattr(gate, "run_gate", run_gate)
+    order = order_of(tmp_path)
+    reader, _ = os.pipe()
+    job = pipeline._Job(order, ServerChannel(os.fdopen(reader, "rb"), io.BytesIO()))
+
+    job._gate(tiny_recipe(), tmp_path / "run/package")
+
+    assert given.get("built") is None  # then it is the data of the run that the package lies in
