@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,11 @@ def test_the_bundled_training_job_has_every_file_that_its_recipe_names() -> None
 def test_a_server_elsewhere_has_no_engine_to_kill() -> None:
     with pytest.raises(TargetFeatureError, match="port 1"):
         server_process("127.0.0.1:1")
+
+
+def test_a_server_of_another_machine_is_never_looked_for_on_this_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(TargetFeatureError, match="another machine"):
+            server_process(f"192.0.2.1:{port}")
+        assert server_process(f"localhost:{port}").pid == os.getpid()
