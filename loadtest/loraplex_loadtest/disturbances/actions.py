@@ -106,9 +106,9 @@ class ServerActions:
         setup = self._scenario.setup
         names = [f"{setup.prefix}-{number:04d}" for number in range(setup.variants)]
         for done, name in enumerate(names, start=1):
-            await self._upload(name, None, on_existing="promote")
             if not setup.keep:
-                self._to_delete.append(name)
+                self._to_delete.append(name)  # before: an upload that is broken off may have come through
+            await self._upload(name, None, on_existing="promote")
             on_registered(done, len(names))
         return names
 
@@ -156,9 +156,9 @@ class ServerActions:
             case RegisterAdapters() as what:
                 names = [f"{what.prefix}-{occurrence.number}-{number:03d}" for number in range(what.count)]
                 for name in names:
-                    await self._upload(name, what.package, on_existing="promote")
                     if what.delete_after:
                         self._to_delete.append(name)
+                    await self._upload(name, what.package, on_existing="promote")
                 return ", ".join(names)
             case UpdateAdapter() as what:
                 name = _named(what.name, first_adapter)
