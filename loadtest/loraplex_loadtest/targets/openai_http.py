@@ -36,8 +36,16 @@ class OpenAiConnection:
         self._address = address
         # A stream holds its HTTP/1 connection: a limit here would be a queue that nobody sees.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), headers=dict(address.headers)
+            connector=aiohttp.TCPConnector(limit=0),
+            headers=dict(address.headers),
+            # The request's own deadline is the only one; aiohttp's is five minutes.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         )
+
+    @property
+    def timeout(self) -> aiohttp.ClientTimeout:
+        """What ends a request besides its deadline."""
+        return self._session.timeout
 
     async def open(self) -> None:
         """HTTP/1 connects with each stream."""
@@ -79,9 +87,11 @@ class OpenAiConnection:
             sink.failed("DEADLINE_EXCEEDED", "")
         except aiohttp.ClientError:
             sink.failed("UNAVAILABLE", "")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sink.failed("INTERNAL", "STREAM_UNREADABLE")
 
     async def _read(self, response: aiohttp.ClientResponse, sink: Sink) -> None:
-        counted, was_told = 0, False
+        counted, was_told, has_finished = 0, False, False
         async for line in response.content:
             if not line.startswith(_DATA):
                 continue
@@ -96,6 +106,7 @@ class OpenAiConnection:
                 return
             usage = event.get("usage")
             text = _text(event)
+            has_finished = has_finished or _has_finished(event)
             # Without a running count, a piece of text is one token.
             new = usage["completion_tokens"] - counted if usage and text else int(bool(text))
             if new > 0:
@@ -106,6 +117,11 @@ class OpenAiConnection:
             if usage and not event.get("choices"):
                 sink.counted(usage["prompt_tokens"], usage["completion_tokens"])
                 was_told = True
+        if not was_told:  # the stream was closed without [DONE]
+            if has_finished:
+                sink.completed()
+            else:
+                sink.failed("UNAVAILABLE", "STREAM_CUT")
 
     async def close(self) -> None:
         await self._session.close()
@@ -149,6 +165,10 @@ def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
     """None where the server does not say, or gives a date."""
     told = response.headers.get("retry-after", "")
     return float(told) if told.isdecimal() else None
+
+
+def _has_finished(event: dict[str, Any]) -> bool:
+    return any(choice.get("finish_reason") for choice in event.get("choices") or ())
 
 
 def _text(event: dict[str, Any]) -> str:

@@ -50,6 +50,9 @@ ANSWERS = {
         'data: {"choices": [{"delta": {"content": "ab"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\n'
         'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\ndata: [DONE]\n\n'
     ),
+    "not-json": 'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: {half\n\n',
+    "cut": 'data: {"choices": [{"delta": {"content": "a"}}]}\n\n',
+    "no-done": 'data: {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}\n\n',
     "broken": 'data: {"error": {"message": "out of memory"}}\n\n',
 }
 
@@ -108,3 +111,25 @@ async def test_errors_are_counted_in_grpcs_words(url: str, http: str, status: st
 
 async def test_a_server_that_is_gone_is_unavailable() -> None:
     assert (await ask("http://127.0.0.1:1", "silent")).ends == [("UNAVAILABLE", "")]
+
+
+@pytest.mark.parametrize(
+    ("model", "end"),
+    [
+        ("not-json", ("INTERNAL", "STREAM_UNREADABLE")),
+        ("cut", ("UNAVAILABLE", "STREAM_CUT")),
+        ("no-done", "completed"),
+    ],
+)
+async def test_a_stream_that_ends_otherwise_says_how(url: str, model: str, end: object) -> None:
+    heard = await ask(url, model)
+
+    assert (heard.counts, heard.ends) == ([1], [end])
+
+
+async def test_the_deadline_is_the_requests_own() -> None:
+    connection = OpenAiConnection(TargetAddress(TargetKind.OPENAI, "http://127.0.0.1:1"))
+    timeout = connection.timeout
+    await connection.close()
+
+    assert timeout.total is timeout.sock_connect is timeout.sock_read is None
