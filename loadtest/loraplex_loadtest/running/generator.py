@@ -96,7 +96,10 @@ class Generator:
                 task = asyncio.create_task(self._ask(position, request, intended_s, next_index()))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-                await asyncio.wait({task})
+                # Who still waits when the load ends is drained like the others.
+                await asyncio.wait({task}, timeout=max(0.0, self._order.duration_s - self._ledger.now_s()))
+                if not task.done():
+                    return
 
     async def _ask(self, position: int, request: IntendedRequest, intended_s: float, index: int) -> None:
         behaviour = request.behaviour

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
@@ -25,7 +26,7 @@ def main(pipe: Pipe) -> None:
 
 
 async def _serve(pipe: Pipe, order: Order) -> None:
-    generator = Generator(order, _sender(pipe), lambda: pipe.poll() and pipe.recv() == STOP)
+    generator = Generator(order, _sender(pipe), lambda: must_stop(pipe))
     await generator.prepare()
     pipe.send(READY)
     start_s: float = await asyncio.to_thread(pipe.recv)
@@ -33,5 +34,17 @@ async def _serve(pipe: Pipe, order: Order) -> None:
     pipe.send(recorded)
 
 
+def must_stop(pipe: Pipe) -> bool:
+    """Whether the parent said so, or is gone: nobody would read what an orphan measures."""
+    try:
+        return bool(pipe.poll() and pipe.recv() == STOP)
+    except (EOFError, OSError):
+        return True
+
+
 def _sender(pipe: Pipe) -> Callable[[Snapshot], None]:
-    return pipe.send
+    def send(snapshot: Snapshot) -> None:
+        with suppress(BrokenPipeError):  # `must_stop` finds out
+            pipe.send(snapshot)
+
+    return send

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 from collections import Counter
 
 import pytest
@@ -15,6 +16,7 @@ from loraplex_loadtest.records import CANCELLED_BY_PLAN, OK
 from loraplex_loadtest.reports.text import result_text
 from loraplex_loadtest.result import result_document
 from loraplex_loadtest.run import plan_run, run_scenario
+from loraplex_loadtest.running.worker import must_stop
 from loraplex_loadtest.targets.target import TargetAddress, TargetKind
 from tests.integration.loadtest.conftest import LAW, RunOnFake
 from tests.unit.loadtest.builders import scenario
@@ -217,3 +219,23 @@ def test_without_retries_a_refused_request_was_sent_once(run_on_fake: RunOnFake)
 
     assert {one.attempts for one in outcome.recording.records} == {1}
     assert "retries" not in result_text(result_document(outcome))
+
+
+def test_a_closed_loop_is_drained_like_an_open_one() -> None:
+    with fake_server(LatencyLaw(first_token_s=30)) as slow:
+        made = scenario(
+            {"arrivals": {"kind": "closed", "users": 2, "duration_s": 0.5}, "adapters": {"names": ["base"]}},
+            window={"drain_s": 0.5},
+        )
+        outcome = asyncio.run(run_scenario(made, slow.target()))
+
+    assert [one.status for one in outcome.recording.records] == ["UNFINISHED"] * 2
+    assert all(one.ended_s < 20 for one in outcome.recording.records)  # not the answer's thirty seconds
+
+
+def test_a_generator_whose_parent_is_gone_stops() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    assert not must_stop(theirs)
+    ours.close()
+
+    assert must_stop(theirs)
