@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class Change:
             "figure": self.figure,
             "before": self.before,
             "after": self.after,
-            "ratio": self.ratio,
+            "ratio": self.ratio if math.isfinite(self.ratio) else None,  # JSON has no infinity
             "overlaps": self.overlaps,
             "is_regression": self.is_regression(threshold),
         }

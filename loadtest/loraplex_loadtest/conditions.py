@@ -10,6 +10,7 @@ from typing import Any
 
 from loraplex_loadtest.errors import ScenarioInvalidError
 from loraplex_loadtest.figures.groups import DISTRIBUTIONS
+from loraplex_loadtest.figures.percentiles import PERCENTILES
 
 _SYNTAX = re.compile(
     r"\s*(?P<figure>[a-z_]+?)(?:_(?P<part>p\d+(?:\.\d+)?|mean|min|max))?"
@@ -96,6 +97,9 @@ def parse_condition(text: str) -> Condition:
         raise ScenarioInvalidError(
             f"{text!r}: no distribution {figure!r}; there are {', '.join(DISTRIBUTIONS)}"
         )
+    if part.startswith("p") and float(part[1:]) not in PERCENTILES:
+        known = ", ".join(f"p{percent:g}" for percent in PERCENTILES)
+        raise ScenarioInvalidError(f"{text!r}: no percentile {part}; there are {known}")
     if not part and figure not in (*_RATES, *_SINGLE):
         told = f"{figure}_p99" if figure in DISTRIBUTIONS else ", ".join((*_RATES, *_SINGLE))
         raise ScenarioInvalidError(f"{text!r}: no figure {figure!r}; did you mean {told}?")

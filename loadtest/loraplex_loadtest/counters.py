@@ -6,6 +6,7 @@ import asyncio
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from loraplex_loadtest.records import OK, RequestRecord
@@ -70,15 +71,20 @@ def _scrape(url: str) -> Scrape | None:
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
             text = response.read().decode()
-    except OSError:
+        return Scrape(
+            {
+                (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
+        )
+    except (
+        OSError,
+        HTTPException,
+        ValueError,
+        LookupError,
+    ):  # nobody there, or somebody who speaks of other things
         return None
-    return Scrape(
-        {
-            (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-    )
 
 
 _NAMES: Mapping[TargetKind, Mapping[str, str]] = {

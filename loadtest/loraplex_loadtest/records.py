@@ -40,6 +40,7 @@ class RequestRecord:
     queue_s: float = math.nan  # as the server says
     adapter_load_s: float = math.nan
     digest: str = ""  # of what answered, where the server says
+    prompt_differs: bool = False  # the server counted another length than the plan's
     connection: int = 0
     attempts: int = 1  # how often it was sent; more than once with retries alone
     lost_attempts: int = 0  # earlier ones of which the server may have generated something

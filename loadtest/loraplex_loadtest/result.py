@@ -46,7 +46,10 @@ def result_document(outcome: Outcome) -> dict[str, Any]:
         "server": outcome.server,
         "is_valid": is_valid(health, outcome),
         "generator": health.as_json(),
-        "prompt_lengths": "exact" if outcome.has_exact_prompts else "nominal",
+        "prompt_lengths": _prompt_lengths(outcome),
+        "miscounted_requests": sum(
+            record.usage_tokens not in (-1, record.tokens) for record in outcome.recording.records
+        ),
         "window_s": list(samples.window_s),
         "was_stopped": outcome.was_stopped,
         "rates": rates(samples, everything, scenario.objectives),
@@ -78,6 +81,13 @@ def scenario_document(scenario: Scenario) -> dict[str, Any]:
     return scenario.model_dump(mode="json", exclude=paths)
 
 
+def _prompt_lengths(outcome: Outcome) -> str:
+    """Nominal: without a tokenizer. Inexact: with one that counts otherwise than the server does."""
+    if not outcome.has_exact_prompts:
+        return "nominal"
+    return "inexact" if any(record.prompt_differs for record in outcome.recording.records) else "exact"
+
+
 def is_valid(health: GeneratorHealth, outcome: Outcome) -> bool:
     """Whether the figures say something of the server."""
     return health.is_valid and bool(outcome.recording.records)
@@ -93,6 +103,10 @@ def read_result(file: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise ResultInvalidError(f"{file.name} is no result of schema {SCHEMA}: it says {schema!r}")
     assert isinstance(document, dict)
+    if "figures" not in document:
+        raise ResultInvalidError(
+            f"{file.name} is a result of `saturate`; those of `run --out` can be compared"
+        )
     return document
 
 

@@ -135,6 +135,11 @@ class Scenario(Spec):
         names = [traffic.name for traffic in self.traffic]
         if len(set(names)) < len(names):
             raise ValueError("two sources of traffic have the same name")
+        for traffic in self.traffic:
+            if isinstance(traffic.arrivals, ClosedLoop) and getattr(traffic.adapters.mix, "shift_at_s", ()):
+                raise ValueError(
+                    f"traffic {traffic.name!r}: a closed loop has no intended moments, so its hot set cannot shift"
+                )
         return self
 
     @property
@@ -168,6 +173,8 @@ def read_scenario(file: Path, changes: Mapping[str, Any] | None = None) -> Scena
     """
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ScenarioInvalidError(f"{file.name} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ScenarioInvalidError(f"{file.name} is not YAML: {error}") from None
     if not isinstance(document, dict):
@@ -221,8 +228,10 @@ def _replace(document: Any, keys: list[str], value: Any) -> None:
             if not key.isdecimal() or int(key) >= len(document):
                 raise ScenarioInvalidError(f"there is no entry {key} to set {'.'.join(keys)}")
             document = document[int(key)]
-        else:
+        elif isinstance(document, dict):
             document = document.setdefault(key, {})
+        else:
+            break
     if not isinstance(document, dict):
         raise ScenarioInvalidError(f"{'.'.join(keys)} names no key of a section")
     document[keys[-1]] = value

@@ -64,6 +64,15 @@ def result_text(document: Mapping[str, Any]) -> str:
     ]
     if document["prompt_lengths"] == "nominal":
         lines.append("prompt lengths are nominal: name a tokenizer for exact ones")
+    if document["prompt_lengths"] == "inexact":
+        lines.append(
+            "prompt lengths are not the plan's: the server counts otherwise than the tokenizer that was named"
+        )
+    if miscounted := document["miscounted_requests"]:
+        lines.append(
+            f"in {miscounted} requests the server counted other tokens than arrived here, where a piece of text is "
+            "one; TPOT and ITL are of pieces then. --continuous-usage asks for a count in every piece"
+        )
     if not document["is_valid"]:
         complaints = "; ".join(generator["complaints"]) or "nothing was sent"
         lines += ["", f"INVALID: {complaints}. These figures say nothing of the server."]

@@ -108,6 +108,7 @@ class RequestSink:
         self.was_answered = True
 
     def counted(self, prompt_tokens: int, completion_tokens: int) -> None:
+        self.record.prompt_differs = prompt_tokens != self.record.prompt_tokens
         self.record.prompt_tokens = prompt_tokens
         self.record.usage_tokens = completion_tokens
         self.record.status = OK

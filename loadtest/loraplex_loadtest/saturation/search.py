@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from loraplex_loadtest.spec import Spec
 
@@ -16,12 +16,20 @@ class SearchSettings(Spec):
     start_rate: PositiveFloat = 1.0  # requests per second
     max_rate: PositiveFloat = 10_000.0
     growth: Annotated[float, Field(gt=1)] = 2.0  # of the ramp
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05  # relative width at which the bisection ends
+    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.05  # relative width at which the bisection ends
     min_goodput: Annotated[float, Field(gt=0, le=1)] = (
         0.95  # share of good requests that a sustained rate has
     )
     attempts: PositiveInt = 1  # a rate fails only if it fails so many times
     trial_s: PositiveFloat = 20.0
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchSettings:
+        if self.start_rate > self.max_rate:
+            raise ValueError(
+                f"the ramp begins with {self.start_rate:g}/s, above its end of {self.max_rate:g}/s"
+            )
+        return self
 
 
 class Trial(Spec):
@@ -65,7 +73,7 @@ def search(settings: SearchSettings) -> Generator[float, Trial, Saturation]:
             good = max(good, rate)
         else:
             bad = rate if bad is None else min(bad, rate)
-            is_limited = is_limited or not trial.is_valid
+            is_limited = not trial.is_valid  # bad rates only ever get smaller
         next_rate = _next(settings, good, bad)
         if next_rate is None:
             return Saturation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,7 +53,11 @@ class Plan:
     def window_s(self) -> tuple[float, float]:
         """Measured are the requests meant for a moment in it."""
         window = self.scenario.window
-        return window.warm_up_s, max(window.warm_up_s, self.duration_s - window.cool_down_s)
+        end_s = self.duration_s - window.cool_down_s
+        if any(request.at_s == end_s == self.duration_s for request in self.requests):
+            # A trace ends with its last request, which is a part of it.
+            end_s = math.nextafter(end_s, math.inf)
+        return window.warm_up_s, max(window.warm_up_s, end_s)
 
     def rows(self) -> list[dict[str, Any]]:
         """As `--dry-run` prints it."""

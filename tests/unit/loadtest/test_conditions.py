@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from loraplex_loadtest.comparison import compare, differences
 from loraplex_loadtest.conditions import judge, parse_condition
 from loraplex_loadtest.counters import Scrape, reconcile
+from loraplex_loadtest.counters import scrape as take_scrape
 from loraplex_loadtest.errors import ScenarioInvalidError
 from loraplex_loadtest.records import OK
 from loraplex_loadtest.targets.target import TargetKind
@@ -185,3 +189,37 @@ def test_a_deleted_adapter_is_left_out_and_an_unlabelled_one_is_among_the_others
 
 def test_a_server_without_known_counters_is_not_reconciled() -> None:
     assert reconcile(TargetKind.OPENAI, Scrape({}), Scrape({}), [done("red", 4)]) is None
+
+
+def test_a_percentile_that_no_result_holds_is_refused_before_the_run() -> None:
+    with pytest.raises(
+        ScenarioInvalidError, match=r"no percentile p75; there are p50, p90, p95, p99, p99\.9"
+    ):
+        parse_condition("ttft_p75>1s")
+    assert parse_condition("ttft_p99.9>1s").part == "p99.9"
+
+
+def test_errors_that_were_none_before_are_json() -> None:
+    changes = compare(document(error_rate=0.0), document(error_rate=0.1))
+
+    (found,) = (one.as_json(0.05) for one in changes if one.figure == "error_rate")
+    assert json.loads(json.dumps(found, allow_nan=False))["is_regression"]
+
+
+class _Page(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>\n{not metrics\n</html>" if self.path == "/html" else b"\xff\xfe")
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.mark.parametrize("path", ["/html", "/bytes"])
+async def test_a_page_that_is_no_metrics_counts_nothing(path: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = await take_scrape(f"http://127.0.0.1:{server.server_address[1]}{path}")
+        server.shutdown()
+
+    assert found is None

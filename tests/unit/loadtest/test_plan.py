@@ -240,3 +240,31 @@ def test_traffic_without_adapters_says_what_to_do() -> None:
 
     with pytest.raises(ScenarioInvalidError, match="register some"):
         adapters_of(made.traffic[0], [], [])
+
+
+def test_the_last_request_of_a_trace_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("timestamp\n0\n4\n8\n")
+    made = plan(scenario({"arrivals": {"kind": "trace", "file": file}, "adapters": {"names": ["red"]}}))
+
+    start_s, end_s = made.window_s
+    assert [start_s <= one.at_s < end_s for one in made.requests] == [True] * 3
+
+
+def test_a_hot_set_cannot_shift_where_no_request_has_a_moment() -> None:
+    hot = {"names": ["red", "green"], "mix": {"kind": "hot_set", "shift_at_s": [5]}}
+
+    with pytest.raises(ScenarioInvalidError, match="cannot shift"):
+        scenario({"arrivals": {"kind": "closed", "users": 1}, "adapters": hot})
+
+
+def test_a_key_below_a_plain_value_is_no_key(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioInvalidError, match=r"name\.x\.y"):
+        read_scenario(find_scenario("smoke"), {"name.x.y": 1})
+
+
+def test_a_scenario_in_another_encoding_says_so(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_bytes("name: é".encode("latin-1"))
+
+    with pytest.raises(ScenarioInvalidError, match="UTF-8"):
+        read_scenario(tmp_path / "s.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -225,3 +226,29 @@ def test_times_are_told_in_the_unit_that_reads_best(value: float, text: str) -> 
 def test_a_folder_that_is_no_package_makes_no_variant(tmp_path: Path) -> None:
     with pytest.raises(ScenarioInvalidError, match="no PEFT package"):
         write_variant(tmp_path, tmp_path / "out", 0)
+
+
+def test_a_tokenizer_that_counts_otherwise_than_the_server_is_told(outcome: Outcome) -> None:
+    exact = replace(outcome, has_exact_prompts=True)
+    assert result_document(exact)["prompt_lengths"] == "exact"
+
+    exact.recording.records[3].prompt_differs = True
+    told = result_document(exact)
+    assert told["prompt_lengths"] == "inexact"
+    assert "not the plan's" in result_text(told)
+
+
+def test_pieces_of_text_that_are_more_than_a_token_are_told(outcome: Outcome) -> None:
+    outcome.recording.records[3].usage_tokens += 2
+
+    told = result_document(outcome)
+    assert told["miscounted_requests"] == 1
+    assert "in 1 requests the server counted other tokens" in result_text(told)
+
+
+def test_a_search_is_no_result_to_compare(tmp_path: Path) -> None:
+    file = tmp_path / "search.json"
+    file.write_text(json.dumps({"schema": SCHEMA, "kind": "saturation"}))
+
+    with pytest.raises(ResultInvalidError, match="saturate"):
+        read_result(file)

@@ -196,3 +196,20 @@ def test_the_law_refuses_what_may_not_wait_and_stalls_when_it_is_due() -> None:
 
     assert answers == [True, True, False]
     assert starts == [0.0, 5.0, 5.0]
+
+
+def test_a_server_that_gives_out_below_a_bad_trial_of_the_generator_is_the_limit() -> None:
+    steps = search(SearchSettings(start_rate=1, tolerance=0.5))
+    next(steps)
+    steps.send(trial(1, True))
+    steps.send(trial(2, False, is_valid=False))
+    with pytest.raises(StopIteration) as done:
+        steps.send(trial(1.41, False, is_valid=True))
+
+    answer: Saturation = done.value.value
+    assert (answer.failed_rate, answer.generator_limited) == (pytest.approx(2**0.5), False)
+
+
+def test_a_ramp_that_begins_above_its_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="above its end"):
+        SearchSettings(start_rate=5, max_rate=2)

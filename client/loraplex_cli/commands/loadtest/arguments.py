@@ -45,6 +45,13 @@ MetricsOption = Annotated[
     str | None,
     typer.Option(help=f"Prometheus endpoint; left out: port {METRICS_PORT} of the server; '' reads none."),
 ]
+ContinuousUsageOption = Annotated[
+    bool,
+    typer.Option(
+        "--continuous-usage",
+        help="Of an OpenAI-compatible server: ask for a count of tokens in every piece of text, as vLLM knows it.",
+    ),
+]
 RateOption = Annotated[
     float | None, typer.Option(min=1e-6, help="Poisson arrivals of so many requests per second.")
 ]
@@ -122,7 +129,18 @@ def scenario_of(
     return scenario if duration is None else of_duration(scenario, duration)
 
 
-def address_of(server: str, protocol: Protocol, model: str, metrics_url: str | None) -> TargetAddress:
+def check_folders(*files: Path | None) -> None:
+    """Before the load, not behind half an hour of it: can the files be written?"""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise CommandError(f"{file}: there is no folder {file.parent}", ExitCode.BAD_INPUT, "FILE_ERROR")
+        if file is not None and file.is_dir():
+            raise CommandError(f"{file} is a folder", ExitCode.BAD_INPUT, "FILE_ERROR")
+
+
+def address_of(
+    server: str, protocol: Protocol, model: str, metrics_url: str | None, continuous_usage: bool
+) -> TargetAddress:
     """Where to ask; a bearer token comes from the environment, so that no list of processes shows it."""
     from loraplex_loadtest.targets.target import TargetAddress, TargetKind
 
@@ -136,7 +154,9 @@ def address_of(server: str, protocol: Protocol, model: str, metrics_url: str | N
         )
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    return TargetAddress(kind, server, metrics_url, model=model, headers=headers)
+    return TargetAddress(
+        kind, server, metrics_url, model=model, headers=headers, continuous_usage=continuous_usage
+    )
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -26,6 +26,7 @@ def run(
     protocol: given.ProtocolOption = given.Protocol.LORAPLEX,
     model: given.ModelOption = "",
     metrics_url: given.MetricsOption = None,
+    continuous_usage: given.ContinuousUsageOption = False,
     rate: given.RateOption = None,
     users: given.UsersOption = None,
     duration: given.DurationOption = None,
@@ -81,7 +82,8 @@ def run(
             changes=changes,
         )
         conditions = [parse_condition(text) for text in (*made.fail_if, *(fail_if or ()))]
-        address = given.address_of(server, protocol, model, metrics_url)
+        given.check_folders(out, html, requests, hdr, junit)
+        address = given.address_of(server, protocol, model, metrics_url, continuous_usage)
         if dry_run:
             _print_plan(made, address, output)
             return
@@ -89,11 +91,15 @@ def run(
         document = result_document(outcome)
         verdicts = [judge(condition, document) for condition in conditions]
         document["conditions"] = [verdict.as_json() for verdict in verdicts]
-        _write(outcome, document, verdicts, out=out, html=html, requests=requests, hdr=hdr, junit=junit)
-        if push:
-            from loraplex_loadtest.reports.push import push_figures
+        try:
+            _write(outcome, document, verdicts, out=out, html=html, requests=requests, hdr=hdr, junit=junit)
+            if push:
+                from loraplex_loadtest.reports.push import push_figures
 
-            push_figures(document, push)
+                push_figures(document, push)
+        except Exception:
+            output.note(result_text(document))  # the figures are not lost with the file that took none
+            raise
         output.result(document, result_text(document))
         for verdict in verdicts:
             if verdict.fails:

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from loraplex_cli.commands.loadtest import arguments as given
+from loraplex_cli.exit_codes import ExitCode
+from loraplex_cli.failures import CommandError
 from loraplex_cli.options import DEFAULT_SERVER, JsonOption
 from loraplex_cli.output import command
 
@@ -17,6 +19,7 @@ def saturate(
     protocol: given.ProtocolOption = given.Protocol.LORAPLEX,
     model: given.ModelOption = "",
     metrics_url: given.MetricsOption = None,
+    continuous_usage: given.ContinuousUsageOption = False,
     adapters: given.AdaptersOption = None,
     zipf: given.ZipfOption = None,
     prompt_tokens: given.PromptTokensOption = None,
@@ -50,6 +53,13 @@ def saturate(
         from loraplex_loadtest.saturation.saturate import saturation_document
         from loraplex_loadtest.saturation.search import SearchSettings, Trial
 
+        if start_rate > max_rate:
+            raise CommandError(
+                f"--start-rate {start_rate:g} is above --max-rate {max_rate:g}",
+                ExitCode.BAD_INPUT,
+                "BAD_USAGE",
+            )
+        given.check_folders(out, html)
         made = given.scenario_of(
             scenario,
             rate=None,
@@ -73,7 +83,7 @@ def saturate(
             verdict = "good" if tried.is_good else "over-saturated" if tried.was_stopped else "bad"
             output.note(f"{tried.rate:.3g}/s: {tried.goodput_share:.1%} within the objectives, {verdict}")
 
-        address = given.address_of(server, protocol, model, metrics_url)
+        address = given.address_of(server, protocol, model, metrics_url, continuous_usage)
         found = asyncio.run(find(made, address, settings, tell))
         document = saturation_document(made, settings, found)
         if out:
