@@ -1,4 +1,4 @@
-"""Settings of all tests: how Triton's kernels run, how long an example of Hypothesis may take, and what Ctrl-C does."""
+"""Settings of all tests: their order, how Triton's kernels run, how long an example may take, and what Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -40,3 +41,17 @@ def use_interpreter() -> None:
 # imported, so the interpreter is chosen before any test module is.
 if find_spec("triton") is not None and not torch.cuda.is_available():
     use_interpreter()
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that at the end no process waits for another's long test.
+
+    The tests of a file stay on one process, with the servers and models that they share. Where several files share a
+    dear one they name a group themselves.
+    """
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
