@@ -39,8 +39,6 @@ from loraplex_cli.demo.server_process import running_server
 from loraplex_server.base.resolve import resolve_base
 from loraplex_server.tokenizer import BaseTokenizer
 
-_WARM_UP_TOKENS = 3
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
@@ -93,7 +91,7 @@ def _subjects(base: Path, packages: Packages) -> Iterator[dict[str, SubjectProce
 def _measure(plan: Sequence[Comparison], subjects: Mapping[str, SubjectProcess], started_s: float) -> Results:
     results: Results = {}
     for comparison in plan:
-        warm_up = Work(comparison.work.rows, _WARM_UP_TOKENS)
+        warm_up = Work(comparison.work.rows, comparison.warm_up_tokens)
         for name in comparison.subjects:
             subjects[name].run(warm_up)
         runs = results[comparison.name] = {name: [] for name in comparison.subjects}

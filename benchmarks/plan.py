@@ -22,6 +22,7 @@ class Comparison:
     subjects: tuple[str, ...]
     work: Work
     num_rounds: int
+    warm_up_tokens: int = 3  # of each row, before the first round
 
 
 def comparisons(prompts: list[Prompt], *, quick: bool) -> list[Comparison]:
@@ -29,7 +30,7 @@ def comparisons(prompts: list[Prompt], *, quick: bool) -> list[Comparison]:
 
     def compare(name: str, subjects: tuple[str, ...], work: Work, num_rounds: int) -> Comparison:
         if quick:
-            return Comparison(name, subjects, Work(work.rows, min(work.num_tokens, 6)), 1)
+            return Comparison(name, subjects, Work(work.rows, min(work.num_tokens, 6)), 1, warm_up_tokens=1)
         return Comparison(name, subjects, work, num_rounds)
 
     pair = (ENGINE_INT8, ENGINE_BF16)

@@ -43,15 +43,8 @@ if find_spec("triton") is not None and not torch.cuda.is_available():
     use_interpreter()
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that at the end no process waits for another's long test.
-
-    The tests of a file stay on one process, with the servers and models that they share. Where several files share a
-    dear one they name a group themselves.
-    """
-    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow_files)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    """Files that mostly wait come first, then those with slow tests, so that none of either is left for the end."""
+    waiting = {item.path for item in items if item.get_closest_marker("waits")}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in waiting, item.path not in slow))

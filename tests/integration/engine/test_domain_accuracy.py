@@ -20,7 +20,7 @@ from tests.integration.engine.run import EngineRun
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHIPPED = Path(__file__).parents[3] / "adapters"
-ONE_IN = 4  # of a domain's questions, one in so many is put to the base and to other adapters too: at least 31
+ONE_IN = 4  # of a domain's questions is put to the base and to other adapters too
 MAX_TOKENS = 48  # as results.json was measured: longer is wrong for every grader
 
 Asked = tuple[str | None, str]  # who is asked, and the domain of the question

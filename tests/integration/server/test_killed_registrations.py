@@ -19,7 +19,7 @@ from tests.integration.server import registering_process
 from tests.integration.server.registering_process import open_directory
 from tests.integration.tiny_base import save_tiny_adapter
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.waits, pytest.mark.timeout(900)]
 
 KILLS = 100
 LONGEST_LIFE_S = 0.4  # of a process, from its first word on; it does some twenty things a second
