@@ -34,12 +34,10 @@ from benchmarks.plan import MAX_ROWS, PROMPT_TOKENS, QUICK_PROMPT_TOKENS, Compar
 from benchmarks.report import Results, document, table
 from benchmarks.served import SERVER_ARGUMENTS
 from benchmarks.subject import SubjectProcess
-from benchmarks.workload import Work, adapter_packages, read_prompts
+from benchmarks.workload import adapter_packages, read_prompts
 from loraplex_cli.demo.server_process import running_server
 from loraplex_server.base.resolve import resolve_base
 from loraplex_server.tokenizer import BaseTokenizer
-
-_WARM_UP_TOKENS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,9 +91,8 @@ def _subjects(base: Path, packages: Packages) -> Iterator[dict[str, SubjectProce
 def _measure(plan: Sequence[Comparison], subjects: Mapping[str, SubjectProcess], started_s: float) -> Results:
     results: Results = {}
     for comparison in plan:
-        warm_up = Work(comparison.work.rows, _WARM_UP_TOKENS)
         for name in comparison.subjects:
-            subjects[name].run(warm_up)
+            subjects[name].run(comparison.warm_up)
         runs = results[comparison.name] = {name: [] for name in comparison.subjects}
         for round_number in range(1, comparison.num_rounds + 1):
             for name in comparison.subjects:

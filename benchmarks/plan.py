@@ -12,6 +12,7 @@ TRANSFORMERS, PEFT_BF16, PEFT_FP32 = "transformers_bf16", "peft_bf16", "peft_fp3
 PROMPT_TOKENS = 64
 QUICK_PROMPT_TOKENS = 16
 MAX_ROWS = 32
+_WARM_UP_TOKENS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Comparison:
     subjects: tuple[str, ...]
     work: Work
     num_rounds: int
+    warm_up: Work  # of every subject, before the first round
 
 
 def comparisons(prompts: list[Prompt], *, quick: bool) -> list[Comparison]:
@@ -29,8 +31,9 @@ def comparisons(prompts: list[Prompt], *, quick: bool) -> list[Comparison]:
 
     def compare(name: str, subjects: tuple[str, ...], work: Work, num_rounds: int) -> Comparison:
         if quick:
-            return Comparison(name, subjects, Work(work.rows, min(work.num_tokens, 6)), 1)
-        return Comparison(name, subjects, work, num_rounds)
+            every_adapter = Work(work.rows[: len(ADAPTERS)], 1)
+            return Comparison(name, subjects, Work(work.rows, min(work.num_tokens, 6)), 1, every_adapter)
+        return Comparison(name, subjects, work, num_rounds, Work(work.rows, _WARM_UP_TOKENS))
 
     pair = (ENGINE_INT8, ENGINE_BF16)
     return [

@@ -1,4 +1,4 @@
-"""Settings of all tests: how Triton's kernels run, how long an example of Hypothesis may take, and what Ctrl-C does."""
+"""Settings of all tests: their order, how Triton's kernels run, how long an example may take, and what Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -40,3 +41,10 @@ def use_interpreter() -> None:
 # imported, so the interpreter is chosen before any test module is.
 if find_spec("triton") is not None and not torch.cuda.is_available():
     use_interpreter()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that mostly wait come first, then those with slow tests, so that none of either is left for the end."""
+    waiting = {item.path for item in items if item.get_closest_marker("waits")}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in waiting, item.path not in slow))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from loraplex_server.base.fetch import fetch_default_base
-from loraplex_trainer.base_model import Precision, load_tokenizer
+from loraplex_trainer.base_model import Precision, load_for_evaluation, load_tokenizer
 from loraplex_trainer.domains.files import DOMAINS
+from loraplex_trainer.judge import model_session
 from loraplex_trainer.judge.engine_session import EngineAnswer, EngineRequest, EngineSession
 from loraplex_trainer.judge.gate_checks import parity_check
 from loraplex_trainer.judge.gate_golden import compared
@@ -68,8 +70,13 @@ def _spread(rows: Sequence[EvalRow], count: int) -> Sequence[EvalRow]:
 
 
 @pytest.mark.parametrize("precision", sorted(SIZES))
-def test_the_engines_log_probabilities_are_the_trainers(base: Path, precision: Precision) -> None:
+def test_the_engines_log_probabilities_are_the_trainers(
+    base: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = serve(base, precision)
+    loaded = load_for_evaluation(base, precision, CPU)
+    # Every session has a base of its own, but it is read and rounded once.
+    monkeypatch.setattr(model_session, "load_for_evaluation", lambda *_: copy.deepcopy(loaded))
     for name in DOMAINS:
         session = ModelSession(base, precision, SHIPPED / name / "package", CPU)
         mine = [one for one in served if one.domain == name]

@@ -144,6 +144,7 @@ def test_a_saturation_search_is_printed_and_drawn(fake: FakeAddresses, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.waits
 def test_the_self_test_recovers_what_is_known_within_two_percent() -> None:
     result = run("selftest", "--json")
 

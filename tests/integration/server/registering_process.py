@@ -1,16 +1,14 @@
 """The part of a server that registers, in a process of its own that can be killed.
 
-Called with data folder, base folder, folder of PEFT folders, and seed. Everything is the server's own but the engine,
-which only golden prompts need. Says on standard output what it begins and, once that was acknowledged, that it is done.
+Everything is the server's own but the engine, which only golden prompts need.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import sys
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from loraplex_adapters.base_spec import BaseSpec
@@ -35,7 +33,14 @@ def open_directory(data: Path, spec: BaseSpec) -> tuple[AdapterDirectory, Server
     return AdapterDirectory(registry, packages, spec), packages
 
 
-async def register_for_ever(data: Path, base: Path, folders: list[Path], seed: int) -> None:
+def run(words: Connection, data: Path, base: Path, folders: list[Path], seed: int) -> None:
+    """Entry of the process. Says what it begins and, once that was acknowledged, that it is done."""
+    asyncio.run(_register_for_ever(words, data, base, folders, seed))
+
+
+async def _register_for_ever(
+    words: Connection, data: Path, base: Path, folders: list[Path], seed: int
+) -> None:
     """Register, promote and delete at random."""
     spec = base_spec(base)
     directory, packages = open_directory(data, spec)
@@ -60,25 +65,15 @@ async def register_for_ever(data: Path, base: Path, folders: list[Path], seed: i
         name = AdapterName.parse(choice.choice(NAMES))
         folder = choice.choice(folders)
         if choice.random() < 0.75 or not await _is_there(directory, name):
-            _say("begin", "register", str(name), folder.name)
+            words.send(("begin", "register", str(name), folder.name))
             request = RegistrationRequest(name=name, on_existing=OnExisting.PROMOTE)
             registered = await registrar.register(request, folder)
-            _say("done", "register", str(name), registered.version.digest)
+            words.send(("done", "register", str(name), registered.version.digest))
         else:
-            _say("begin", "delete", str(name), "")
+            words.send(("begin", "delete", str(name), ""))
             await directory.delete(name, partial(directory.registry.delete, name))
-            _say("done", "delete", str(name), "")
+            words.send(("done", "delete", str(name), ""))
 
 
 async def _is_there(directory: AdapterDirectory, name: AdapterName) -> bool:
     return name in [adapter.name for adapter in await asyncio.to_thread(directory.registry.list_page, 10)]
-
-
-def _say(*words: str) -> None:
-    sys.stdout.write(json.dumps(words) + "\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    data, base, folders, seed = sys.argv[1:]
-    asyncio.run(register_for_ever(Path(data), Path(base), sorted(Path(folders).iterdir()), int(seed)))

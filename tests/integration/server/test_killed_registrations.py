@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import multiprocessing
 import random
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -16,15 +15,20 @@ from loraplex_adapters.package import read_package
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.store import PackageStore
 from loraplex_server.base.fingerprint import base_spec
-from tests.integration.live_server import environment
+from tests.integration.server import registering_process
 from tests.integration.server.registering_process import open_directory
 from tests.integration.tiny_base import save_tiny_adapter
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.waits, pytest.mark.timeout(900)]
 
 KILLS = 100
-LONGEST_LIFE_S = 0.6  # of a process, from its first acknowledged word on
+LONGEST_LIFE_S = 0.4  # of a process, from its first word on; it does some twenty things a second
 State = dict[str, str]  # name -> digest of "stable"
+Word = tuple[str, str, str, str]  # "begin" or "done", what, name, digest or folder
+
+# Each process is forked from one that has imported everything and done nothing: a kill costs no second of imports.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([registering_process.__name__])
 
 
 def test_acknowledged_registrations_survive_kills_at_any_moment(tiny_base: Path, tmp_path: Path) -> None:
@@ -45,7 +49,7 @@ def test_acknowledged_registrations_survive_kills_at_any_moment(tiny_base: Path,
         possible = [acknowledged]
         if words and words[-1][0] == "begin":  # under way when the kill came: it took effect or it did not
             _, what, name, folder = words[-1]
-            possible.append(follow(acknowledged, [["done", what, name, digest_of.get(folder, "")]]))
+            possible.append(follow(acknowledged, [("done", what, name, digest_of.get(folder, ""))]))
         state = registered(data, tiny_base)
         assert state in possible, f"after kill {kill}"
         asyncio.run(sweep(data, tiny_base))
@@ -54,28 +58,26 @@ def test_acknowledged_registrations_survive_kills_at_any_moment(tiny_base: Path,
     assert num_done > KILLS, "the processes were killed before they did anything"
 
 
-def run_and_kill(data: Path, base: Path, folders: Path, seed: int, life_s: float) -> list[list[str]]:
-    """What the process said: ["begin" or "done", what, name, digest or folder]."""
-    module = "tests.integration.server.registering_process"
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, str(data), str(base), str(folders), str(seed)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        cwd=Path(__file__).parents[3],
+def run_and_kill(data: Path, base: Path, folders: Path, seed: int, life_s: float) -> list[Word]:
+    """What the process said."""
+    words, theirs = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(
+        target=registering_process.run, args=(theirs, data, base, sorted(folders.iterdir()), seed)
     )
-    assert process.stdout is not None
-    words = [json.loads(process.stdout.readline())]  # the first "begin"
+    process.start()
+    theirs.close()
+    said: list[Word] = [words.recv()]  # the first "begin"
     killer = threading.Timer(life_s, process.kill)
     killer.start()
-    words += [json.loads(line) for line in process.stdout if line.endswith("\n")]
+    with contextlib.suppress(EOFError), words:
+        while True:
+            said.append(words.recv())
     killer.join()
-    process.wait()
-    process.stdout.close()
-    return words
+    process.join()
+    return said
 
 
-def follow(state: State, done: list[list[str]]) -> State:
+def follow(state: State, done: list[Word]) -> State:
     """`state` after what was done."""
     after = dict(state)
     for _, what, name, digest in done:

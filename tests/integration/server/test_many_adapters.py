@@ -20,7 +20,7 @@ from tests.integration.streams import PROMPT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_ADAPTERS, NUM_SLOTS = 2000, 16
-NUM_REQUESTS, CONCURRENCY = 3000, 48
+NUM_REQUESTS, CONCURRENCY = 2000, 48
 LONGEST_WAIT_S = 30.0  # of any request; they take milliseconds, and none may wait for the end of the traffic
 SETTINGS = {"adapter_slots": NUM_SLOTS, "max_running": 32, "golden_prompts": False}
 

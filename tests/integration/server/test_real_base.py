@@ -18,7 +18,7 @@ from tests.integration.streams import answer_all
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS_PER_DOMAIN = 16
+QUESTIONS_PER_DOMAIN = 10
 SMOL: dict[str, Any] = {
     "quantization": "int8",
     "num_threads": 2,

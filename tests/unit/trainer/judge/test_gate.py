@@ -27,7 +27,6 @@ from loraplex_trainer.train.run_folder import RunFolder
 
 from .conftest import question, write_lines
 
-pytestmark = pytest.mark.xdist_group("gate")
 Judge = Callable[..., GateReport]
 
 
