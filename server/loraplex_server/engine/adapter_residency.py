@@ -137,6 +137,7 @@ class AdapterResidency:
     def forget(self, digest: str) -> None:
         """No new sequence will name this digest: it leaves its slot when it is idle, and the host cache."""
         self._pinned.discard(digest)
+        self._slots.unpin(digest)
         self._cache.drop(digest)
         load = self._loads.get(digest)
         if load is not None:
@@ -146,7 +147,7 @@ class AdapterResidency:
         occupant = self._slots.active(digest)
         if occupant is not None:
             occupant.is_forgotten = True
-            occupant.is_awaited = occupant.is_pinned = False
+            occupant.is_awaited = False
             self._evict_if_forgotten(occupant)
 
     # What the engine does between steps.
