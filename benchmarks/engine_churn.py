@@ -3,7 +3,8 @@
 An engine over a base of a named shape with random weights. 16 streams decode with resident adapters of rank 16; one
 run is quiet, in one 50 requests arrive for adapters of rank 64 that lie on disk alone (in the page cache), and in one
 the same requests arrive for adapters that are resident, so that what the loads cost shows apart from what any request
-costs. The host cache holds two of the cold adapters and the arena three, so that each load evicts another.
+costs. Their prompts have 8 tokens. The host cache holds two of the cold adapters and the arena three, so that each
+load evicts another.
 
 itl_p99_ratio               99th percentile of the times between two tokens of a stream, cold arrivals / quiet
 itl_p99_ratio_to_arrivals   the same against resident arrivals

@@ -99,6 +99,18 @@ class AdapterResidency:
         self._slots.touch(occupant)
         return occupant.slot
 
+    def bring(self, digest: str) -> None:
+        """A sequence that waits for something else will need the adapter: let it go on into a slot, if it can be had
+        from nobody who is waited for, or stay in its own.
+        """
+        occupant = self._slots.active(digest)
+        if occupant is not None:
+            occupant.is_awaited = True
+            return
+        load = self._loads.get(digest)
+        if load is not None and load.stage in (Stage.READING, Stage.READ):
+            self._activate_early(load)
+
     def release(self, digest: str) -> None:
         """Give one lease back."""
         occupant = self._slots.active(digest)
@@ -137,6 +149,7 @@ class AdapterResidency:
     def forget(self, digest: str) -> None:
         """No new sequence will name this digest: it leaves its slot when it is idle, and the host cache."""
         self._pinned.discard(digest)
+        self._slots.unpin(digest)
         self._cache.drop(digest)
         load = self._loads.get(digest)
         if load is not None:
@@ -146,7 +159,7 @@ class AdapterResidency:
         occupant = self._slots.active(digest)
         if occupant is not None:
             occupant.is_forgotten = True
-            occupant.is_awaited = occupant.is_pinned = False
+            occupant.is_awaited = False
             self._evict_if_forgotten(occupant)
 
     # What the engine does between steps.
@@ -352,7 +365,7 @@ class AdapterResidency:
             self._begin_copy(load, may_take_awaited=may_take_awaited)
 
     def _activate_early(self, load: AdapterLoad) -> None:
-        """Begin to copy an adapter that is being read; whoever is waited for keeps the slot until it has been read."""
+        """Begin to copy an adapter before it is its sequence's turn; whoever is waited for keeps the slot."""
         if load.weights is not None:
             self._begin_copy(load, may_take_awaited=False)
 

@@ -83,6 +83,12 @@ class AdapterSlots:
         occupant = self._occupants.get(digest)
         return None if occupant is None or occupant.is_copying else occupant
 
+    def unpin(self, digest: str) -> None:
+        """Whatever is or comes into a slot for this adapter may be evicted."""
+        occupant = self._occupants.get(digest)
+        if occupant is not None:
+            occupant.is_pinned = False
+
     def touch(self, occupant: Occupant) -> None:
         """It was used just now."""
         self._occupants.move_to_end(occupant.digest)

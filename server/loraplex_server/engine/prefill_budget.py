@@ -97,7 +97,7 @@ class PrefillBudget:
         for num_prompts, share in enumerate(shares, start=1):
             wanted += share
             if wanted * num_prompts >= limit:
-                return cls.whole(limit)
+                return cls(limit, spread, limit)  # whole, but for what runs in the background
         return cls(limit, spread, wanted, num_prompts, background)
 
     @property

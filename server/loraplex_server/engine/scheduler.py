@@ -43,6 +43,10 @@ BACKGROUND_AFTER_S = 5.0
 """… or so long since the last one, where steps are long."""
 
 
+MAX_BROUGHT = 32
+"""Sequences behind those that fill a step, whose adapters go on into slots meanwhile."""
+
+
 class AdapterResidency(Protocol):
     """Where adapters are; see `loraplex_server.engine.adapter_residency`."""
 
@@ -51,6 +55,8 @@ class AdapterResidency(Protocol):
     def cancel_prefetch(self, digest: str) -> None: ...
 
     def acquire(self, digest: str) -> int | None: ...
+
+    def bring(self, digest: str) -> None: ...
 
     def release(self, digest: str) -> None: ...
 
@@ -268,8 +274,12 @@ class Scheduler:
         self._is_pin_waiting = self._residency.is_pin_waiting
         if self._blocked is None and not self._is_pin_waiting:
             self._num_bypasses = 0
-        for sequence in list(self._waiting):
-            if budget.left == 0 or len(self._running) >= self._limits.max_running:
+        waiting = list(self._waiting)
+        for index, sequence in enumerate(waiting):
+            if len(self._running) >= self._limits.max_running:
+                return
+            if budget.left == 0:
+                self._bring_adapters(waiting[index : index + MAX_BROUGHT])
                 return
             if sequence.is_background and not self._may_begin_background(batch):
                 continue
@@ -294,6 +304,18 @@ class Scheduler:
                 self._last_background_s = self._clock()
             if is_bypass:
                 self._num_bypasses += 1
+
+    def _bring_adapters(self, sequences: Iterable[Sequence]) -> None:
+        """Of those whose turn comes when the prompts before them end: they should not wait for adapters then.
+
+        In their order, so that none goes for the slot of one before it, and none ahead of one that waits for a slot.
+        """
+        for sequence in sequences:
+            if sequence.adapter_digest is None or sequence.is_background:
+                continue
+            if self._is_bypass(sequence):
+                return
+            self._residency.bring(sequence.adapter_digest)
 
     def _reserve(self, sequence: Sequence, budget: PrefillBudget) -> bool:
         """Blocks for all that the step could hold of it: a prompt begun with blocks for its first rows alone might be

@@ -33,7 +33,6 @@ class Disk:
         self._actions: dict[str, SimpleQueue[Action | None]] = defaultdict(SimpleQueue)
         self._flats: dict[str, torch.Tensor] = {}
         self.reading: list[str] = []
-        self.is_open = True
 
     def read(self, digest: str, place: HostPlace) -> None:
         self.reading.append(digest)
@@ -311,6 +310,27 @@ def test_forgetting_a_half_copied_adapter_leaves_nothing_of_it(build: Build) -> 
     world.step_until(lambda: not world.residency.is_busy)
 
     assert world.bytes_used == (0, 0)
+
+
+def test_a_pinned_adapter_that_is_forgotten_while_it_is_copied_makes_no_other_too_large(build: Build) -> None:
+    world = build(num_slots=1)
+    world.residency.pin(["a"])
+    world.begin("a", 4)
+    world.disk.fill("a", 2, 1.0)
+    world.step()
+    world.give_up("a")
+    world.residency.forget("a")
+
+    world.begin("b", 1)
+    world.disk.fill("b", 1, 2.0)
+    world.disk.end("b")
+    world.step_until(lambda: world.residency.tier("b") == "host")
+    for _ in range(3):
+        assert not world.step()  # it waits, and is not refused
+    world.disk.fill("a", 4, 1.0)
+    world.disk.end("a")
+
+    assert torch.all(world.serve("b") == 2.0)
 
 
 def test_a_half_copied_adapter_is_not_evicted_for_another(build: Build) -> None:

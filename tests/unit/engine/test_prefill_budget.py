@@ -138,6 +138,19 @@ def test_one_in_the_background_takes_its_share_and_makes_nobody_wait_until_it_en
     assert rows[9:] == [{1: 8, 2: 5}, {}]
 
 
+def test_one_in_the_background_takes_its_share_of_a_step_that_a_backlog_fills_too() -> None:
+    sim = decoding_simulation(PrefillSpread(steps=10, min_rows=2), max_batched_tokens=201)
+    sim.add(msgspec.structs.replace(add_command(1, [10] * 150, sampling=ONE), is_background=True))
+    sim.step()
+    for sequence_id in range(10, 40):
+        sim.add(add_command(sequence_id, [sequence_id] * 100, sampling=ENDLESS))
+
+    rows = prompt_rows(sim.step())
+
+    assert rows[1] == 15
+    assert sum(rows.values()) == 200
+
+
 def test_those_in_the_background_that_wait_make_no_step_larger() -> None:
     sim = decoding_simulation(PrefillSpread(steps=10, min_rows=4))
     for sequence_id in range(1, 10):
