@@ -23,7 +23,7 @@ from loraplex_loadtest.errors import ScenarioInvalidError
 from loraplex_loadtest.spec import Spec
 from loraplex_loadtest.workload.arrivals import Arrivals, ClosedLoop, duration_of
 from loraplex_loadtest.workload.lengths import FixedLength, Length
-from loraplex_loadtest.workload.popularity import AdapterMix, UniformMix
+from loraplex_loadtest.workload.popularity import AdapterMix, HotSetMix, UniformMix
 
 BASE = "base"
 """How a scenario names the base model itself."""
@@ -136,7 +136,8 @@ class Scenario(Spec):
         if len(set(names)) < len(names):
             raise ValueError("two sources of traffic have the same name")
         for traffic in self.traffic:
-            if isinstance(traffic.arrivals, ClosedLoop) and getattr(traffic.adapters.mix, "shift_at_s", ()):
+            mix = traffic.adapters.mix
+            if isinstance(traffic.arrivals, ClosedLoop) and isinstance(mix, HotSetMix) and mix.shift_at_s:
                 raise ValueError(
                     f"traffic {traffic.name!r}: a closed loop has no intended moments, so its hot set cannot shift"
                 )

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from loraplex_server.engine.sequence import Sequence
+if TYPE_CHECKING:  # settings are read without what the engine needs
+    from loraplex_server.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

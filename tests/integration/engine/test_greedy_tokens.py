@@ -63,13 +63,13 @@ def test_a_prompt_spread_over_steps_while_others_decode_gets_the_same_tokens(
     world: World, cases: list[Case], prefix_cache: bool
 ) -> None:
     engine = start_engine(
-        world, max_running=6, prefix_cache=prefix_cache, prefill_spread_steps=5, min_prefill_rows=3
+        world, max_running=6, prefix_cache=prefix_cache, prefill_spread_steps=10, min_prefill_rows=2
     )
     with EngineRun(engine) as run:
         run.load(*world.digests.values())
         for case in cases:
             add(run, world, case)
-            for _ in range(2):  # so that there are few at a time
+            for _ in range(4):  # so that there are few at a time
                 run.step()
 
         assert_expected(run.finish(), cases)
