@@ -98,10 +98,18 @@ class EngineConfig:
         """
         if is_gpu:
             suited = ResidencySizes(
-                min(4 * 2**30, memory_bytes // 4), 256 * 2**20, max(1, min(8, num_cores // 2)), 2
+                host_cache_bytes=min(4 * 2**30, memory_bytes // 4),
+                copy_bytes=256 * 2**20,
+                load_threads=max(1, min(8, num_cores // 2)),
+                max_reads=2,
             )
         else:
-            suited = ResidencySizes(min(2**30, memory_bytes // 8), 2 * 2**20, 1, 1)
+            suited = ResidencySizes(
+                host_cache_bytes=min(2**30, memory_bytes // 8),
+                copy_bytes=2 * 2**20,
+                load_threads=1,
+                max_reads=1,
+            )
         load_threads = self.adapter_load_threads or suited.load_threads
         return ResidencySizes(
             self.host_cache_bytes or suited.host_cache_bytes,
