@@ -149,7 +149,7 @@ def stored_images(images_root: Path) -> set[str]:
     return {path.name for path in images_root.glob("*/*") if _DIGEST.fullmatch(path.name)}
 
 
-def remove_leftovers(images_root: Path, began_at: float) -> None:
+def remove_leftovers(images_root: Path, began_at: float = 0.0) -> None:
     """Remove what writers left that were killed: all from before `began_at`, seconds since 1970, else what is old."""
     before = max(began_at, time.time() - _LEFTOVER_AFTER_S)
     for path in images_root.glob(f"*/{_UNFINISHED_PREFIX}*"):
