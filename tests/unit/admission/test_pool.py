@@ -24,9 +24,10 @@ from loraplex_adapters.errors import (
     SignatureRequiredError,
 )
 from loraplex_adapters.package import PackageLimits, read_package
-from loraplex_server.admission.jobs import AdmissionBudget
+from loraplex_server.admission.jobs import AdmissionBudget, encode
 from loraplex_server.admission.pool import AdmissionPool
 from loraplex_server.admission.signature_trust import SignatureTrust
+from loraplex_server.admission.worker import READY
 from loraplex_server.errors import DrainingError
 from tests.support import bad_packages
 from tests.unit.admission.packages import (
@@ -258,7 +259,7 @@ async def test_a_process_is_nice_and_knows_none_of_the_servers_secrets(
 
 _SERVER = """
 import asyncio, sys
-from loraplex_server.admission.jobs import AdmissionBudget
+from loraplex_server.admission.jobs import AdmissionBudget, encode
 from loraplex_server.admission.pool import AdmissionPool
 
 async def main():
@@ -296,3 +297,21 @@ async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(_ANY_TIME_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+def test_a_process_whose_server_has_died_ends_without_a_word(tmp_path: Path) -> None:
+    """It may notice by its pipe before the kernel ends it."""
+    command = [sys.executable, "-m", "loraplex_server.admission.worker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        worker.stdin.write(encode(AdmissionBudget()))
+        worker.stdin.flush()
+        assert worker.stdout.readline() == READY
+        worker.stdout.close()
+        worker.stdin.write(encode(job(write_package(tmp_path / "sound"))))
+        worker.stdin.close()
+
+        assert worker.stderr.read() == b""
