@@ -177,7 +177,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     parser.add_argument("--rounds", type=int, default=3, help="of every case; default: 3")
-    parser.add_argument("--quantization", default="fp32", help="of the base; default: fp32")
+    parser.add_argument("--quantization", default="int8", help="of the base; default: int8")
     parser.add_argument(
         "--num-threads",
         type=int,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -21,6 +22,7 @@ from loraplex_adapters.errors import (
     AdapterTooLargeError,
     DigestMismatchError,
     LoraplexError,
+    NoEffectError,
     SignatureRequiredError,
 )
 from loraplex_adapters.package import PackageLimits, read_package
@@ -110,6 +112,17 @@ async def test_the_declared_digest_may_have_capitals(pool: AdmissionPool, packag
     assert (await pool.check(job(package, expected_digest=digest.upper()))).digest == digest
 
 
+async def test_an_adapter_of_zeros_has_no_effect_which_takes_no_engine_to_see(
+    pool: AdmissionPool, package: Path
+) -> None:
+    """An engine that is busy with others takes seconds to find it out."""
+    bad_packages.rewrite_weights(package, lambda key, w: (key, np.zeros_like(w) if "lora_B" in key else w))
+
+    await pool.check(job(package))  # where nobody asked for an effect
+    with pytest.raises(NoEffectError, match="untrained"):
+        await pool.check(job(package, must_have_effect=True))
+
+
 async def test_an_adapter_larger_than_the_arena_is_refused(pool: AdmissionPool, package: Path) -> None:
     with pytest.raises(AdapterTooLargeError, match="adapter_arena_bytes"):
         await pool.check(job(package, max_elements=10))
@@ -163,7 +176,8 @@ async def test_a_package_that_takes_too_much_memory_is_refused_and_the_next_one_
     tmp_path: Path, package: Path
 ) -> None:
     bad_packages.as_many_tensors_as_a_header_holds(write_package(tmp_path / "wide"))
-    small = AdmissionPool(AdmissionBudget(memory_bytes=24 * _MIB))
+    limits = PackageLimits(max_tensors=100_000)  # else it is refused unread
+    small = AdmissionPool(AdmissionBudget(memory_bytes=24 * _MIB, limits=limits))
     await small.start()
     (process_id,) = small.process_ids
     before = peak_bytes(process_id)
