@@ -1,9 +1,8 @@
-"""What was acknowledged is there after a restart, however the server ended."""
+"""What was registered is there after a restart. For servers that are killed: test_killed_servers.py."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,8 @@ from tests.integration.streams import ENDLESS, GREEDY, PROMPT
 from tests.integration.tiny_base import save_tiny_base
 
 
-def stop(server: LiveServer) -> None:
-    server.process.terminate()
-    assert server.await_exit() == 0
-
-
-def kill(server: LiveServer) -> None:
-    server.kill()
-
-
-@pytest.mark.parametrize("end", [stop, kill])
 def test_registered_adapters_answer_as_before_after_a_restart(
-    tiny_base: Path, packages: Path, tmp_path: Path, end: Callable[[LiveServer], None]
+    tiny_base: Path, packages: Path, tmp_path: Path
 ) -> None:
     """vLLM #12174: what was loaded at run time did not survive a restart."""
     with running_server(tiny_base, tmp_path) as server:
@@ -38,7 +27,8 @@ def test_registered_adapters_answer_as_before_after_a_restart(
             stream = client.stream(PROMPT, adapter="red", **ENDLESS)
             next(stream)
             stream.cancel()
-        end(server)
+        server.process.terminate()
+        assert server.await_exit() == 0
     with running_server(tiny_base, tmp_path) as server, server.client() as client:
         assert [(a.name, a.digest, a.create_time) for a in client.adapters.list()] == listed
         for name, answer in before.items():
