@@ -110,7 +110,9 @@ def kill_servers(
             else:
                 _live_and_die(server, outcome, planned)
             if number == len(kills) or not kills[number].is_while_starting:
-                server = _start_and_check(stage, outcome)
+                server = stage.start_ready()
+                with server.client(stage.timeout_s) as client:
+                    check_restarted(stage, server, client, outcome.writers)
                 say(f"kill {number} of {len(kills)}: {outcome.num_acknowledged} writes acknowledged so far")
         _come_to_an_end(stage, server, outcome)
     except KillFailure as failure:
@@ -141,13 +143,6 @@ def _live_and_die(server: LiveServer, outcome: Outcome, planned: Kill) -> None:
             raise KillFailure(f"tenant {writer.tenant}: {writer.pending}: {writer.failure!r}")
         if writer.pending is not None:
             writer.counts.under_way[writer.pending.kind] += 1
-
-
-def _start_and_check(stage: Stage, outcome: Outcome) -> LiveServer:
-    server = stage.start_ready()
-    with server.client(stage.timeout_s) as client:
-        check_restarted(stage, server, client, outcome.writers)
-    return server
 
 
 def _come_to_an_end(stage: Stage, server: LiveServer, outcome: Outcome) -> None:

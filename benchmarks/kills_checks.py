@@ -89,7 +89,12 @@ def check_upload_folders(stage: Stage, unanswered: Iterable[str]) -> None:
 
 def check_scratch(stage: Stage) -> None:
     """Of temporary files there are only the running server's: the folder of its engine's sockets."""
-    await_equal("folders of sockets", lambda: len(os.listdir(stage.scratch)), 1)
+
+    def others() -> int:
+        """But for an empty one that a kill can leave for an hour, in the instant before it is locked."""
+        return sum(not name.startswith("loraplex-new-engine-") for name in os.listdir(stage.scratch))
+
+    await_equal("temporary files", others, 1)
 
 
 def check_nothing_is_left(stage: Stage, client: LoraplexClient) -> None:

@@ -18,7 +18,9 @@ from tests.support.postgres import PostgresServer, running_postgres
 
 pytestmark = pytest.mark.timeout(600)
 
-CONVERGED_S = 20.0  # a second is promised; a machine that is busy with other tests may take longer
+CONVERGED_S = (
+    20.0  # until it is a failure; how long it takes is measured by `python -m benchmarks.convergence`
+)
 
 
 @dataclass(frozen=True)
