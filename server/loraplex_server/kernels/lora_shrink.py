@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.device_code import cast, dot, wait_for_previous
-from loraplex_server.kernels.lora_shrink_cuda import has_cuda_shrink, launch_shrink
+from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_shrink
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -300,7 +300,7 @@ def lora_shrink(
     slot_stride = num_layers * num_projections * RECORD_FIELDS
     record_start = (layer * num_projections + projection.index) * RECORD_FIELDS
     operands = (x, shrunk, scratch.parts, scratch.counters, tables.arena, tables.records, row_tiles)
-    if tile_rows == DECODE_TILE_ROWS and has_cuda_shrink(x):
+    if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(x):
         launch_shrink(*operands, record_start, slot_stride)
         return
     pdl = overlaps_launches(x)
