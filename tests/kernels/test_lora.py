@@ -90,7 +90,7 @@ def check_alone(
     run(adapters, x, y, slots, tile_rows, adds=False)
 
     assert (y.cpu().double() - expected).norm() <= TOLERANCE[torch.bfloat16] * expected.norm()
-    assert torch.equal(y.cpu() == 0, expected == 0)
+    assert not y.cpu()[expected == 0].any()
 
 
 def check(

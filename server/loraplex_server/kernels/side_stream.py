@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
+from loraplex_server.kernels.cuda_driver import overlap_captured_kernels
+
+OVERLAP_FORK, OVERLAP_JOIN = False, True
 
 class SideStream:
     """Fork, work, join. On a CPU the work is simply done."""
@@ -23,10 +26,15 @@ class SideStream:
             yield
             return
         self._stream.wait_stream(torch.cuda.current_stream())
+        if OVERLAP_FORK:
+            overlap_captured_kernels(torch.cuda.current_stream(), self._stream)
         with torch.cuda.stream(self._stream):
             yield
 
     def join(self) -> None:
         """What the main stream is given from now on waits for the side stream."""
         if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
+            main = torch.cuda.current_stream()
+            main.wait_stream(self._stream)
+            if OVERLAP_JOIN:
+                overlap_captured_kernels(main, main)
