@@ -18,11 +18,10 @@ _WARPS = 4
 _SHRINK_INPUTS = _WARPS * 128  # of one block
 _SHRINK_RANKS = 16  # that a block takes at once
 _SHRINK_GROUPS = 4  # blocks that share the ranks of one row tile
-_EXPAND_COLUMNS = _WARPS * 64  # of one block
-_SHRINK_BLOCKS, _EXPAND_BLOCKS = (
-    5,
-    6,
-)  # to fit a multiprocessor at least: decides how many registers there are
+_MORE_GROUPS, _FEW_TILES = 8, 4  # up to so many row tiles, which would not fill the device
+_SHRINK = {"DEPTH": 1, "MINB": 5}
+_EXPAND = {"GROUPS": 2, "DEPTH": 1, "MINB": 6}
+_EXPAND_COLUMNS = _WARPS * 32 * _EXPAND["GROUPS"]  # of one block
 
 
 def has_cuda_lora(rows: Tensor) -> bool:
@@ -44,7 +43,8 @@ def launch_shrink(
     """Operands as `lora_shrink` has checked them; it leaves at most as many parts as the Triton kernel."""
     num_rows, in_features = x.shape
     rank_stride = shrunk.shape[1]
-    groups = min(_SHRINK_GROUPS, -(-rank_stride // _SHRINK_RANKS))
+    groups = _MORE_GROUPS if row_tiles.shape[0] <= _FEW_TILES else _SHRINK_GROUPS
+    groups = min(groups, -(-rank_stride // _SHRINK_RANKS))
     _shrink_kernel(_device_index(x)).launch(
         (-(-in_features // _SHRINK_INPUTS), groups * row_tiles.shape[0]),
         (
@@ -95,12 +95,10 @@ def _device_index(tensor: Tensor) -> int:
 @functools.cache
 def _shrink_kernel(device_index: int) -> CudaKernel:
     with torch.cuda.device(device_index):
-        return load_kernel("lora_shrink.cu", "lora_shrink", {"MINB": _SHRINK_BLOCKS}, 32 * _WARPS)
+        return load_kernel("lora_shrink.cu", "lora_shrink", _SHRINK, 32 * _WARPS)
 
 
 @functools.cache
 def _expand_kernel(device_index: int, adds: bool) -> CudaKernel:
     with torch.cuda.device(device_index):
-        return load_kernel(
-            "lora_expand.cu", "lora_expand", {"ADD": int(adds), "MINB": _EXPAND_BLOCKS}, 32 * _WARPS
-        )
+        return load_kernel("lora_expand.cu", "lora_expand", _EXPAND | {"ADD": int(adds)}, 32 * _WARPS)

@@ -9,32 +9,40 @@ import torch
 
 from loraplex_server.kernels.cuda_driver import overlap_captured_kernels
 
-OVERLAP_FORK, OVERLAP_JOIN = False, True
 
 class SideStream:
     """Fork, work, join. On a CPU the work is simply done."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
+        self._overlaps = False  # whether kernels start while those before them end
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._overlaps = torch.cuda.get_device_capability(device) >= (9, 0)
+
+    def fork(self) -> None:
+        """Work on the side runs after what the main stream holds so far, beside what it is given from now on.
+
+        In a graph, its first kernel may start before that has ended, and is given room after the kernel that the main
+        stream is given next, if that one is launched before the work.
+        """
+        if self._stream is None:
+            return
+        main = torch.cuda.current_stream()
+        self._stream.wait_stream(main)
+        if self._overlaps:
+            overlap_captured_kernels(main, self._stream)
 
     @contextmanager
-    def fork(self) -> Iterator[None]:
-        """What is launched inside runs after all that the main stream holds so far, beside what follows."""
+    def work(self) -> Iterator[None]:
+        """What is launched inside goes to the side stream."""
         if self._stream is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream())
-        if OVERLAP_FORK:
-            overlap_captured_kernels(torch.cuda.current_stream(), self._stream)
         with torch.cuda.stream(self._stream):
             yield
 
     def join(self) -> None:
         """What the main stream is given from now on waits for the side stream."""
         if self._stream is not None:
-            main = torch.cuda.current_stream()
-            main.wait_stream(self._stream)
-            if OVERLAP_JOIN:
-                overlap_captured_kernels(main, main)
+            torch.cuda.current_stream().wait_stream(self._stream)

@@ -187,9 +187,10 @@ class GpuDecoder:
             self._add_dense(projection, index, x.dense, out, batch, workspace)
             return None
         delta = workspace.lora_delta(*out.shape)
-        with self._side.fork():
+        self._side.fork()
+        linear(x, out)  # first, so that LoRA takes the room that it leaves
+        with self._side.work():
             self._lora(projection, index, x.dense, delta, batch, workspace, adds=False)
-        linear(x, out)
         self._side.join()
         return delta
 
@@ -221,10 +222,7 @@ class GpuDecoder:
         """A projection of dense rows for the residual stream, and its LoRA, which goes there at once."""
         is_segmented = batch.lora is not None and batch.lora.sole_slot is None
         if is_segmented:
-            with self._side.fork():
-                self._lora(
-                    projection, index, x, workspace.hidden[: batch.num_rows], batch, workspace, adds=True
-                )
+            self._side.fork()
         quantized = None
         if linear.takes_int8:
             quantized = workspace.quantized(*x.shape)
@@ -232,6 +230,9 @@ class GpuDecoder:
         delta = workspace.delta[: batch.num_rows]
         linear(LinearInput(x, quantized), delta)
         if is_segmented:
+            with self._side.work():
+                hidden = workspace.hidden[: batch.num_rows]
+                self._lora(projection, index, x, hidden, batch, workspace, adds=True)
             self._side.join()
         else:
             self._add_dense(projection, index, x, delta, batch, workspace)

@@ -5,12 +5,12 @@
 // memory, and so runs beside a base product. B comes straight from global memory, 16 bytes of a rank's row to a lane. As
 // pairs of columns, these bytes are fragments of 8 ranks × 8 columns; transposed between lanes they are what the tensor
 // cores take, with the columns in such an order that a lane ends with 8 neighbours of one row.
+//
+// Compile-time: ADD, GROUPS (of 32 columns, of one warp), DEPTH (steps of ranks that are requested at once), MINB (blocks
+// that a multiprocessor has room for at least).
 #include "common.cuh"
 
 #define WARPS 4
-#ifndef GROUPS
-#define GROUPS 2  // of 32 columns
-#endif
 #define COLUMNS (GROUPS * 32)
 #define BLOCK_COLUMNS (WARPS * COLUMNS)
 #define STEP 16  // ranks
@@ -61,16 +61,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_expand(
         b_rows += (long long)(module == 0 ? low.z : module == 1 ? low.w : high.x) * 8 + column;
     }
 
-    uint4 b[2][GROUPS];  // 8 ranks each
-    auto load_b = [&](int first) {
+    uint4 b[DEPTH][2][GROUPS];  // 8 ranks each
+    auto load_b = [&](int first, uint4 (&to)[2][GROUPS]) {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group)
-                b[half][group] = load16(b_rows + (long long)(first + half * 8 + g) * width + group * 32,
-                                        first + half * 8 + g < rank && column + group * 32 < width);
+                to[half][group] = load16(b_rows + (long long)(first + half * 8 + g) * width + group * 32,
+                                         first + half * 8 + g < rank && column + group * 32 < width);
     };
-    load_b(0);
+#pragma unroll
+    for (int depth = 0; depth < DEPTH; ++depth) load_b(depth * STEP, b[depth]);
     wait_for_previous_kernel();
     if (num_rows <= 0 || (ADD && rank == 0)) return;
 
@@ -82,23 +83,28 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_expand(
 #pragma unroll
             for (int i = 0; i < 4; ++i) sums[group][j][i] = 0.0f;
 
-    for (int first = 0; first < rank; first += STEP) {
-        if (first > 0) load_b(first);
-        u32 a[4];
+    for (int begin = 0; begin < rank; begin += DEPTH * STEP) {
+        u32 a[DEPTH][4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = g + (i & 1) * 8, r = first + 2 * t + (i >> 1) * 8;
-            const u16* const from = shrunk + (long long)(row_start + row) * rank_stride + rank_start + r;
-            const u32 low = load_half(from, row < num_rows && r < rank);
-            a[i] = low | load_half(from + 1, row < num_rows && r + 1 < rank) << 16;
-        }
+        for (int depth = 0; depth < DEPTH; ++depth)
 #pragma unroll
-        for (int group = 0; group < GROUPS; ++group) {
-            const uint4 lower = b[0][group], upper = b[1][group];
-            mma_bf16(sums[group][0], a, transpose_8x8(lower.x), transpose_8x8(upper.x));
-            mma_bf16(sums[group][1], a, transpose_8x8(lower.y), transpose_8x8(upper.y));
-            mma_bf16(sums[group][2], a, transpose_8x8(lower.z), transpose_8x8(upper.z));
-            mma_bf16(sums[group][3], a, transpose_8x8(lower.w), transpose_8x8(upper.w));
+            for (int i = 0; i < 4; ++i) {
+                const int row = g + (i & 1) * 8, r = begin + depth * STEP + 2 * t + (i >> 1) * 8;
+                const u16* const from = shrunk + (long long)(row_start + row) * rank_stride + rank_start + r;
+                const u32 low = load_half(from, row < num_rows && r < rank);
+                a[depth][i] = low | load_half(from + 1, row < num_rows && r + 1 < rank) << 16;
+            }
+#pragma unroll
+        for (int depth = 0; depth < DEPTH; ++depth) {
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) {
+                const uint4 low = b[depth][0][group], high = b[depth][1][group];
+                mma_bf16(sums[group][0], a[depth], transpose_8x8(low.x), transpose_8x8(high.x));
+                mma_bf16(sums[group][1], a[depth], transpose_8x8(low.y), transpose_8x8(high.y));
+                mma_bf16(sums[group][2], a[depth], transpose_8x8(low.z), transpose_8x8(high.z));
+                mma_bf16(sums[group][3], a[depth], transpose_8x8(low.w), transpose_8x8(high.w));
+            }
+            load_b(begin + (DEPTH + depth) * STEP, b[depth]);
         }
     }
 

@@ -5,6 +5,9 @@
 // straight from global memory: the inputs of a fragment are taken in the order in which 16-byte pieces of a row lie, the
 // same for A and for x. Sums over warps, then over blocks, are added in the order of the inputs by the block that is last
 // to finish: a row's result depends on the row and its adapter alone.
+//
+// Compile-time: DEPTH (products of ranks that are requested at once), MINB (blocks that a multiprocessor has room for at
+// least).
 #include "common.cuh"
 
 #define WARPS 4
@@ -47,18 +50,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_shrink(
     const int feature = (blockIdx.x * WARPS + warp) * PART + t * 8;
     const u16* const a_rows = arena + (long long)record.x * 8 + feature;
 
-    uint4 a[2][CHUNKS];
-    auto load_a = [&](int first) {
+    uint4 a[DEPTH][2][CHUNKS];
+    auto load_a = [&](int first, uint4 (&to)[2][CHUNKS]) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int rank = first + half * 8 + g;
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c)
-                a[half][c] = load16(a_rows + (long long)rank * in_features + c * 32,
-                                    rank < total_rank && feature + c * 32 < in_features);
+                to[half][c] = load16(a_rows + (long long)rank * in_features + c * 32,
+                                     rank < total_rank && feature + c * 32 < in_features);
         }
     };
-    load_a(first_rank);
+#pragma unroll
+    for (int d = 0; d < DEPTH; ++d) load_a(first_rank + d * step, a[d]);
     wait_for_previous_kernel();
     if (first_rank >= total_rank) return;
 
@@ -70,34 +74,41 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_shrink(
             b[nt][c] = load16(x + (long long)(row_start + nt * 8 + g) * x_stride + feature + c * 32,
                               nt * 8 + g < num_rows && feature + c * 32 < in_features);
 
-    for (int first = first_rank; first < total_rank; first += step) {
-        if (first > first_rank) load_a(first);
+    for (int begin = first_rank; begin < total_rank; begin += DEPTH * step) {
 #pragma unroll
-        for (int nt = 0; nt < TILE_ROWS / 8; ++nt) {
-            if (nt * 8 >= num_rows) break;
-            float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (int depth = 0; depth < DEPTH; ++depth) {
+            const int first = begin + depth * step;
+            if (first >= total_rank) break;
+            const uint4(&low)[CHUNKS] = a[depth][0], (&high)[CHUNKS] = a[depth][1];
 #pragma unroll
-            for (int c = 0; c < CHUNKS; ++c) {
-                mma_bf16(d, {a[0][c].x, a[1][c].x, a[0][c].y, a[1][c].y}, b[nt][c].x, b[nt][c].y);
-                mma_bf16(d, {a[0][c].z, a[1][c].z, a[0][c].w, a[1][c].w}, b[nt][c].z, b[nt][c].w);
+            for (int nt = 0; nt < TILE_ROWS / 8; ++nt) {
+                if (nt * 8 >= num_rows) break;
+                float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+                for (int c = 0; c < CHUNKS; ++c) {
+                    mma_bf16(d, {low[c].x, high[c].x, low[c].y, high[c].y}, b[nt][c].x, b[nt][c].y);
+                    mma_bf16(d, {low[c].z, high[c].z, low[c].w, high[c].w}, b[nt][c].z, b[nt][c].w);
+                }
+                float(*const rows)[TILE_RANKS + 1] = &sums[warp][nt * 8];
+                rows[2 * t][g] = d[0];
+                rows[2 * t + 1][g] = d[1];
+                rows[2 * t][g + 8] = d[2];
+                rows[2 * t + 1][g + 8] = d[3];
             }
-            float(*const rows)[TILE_RANKS + 1] = &sums[warp][nt * 8];
-            rows[2 * t][g] = d[0];
-            rows[2 * t + 1][g] = d[1];
-            rows[2 * t][g + 8] = d[2];
-            rows[2 * t + 1][g + 8] = d[3];
-        }
-        __syncthreads();
-        for (int element = threadIdx.x; element < num_rows * TILE_RANKS; element += WARPS * 32) {
-            const int row = element / TILE_RANKS, rank = element % TILE_RANKS;
-            if (first + rank < total_rank) {
-                float sum = 0.0f;
+            load_a(first + DEPTH * step, a[depth]);
+            __syncthreads();
+            for (int element = threadIdx.x; element < num_rows * TILE_RANKS; element += WARPS * 32) {
+                const int row = element / TILE_RANKS, rank = element % TILE_RANKS;
+                if (first + rank < total_rank) {
+                    float sum = 0.0f;
 #pragma unroll
-                for (int w = 0; w < WARPS; ++w) sum += sums[w][row][rank];
-                parts[blockIdx.x * (long long)split_stride + (long long)(row_start + row) * rank_stride + first + rank] = sum;
+                    for (int w = 0; w < WARPS; ++w) sum += sums[w][row][rank];
+                    parts[blockIdx.x * (long long)split_stride + (long long)(row_start + row) * rank_stride + first +
+                          rank] = sum;
+                }
             }
+            __syncthreads();
         }
-        __syncthreads();
     }
 
     __threadfence();
