@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.churn_setting import Setting, prepare
-from benchmarks.churn_storm import Storm, run_storm
+from benchmarks.churn_storm import Source, Storm, run_storm
 from benchmarks.churn_streams import Gap, StreamsProcess
 from benchmarks.churn_visits import Visits, visit_and_delete
 from benchmarks.shapes import SHAPES
@@ -76,7 +76,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    measured = Measured()
+    measured: dict[Source, Measured] = {source: Measured() for source in options.source}
     with tempfile.TemporaryDirectory(prefix="loraplex-churn-", dir=options.work_dir) as folder:
         setting = prepare(options, Path(folder), _say)
         _say("starting the server")
@@ -87,28 +87,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from benchmarks.engine_churn import pinned_bandwidth
 
         copy_ms = setting.newcomer_bytes / pinned_bandwidth(setting.newcomer_bytes) * 1e3
-    report = _report(measured, setting, options, copy_ms)
-    print(_table(report), file=sys.stderr if options.json else sys.stdout)
-    if options.json:
-        print(json.dumps(report))
+    for source, found in measured.items():
+        report = _report(found, source, setting, options, copy_ms)
+        print(_table(report), file=sys.stderr if options.json else sys.stdout)
+        if options.json:
+            print(json.dumps(report))
     return 0
 
 
 def _measure(
-    server: ServerAddress, setting: Setting, options: argparse.Namespace, measured: Measured
+    server: ServerAddress, setting: Setting, options: argparse.Namespace, measured: dict[Source, Measured]
 ) -> None:
     _say("registering the adapters of the streams")
     with LoraplexClient(server.target, timeout_s=300.0) as client:
         for name, package in setting.resident.items():
             client.adapters.upload(name, package)
-    for number in range(options.rounds):
-        _round(server.target, setting, number * options.adapters_per_round, options, measured)
-        _say(f"round {number + 1} of {options.rounds}: p99 storm / quiet {measured.round_ratios[-1]:.3f}")
-    measured.evictions = _counter(server.metrics_url, "loraplex_adapter_evictions_total")
+    rounds = [(source, found) for source, found in measured.items() for _ in range(options.rounds)]
+    for number, (source, found) in enumerate(rounds):
+        before = _counter(server.metrics_url, "loraplex_adapter_evictions_total")
+        _round(server.target, setting, source, number * options.adapters_per_round, options, found)
+        found.evictions += _counter(server.metrics_url, "loraplex_adapter_evictions_total") - before
+        _say(f"round {number + 1} of {len(rounds)}: p99 storm / quiet {found.round_ratios[-1]:.3f}")
 
 
 def _round(
-    target: str, setting: Setting, first: int, options: argparse.Namespace, measured: Measured
+    target: str,
+    setting: Setting,
+    source: Source,
+    first: int,
+    options: argparse.Namespace,
+    measured: Measured,
 ) -> None:
     names = list(setting.resident)
     adapters = [names[index % len(names)] for index in range(NUM_STREAMS)]
@@ -117,8 +125,8 @@ def _round(
         _say("streams in quiet")
         quiet = streams.gaps()
     with StreamsProcess(target, adapters, options.tokens, is_endless=True) as streams:
-        _say(f"streams in a storm of {len(newcomers)} adapters")
-        storm = run_storm(target, newcomers, first, options.source)
+        _say(f"streams in a storm of {len(newcomers)} adapters, source: {source}")
+        storm = run_storm(target, newcomers, first, source)
         _say(f"the storm took {storm.ended_s - storm.began_s:.1f} s")
         visits = visit_and_delete(target, storm.kept)
         stormy = streams.gaps()
@@ -135,7 +143,7 @@ def _counter(metrics_url: str, name: str) -> int:
 
 
 def _report(
-    measured: Measured, setting: Setting, options: argparse.Namespace, copy_ms: float | None
+    measured: Measured, source: Source, setting: Setting, options: argparse.Namespace, copy_ms: float | None
 ) -> dict[str, Any]:
     quiet, storm = (
         {f"p{p}": _ms(percentile(gaps, p)) for p in (50, 90, 99)} for gaps in (measured.quiet, measured.storm)
@@ -156,7 +164,7 @@ def _report(
         "streams": NUM_STREAMS,
         "adapters": options.rounds * options.adapters_per_round,
         "adapter_bytes": setting.newcomer_bytes,
-        "source": options.source,
+        "source": source,
         "engine_threads": options.num_threads if options.device == "cpu" else 1,
         **setting.described,
         "versions": {name: version(name) for name in ("loraplex", "torch", "grpcio")},
@@ -223,7 +231,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", choices=sorted(SHAPES), help="of a base of random weights")
     parser.add_argument("--rank", type=int, default=64, help="of the newcomers of a random base; default: 64")
     parser.add_argument(
-        "--source", choices=["upload", "folder"], default="upload", help="of the newcomers; default: upload"
+        "--source",
+        choices=["upload", "folder"],
+        nargs="+",
+        default=["upload"],
+        help="of the newcomers, with rounds and a report for each; default: upload",
     )
     parser.add_argument("--work-dir", type=Path, help="where bases and adapters are written; default: TMPDIR")
     parser.add_argument("--server-log", type=Path, help="keep the server's log here")

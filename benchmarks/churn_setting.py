@@ -45,7 +45,7 @@ def prepare(options: argparse.Namespace, folder: Path, say: Say) -> Setting:
     if options.device == "cpu":
         arguments += ["--num-threads", str(options.num_threads)]
     described = {"device": options.device, "quantization": quantization}
-    count = options.rounds * options.adapters_per_round
+    count = len(options.source) * options.rounds * options.adapters_per_round
     if options.shape is None:
         return _shipped(options, folder, arguments, described, count)
     return _random(options, folder, arguments, described, count, say)

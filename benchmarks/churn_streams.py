@@ -85,12 +85,18 @@ async def _run(
 ) -> None:
     gaps: list[Gap] = []
     enough = asyncio.Event()
-    asyncio.get_running_loop().add_reader(connection.fileno(), enough.set)
+    loop = asyncio.get_running_loop()
+
+    def take() -> None:
+        loop.remove_reader(connection.fileno())
+        enough.set()
+
+    loop.add_reader(connection.fileno(), take)
     async with AsyncLoraplexClient(target, timeout_s=_TIMEOUT_S) as client:
 
         async def stream(adapter: str, begun: asyncio.Event) -> None:
             await _stream(client, adapter, num_tokens, begun, gaps)
-            while is_endless:
+            while is_endless and not enough.is_set():
                 await _stream(client, adapter, num_tokens, begun, gaps)
 
         begun = [asyncio.Event() for _ in adapters]
