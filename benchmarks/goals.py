@@ -68,9 +68,12 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
 
 def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
     """Of `benchmarks.engine_churn`: what cold adapters of rank 64 cost those that decode, and themselves."""
-    yield Row("between tokens, p99: cold loads / quiet", 1.10, churn.get("itl_p99_ratio"), unit="×")
-    allowed = churn["warm_first_token_ms"] + churn["copy_ms"] + 20 if churn else 0.0
-    yield Row("first token of a cold adapter", round(allowed, 1), churn.get("cold_first_token_ms"), unit="ms")
+    for row in churn.get("rows", [{}]):
+        prompt = f", prompt {row['arrival_prompt']}" if row else ""
+        yield Row(f"between tokens, p99: cold / quiet{prompt}", 1.10, row.get("itl_p99_ratio"), unit="×")
+        allowed = row["warm_first_token_ms"] + churn["copy_ms"] + 20 if row else 0.0
+        cold = row.get("cold_first_token_ms")
+        yield Row(f"first token of a cold adapter{prompt}", round(allowed, 1), cold, unit="ms")
 
 
 def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
