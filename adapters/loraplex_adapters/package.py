@@ -59,6 +59,7 @@ class AdapterPackage:
     size_bytes: int  # of all tensors
     tensors: dict[str, TensorInfo]  # by key, as in the file
     folder: Path
+    is_null: bool  # each module has a matrix of zeros alone, so that it adds 0 to every product
 
 
 def read_package(folder: Path, limits: PackageLimits = DEFAULT_LIMITS) -> AdapterPackage:
@@ -78,11 +79,12 @@ def read_package(folder: Path, limits: PackageLimits = DEFAULT_LIMITS) -> Adapte
         with open_package_file(folder, WEIGHTS_FILE) as file:
             header = read_header(file, limits.max_bytes, limits.max_header_bytes, limits.max_tensors)
             _check_ranks(header, config)
-            digest = _digest_and_check_finite(file, header, config)
+            effect = _Effect()
+            digest = _digest_and_check_finite(file, header, config, effect)
     except OSError as error:
         raise AdapterInvalidError(f"{WEIGHTS_FILE} cannot be read: {error.strerror}") from error
     _check_library_agrees(folder / WEIGHTS_FILE, header)
-    return AdapterPackage(digest, config, header.data_bytes, header.tensors, folder)
+    return AdapterPackage(digest, config, header.data_bytes, header.tensors, folder, not effect.is_found)
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -153,9 +155,28 @@ def _why_no_matrix(key: str) -> str:
     return "is not the A or B matrix of a LoRA module"
 
 
-def _digest_and_check_finite(file: BinaryIO, header: SafetensorsHeader, config: LoraSettings) -> str:
+class _Effect:
+    """Looks for a module of which both matrices hold something else than zeros. Most packages' first is one."""
+
+    def __init__(self) -> None:
+        self.is_found = False
+        self._found: dict[str, set[str]] = {}  # path of a module -> which of its matrices do
+
+    def look(self, key: str, chunk: bytes, dtype: str) -> None:
+        """At a piece of the matrix `key`."""
+        match = LORA_KEY.fullmatch(key)
+        if self.is_found or match is None or _is_zero(chunk, dtype):
+            return
+        parts = self._found.setdefault(match["path"], set())
+        parts.add(match["part"])
+        self.is_found = len(parts) == 2
+
+
+def _digest_and_check_finite(
+    file: BinaryIO, header: SafetensorsHeader, config: LoraSettings, effect: _Effect
+) -> str:
     """SHA-256 over the canonical form: length-prefixed configuration, then name, dtype, shape, bytes by
-    name.
+    name. Every byte is shown to `effect`.
     """
     digest = hashlib.sha256()
 
@@ -174,6 +195,7 @@ def _digest_and_check_finite(file: BinaryIO, header: SafetensorsHeader, config: 
         for chunk in _chunks(file, header.data_offset + tensor.begin, tensor.num_bytes):
             if not _is_finite(chunk, tensor.dtype):
                 raise AdapterInvalidError(f"{WEIGHTS_FILE}: {key!r} holds NaN or infinity")
+            effect.look(key, chunk, tensor.dtype)
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -193,6 +215,13 @@ def _is_finite(chunk: bytes, dtype: str) -> bool:
         exponents = np.frombuffer(chunk, np.uint16) & 0x7F80
         return not bool((exponents == 0x7F80).any())
     return bool(np.isfinite(np.frombuffer(chunk, np.float16 if dtype == "F16" else np.float32)).all())
+
+
+def _is_zero(chunk: bytes, dtype: str) -> bool:
+    """Whether all numbers are 0, of either sign."""
+    if dtype == "F32":
+        return not bool((np.frombuffer(chunk, np.uint32) & 0x7FFFFFFF).any())
+    return not bool((np.frombuffer(chunk, np.uint16) & 0x7FFF).any())
 
 
 def _check_library_agrees(path: Path, header: SafetensorsHeader) -> None:

@@ -15,6 +15,7 @@ from loraplex_adapters.strict_json import parse_object
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LENGTH_BYTES = 8  # the file begins with the header's length, little endian
 _MAX_NAME_CHARACTERS = 256
+_METADATA_ENTRIES = 1000  # that are never too many
 _MAX_DIMENSION = 2**31 - 1
 
 
@@ -49,6 +50,7 @@ def read_header(file: BinaryIO, max_bytes: int, max_header_bytes: int, max_tenso
     raw = file.read(header_bytes)
     if file_bytes < _LENGTH_BYTES or len(raw) != header_bytes:
         raise _invalid("ends inside its header")
+    _check_worth_reading(raw, max_tensors)
     entries = parse_object(raw, "the safetensors header")
     _check_metadata(entries.pop("__metadata__", {}))
     if not 1 <= len(entries) <= max_tensors:
@@ -56,6 +58,15 @@ def read_header(file: BinaryIO, max_bytes: int, max_header_bytes: int, max_tenso
     tensors = {name: _read_entry(name, entry) for name, entry in entries.items()}
     _check_tiling(tensors, file_bytes - data_offset)
     return SafetensorsHeader(tensors, data_offset, file_bytes - data_offset)
+
+
+def _check_worth_reading(raw: bytes, max_tensors: int) -> None:
+    """Refuse at a glance what would take long to read: a tensor takes one brace and four colons, in whatever way its
+    strings are written, and metadata get as many.
+    """
+    allowed = 2 * max(max_tensors, _METADATA_ENTRIES)
+    if raw.count(b"{") > allowed or raw.count(b":") > 4 * allowed:
+        raise _invalid(f"has far more than {max_tensors} tensors, as many as are allowed")
 
 
 def _read_entry(name: str, entry: Any) -> TensorInfo:

@@ -153,12 +153,17 @@ class PackageStore:
         if self._shared is not None:
             self._shared.delete(digest)
 
-    def sweep(self, is_referenced: Callable[[set[str]], set[str]], older_than_s: float = 3600) -> list[str]:
+    def sweep(
+        self,
+        is_referenced: Callable[[set[str]], set[str]],
+        older_than_s: float = 3600,
+        may_go: Callable[[str], bool] = lambda digest: True,
+    ) -> list[str]:
         """Remove local packages that nobody needs and that were last put more than `older_than_s` ago; return them.
 
         `is_referenced` returns those of some digests that are needed, by the registry or by running requests. A
-        package is put before it is referred to; its age gives time for that. Where another thread or process is
-        writing to the store, the rest waits for the next sweep.
+        package is put before it is referred to; its age gives time for that. `may_go` is asked of each right before
+        it is removed. Where another thread or process is writing to the store, the rest waits for the next sweep.
         """
         before = time.time() - older_than_s
         old = [digest for digest in self.digests() if self._was_put_before(digest, before)]
@@ -166,7 +171,7 @@ class PackageStore:
         for start in range(0, len(old), _SWEPT_AT_ONCE):
             some = set(old[start : start + _SWEPT_AT_ONCE])
             for digest in sorted(some - is_referenced(some)):
-                if self._delete_if_put_before(digest, before):
+                if may_go(digest) and self._delete_if_put_before(digest, before):
                     removed.append(digest)
         return removed
 

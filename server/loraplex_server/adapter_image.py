@@ -144,11 +144,17 @@ def delete_image(images_root: Path, digest: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(images_root: Path) -> None:
-    """Remove what writers left that were killed."""
+def stored_images(images_root: Path) -> set[str]:
+    """Digests that have an image in any layout."""
+    return {path.name for path in images_root.glob("*/*") if _DIGEST.fullmatch(path.name)}
+
+
+def remove_leftovers(images_root: Path, began_at: float = 0.0) -> None:
+    """Remove what writers left that were killed: all from before `began_at`, seconds since 1970, else what is old."""
+    before = max(began_at, time.time() - _LEFTOVER_AFTER_S)
     for path in images_root.glob(f"*/{_UNFINISHED_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _LEFTOVER_AFTER_S:
+            if path.stat().st_mtime < before:
                 path.unlink()
 
 

@@ -9,8 +9,6 @@ import itertools
 import logging
 import multiprocessing
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -39,6 +37,7 @@ from loraplex_server.engine.messages import (
     WarmAdapter,
 )
 from loraplex_server.errors import DrainingError, EngineRestartedError, EngineUnavailableError
+from loraplex_server.socket_folder import socket_folder
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +234,11 @@ class EngineClient:
     async def _run_once(self) -> None:
         """One engine process from spawn to death; its messages are handled meanwhile."""
         self.ready = None
-        folder = Path(tempfile.mkdtemp(prefix="loraplex-engine-"))
+        with socket_folder() as folder:
+            await self._run_in(folder)
+
+    async def _run_in(self, folder: Path) -> None:
+        """As `_run_once`, with the sockets in `folder`."""
         context = zmq.Context()
         self._commands = commands = context.socket(zmq.PUSH)
         messages = zmq.asyncio.Context.shadow(context).socket(zmq.PULL)
@@ -267,7 +270,6 @@ class EngineClient:
             commands.close(linger=0)
             messages.close(linger=0)
             context.term()
-            shutil.rmtree(folder, ignore_errors=True)
 
     async def _end_process(self) -> None:
         """Ask the process to leave, then make it; one that still loads cannot be asked."""

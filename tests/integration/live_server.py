@@ -149,8 +149,13 @@ class LiveServer:
         return found
 
 
-def start_server(base: Path | str, data_dir: Path, log_file: Path, **settings: Any) -> LiveServer:
-    """Spawn a server with SETTINGS and `settings` (names of ServerConfig) on top; it may still be loading."""
+def start_server(
+    base: Path | str, data_dir: Path, log_file: Path, scratch: Path | None = None, **settings: Any
+) -> LiveServer:
+    """Spawn a server with SETTINGS and `settings` (names of ServerConfig) on top; it may still be loading.
+
+    `scratch` is what it takes for the machine's folder of temporary files.
+    """
     command = [sys.executable, "-m", "loraplex_cli", "serve", "--json"]
     for name, value in {**SETTINGS, "base": base, "data_dir": data_dir, **settings}.items():
         flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
@@ -164,7 +169,7 @@ def start_server(base: Path | str, data_dir: Path, log_file: Path, **settings: A
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environment(),
+            env=environment() | ({"TMPDIR": str(scratch)} if scratch is not None else {}),
             start_new_session=True,  # a signal to the tests' own process group is not meant for it
         )
     port = settings.get("port", 0)

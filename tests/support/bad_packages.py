@@ -1,4 +1,6 @@
-"""Packages that no server may take, each made from a sound PEFT folder; in the order of their kinds."""
+"""Packages that no server may take, each made from a sound PEFT folder of two layers or more, in a dtype of NumPy's; in
+the order of their kinds.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,8 @@ def duplicate_keys(folder: Path) -> None:
 
 
 def duplicate_keys_in_the_configuration(folder: Path) -> None:
-    (folder / CONFIG).write_text('{"r": 4, ' + (folder / CONFIG).read_text()[1:])
+    twice = json.dumps(read_config(folder)["r"])
+    (folder / CONFIG).write_text(f'{{"r": {twice}, ' + (folder / CONFIG).read_text()[1:])
 
 
 def a_million_tensors(folder: Path) -> None:
@@ -117,17 +120,15 @@ def a_rank_above_any_limit(folder: Path) -> None:
 
 
 def another_rank_than_the_tensors(folder: Path) -> None:
-    change_config(folder, r=8)
+    change_config(folder, r=2 * read_config(folder)["r"])
 
 
 def a_rank_pattern_that_the_tensors_do_not_have(folder: Path) -> None:
-    change_config(folder, rank_pattern={"q_proj": 8})
+    change_config(folder, rank_pattern={"q_proj": 2 * read_config(folder)["r"]})
 
 
 def an_alpha_that_is_no_number(folder: Path) -> None:
-    (folder / CONFIG).write_text(
-        (folder / CONFIG).read_text().replace('"lora_alpha": 8', '"lora_alpha": NaN')
-    )
+    change_config(folder, lora_alpha=float("nan"))
 
 
 def a_huge_alpha(folder: Path) -> None:
@@ -161,7 +162,7 @@ def shapes_of_another_base(folder: Path) -> None:
 
 
 def a_layer_that_the_base_has_not(folder: Path) -> None:
-    rewrite_weights(folder, lambda key, w: (key.replace("layers.1.", "layers.7."), w))
+    rewrite_weights(folder, lambda key, w: (key.replace("layers.1.", "layers.700."), w))
 
 
 def the_manifest_of_another_base(folder: Path) -> None:
@@ -229,8 +230,12 @@ FOREIGN: tuple[Spoil, ...] = (
 
 
 def change_config(folder: Path, **fields: Any) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
+    (folder / CONFIG).write_text(json.dumps({**read_config(folder), **fields}))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    return config
 
 
 def rewrite_header(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

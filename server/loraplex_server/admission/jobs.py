@@ -43,6 +43,7 @@ class AdmissionJob:
     template_hash: str = ""  # SHA-256 of the served chat template; empty: the base has none
     tokenizer_hash: str = ""  # SHA-256 of the served tokenizer.json
     max_elements: int | None = None  # weights of the largest adapter that can be resident; None: unknown
+    must_have_effect: bool = False  # refuse one whose weights can change no answer
     signature_policy: SignaturePolicy = "off"
     trust: SignatureTrust = field(default_factory=SignatureTrust)
     layout: str = ""  # of the image to write; empty: none

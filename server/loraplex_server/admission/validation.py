@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from loraplex_adapters.compatibility import LoraPlan, match_to_base
-from loraplex_adapters.errors import AdapterInvalidError, AdapterTooLargeError, DigestMismatchError
+from loraplex_adapters.errors import (
+    AdapterInvalidError,
+    AdapterTooLargeError,
+    DigestMismatchError,
+    NoEffectError,
+)
 from loraplex_adapters.manifest import Manifest, check_base, check_files, read_manifest
 from loraplex_adapters.package import AdapterPackage, PackageLimits, read_package
 from loraplex_adapters.store import PackageStore
@@ -14,11 +19,12 @@ def validate(job: AdmissionJob, limits: PackageLimits) -> AdmittedPackage:
     """Prove a package: sound, within its budgets, the expected one, rightly signed, made for this base.
 
     Keeps it in the store, and writes its image, where the job names them. Blocks, and reads every byte of the weights.
-    Raises AdapterInvalidError, AdapterIncompatibleError, AdapterTooLargeError, DigestMismatchError, SignatureError,
-    SignatureRequiredError; OSError where the disk fails.
+    Raises AdapterInvalidError, AdapterIncompatibleError, AdapterTooLargeError, DigestMismatchError, NoEffectError,
+    SignatureError, SignatureRequiredError; OSError where the disk fails.
     """
     package = read_package(job.folder, limits)
     _check_digest(package, job.expected_digest)
+    _check_effect(package, job)
     signer, warning = _check_signature(job)
     manifest = _check_manifest(job)
     plan = match_to_base(package, job.spec, job.max_rank)
@@ -42,6 +48,15 @@ def _check_digest(package: AdapterPackage, expected: str) -> None:
     if expected and package.digest != expected.lower():
         raise DigestMismatchError(
             f"the package has digest {package.digest}, expected {expected}; it was changed on the way"
+        )
+
+
+def _check_effect(package: AdapterPackage, job: AdmissionJob) -> None:
+    """What the weights alone can tell. The rest is for golden prompts, which an engine in use answers late."""
+    if job.must_have_effect and package.is_null:
+        raise NoEffectError(
+            "each module of the adapter has an A or a B of zeros alone, so that it answers as the base does; it seems "
+            "untrained"
         )
 
 

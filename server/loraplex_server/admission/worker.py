@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from contextlib import suppress
 
 import msgspec
 
@@ -34,12 +35,13 @@ def main() -> None:
     if "preload" in sys.argv[1:]:
         import loraplex_server.admission.signing  # noqa: F401  # now, not within the time of the first package
     _bound_resources(budget)
-    answers.write(READY)
-    for line in jobs:
-        answer = _answer(line, budget)
-        answers.write(encode(answer))
-        if isinstance(answer, Refusal) and answer.is_worker_spent:
-            break
+    with suppress(BrokenPipeError):  # whoever would be told has died, and in an instant this process does too
+        answers.write(READY)
+        for line in jobs:
+            answer = _answer(line, budget)
+            answers.write(encode(answer))
+            if isinstance(answer, Refusal) and answer.is_worker_spent:
+                break
 
 
 def _answer(line: bytes, budget: AdmissionBudget) -> Answer:

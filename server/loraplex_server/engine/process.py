@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable
 
@@ -34,12 +32,11 @@ log = logging.getLogger(__name__)
 MessageSender = Callable[[EngineMessage], None]
 
 _ADAPTER_POLL_MS = 1  # how often an idle engine looks whether an adapter has arrived
-_IDLE_POLL_MS = 1000  # how often it looks whether the front end still lives
 _SWITCH_INTERVAL_S = 0.0005  # how long another thread may keep the interpreter from a step
 
 
 def run_engine(config: EngineConfig, command_address: str, message_address: str) -> None:
-    """Entry of the spawned process. Exits when told to shut down or when the front end is gone."""
+    """Entry of the spawned process. Returns when it is told to shut down."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     context = zmq.Context()
     commands = context.socket(zmq.PULL)
@@ -82,13 +79,12 @@ class EngineLoop:
         self._commands = commands
         self._send = send
         self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
-        self._parent = multiprocessing.parent_process()
         self._running = True
         self._has_news = False  # the state changed, and no step has told it yet
 
     def run(self) -> None:
-        """Until a Shutdown arrives or the front end is gone."""
-        while self._running and self._has_front_end():
+        """Until a Shutdown arrives."""
+        while self._running:
             outputs = self._take_commands()
             if outputs or self._has_news:
                 self._send(StepOutputs(outputs, self._engine.stats()))
@@ -98,14 +94,7 @@ class EngineLoop:
             if result is not None:
                 self._send(result)
             elif self._running and not self._engine.has_step_in_flight:
-                self._commands.poll(_ADAPTER_POLL_MS if self._engine.is_loading else _IDLE_POLL_MS)
-
-    def _has_front_end(self) -> bool:
-        """False once the process that spawned this one has died: then another one is the parent."""
-        if self._parent is None or os.getppid() == self._parent.pid:
-            return True
-        log.warning("the front end is gone; the engine stops")
-        return False
+                self._commands.poll(_ADAPTER_POLL_MS if self._engine.is_loading else None)
 
     def _take_commands(self) -> list[TokenOutput]:
         """Carry out every command that waits; returns the outputs of aborted sequences."""

@@ -124,6 +124,7 @@ def _job(
         template_hash=base_template,
         tokenizer_hash=base_tokenizer,
         max_elements=ready.adapter_arena_elements,
+        must_have_effect=config.golden_prompts,
         signature_policy=config.signature_policy,
         trust=_trust(config),
         layout=ready.adapter_layout,

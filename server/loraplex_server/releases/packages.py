@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from loraplex_adapters.leases import PackageLeases
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.storage_faults import disk_faults
 from loraplex_adapters.store import PackageStore
-from loraplex_server.adapter_image import delete_image, remove_leftovers
+from loraplex_server.adapter_image import delete_image, remove_leftovers, stored_images
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class ServerPackages:
         self._store = store
         self._images_root = images_root
         self._is_shared = is_shared
+        self._began_at = time.time()  # who wrote images before has gone
         self._leases = PackageLeases(self._on_unused)
         self._writing = asyncio.Lock()
         self._deletions: set[asyncio.Task[None]] = set()
@@ -155,13 +157,19 @@ class ServerPackages:
                 await asyncio.to_thread(self._delete_everywhere, digest)
 
     def _delete_everywhere(self, digest: str) -> None:
+        """The copy here goes last: as long as it is there, a sweep finds what a crash left of the other."""
+        if self._delete_shared(digest):
+            self._delete_files(digest)
+
+    def _delete_shared(self, digest: str) -> bool:
+        """False where another server registered it meanwhile: then it was put back."""
         if self._is_shared:
             self._store.delete_shared(digest)
-            if self._registry.referenced({digest}):  # another server registered it meanwhile: put it back
+            if self._registry.referenced({digest}):
                 with disk_faults():
                     self._store.share(digest)
-                return
-        self._delete_files(digest)
+                return False
+        return True
 
     def _delete_files(self, digest: str) -> None:
         with disk_faults():
@@ -170,10 +178,13 @@ class ServerPackages:
 
     def _sweep(self, older_than_s: float) -> None:
         with disk_faults():
-            for digest in self._store.sweep(self._needed, older_than_s):
+            for digest in self._store.sweep(self._needed, older_than_s, self._delete_shared):
                 log.info("removed a package that no adapter needs", extra={"digest": digest[:12]})
-                delete_image(self._images_root, digest)
-            remove_leftovers(self._images_root)
+            # Also of packages whose deletion a crash broke off.
+            for digest in stored_images(self._images_root):
+                if not self._is_here(digest):
+                    delete_image(self._images_root, digest)
+            remove_leftovers(self._images_root, self._began_at)
 
     def _needed(self, digests: set[str]) -> set[str]:
         """Runs in a thread: a count may be stale by one, but a lease begins on a package that is new or referenced."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from loraplex_server.engine.engine import Engine
 from loraplex_server.engine.messages import AddSequence, SamplingParams
 from loraplex_server.engine_client import EngineClient, EngineState
 from loraplex_server.errors import EngineRestartedError
+from tests.integration.live_server import eventually
 
 
 async def test_what_is_sent_between_the_engines_death_and_its_discovery_ends_as_restarted(
@@ -71,3 +74,33 @@ def test_an_engine_without_work_watches_for_no_adapter(
         assert not engine.is_waiting_for_adapters
     finally:
         engine.close()
+
+
+SPAWN_AND_HANG = """
+import multiprocessing, sys, time
+from pathlib import Path
+from loraplex_server.engine.config import EngineConfig
+from loraplex_server.engine.entry import run_engine_process
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    arguments = EngineConfig(base_path=folder, store_path=folder), f"ipc://{folder}/c", f"ipc://{folder}/m"
+    engine = multiprocessing.get_context("spawn").Process(target=run_engine_process, args=arguments)
+    engine.start()
+    print(engine.pid, flush=True)
+    time.sleep(3600)
+"""
+
+
+def test_an_engine_that_still_loads_ends_with_its_front_end(tmp_path: Path) -> None:
+    """Else the next server meets it, with all the memory that it has taken by then."""
+    os.mkfifo(tmp_path / "config.json")  # nobody writes into it: the base takes for ever to load
+    script = tmp_path / "front_end.py"
+    script.write_text(SPAWN_AND_HANG)
+    with subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE) as front_end:
+        assert front_end.stdout is not None
+        engine = psutil.Process(int(front_end.stdout.readline()))
+        eventually(lambda: engine.num_threads() > 1)  # it is past its interpreter's own start
+
+        front_end.kill()
+
+    eventually(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)

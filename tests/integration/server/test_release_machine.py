@@ -25,8 +25,8 @@ from hypothesis.stateful import (
 from loraplex_client import LoraplexApiError, LoraplexClient
 from tests.integration.conftest import NewAdapter
 from tests.integration.live_server import LiveServer, await_idle, eventually, running_server
-from tests.integration.server.release_model import ModelRegistry, Refused
 from tests.integration.streams import PROMPT
+from tests.support.release_model import ModelRegistry, Refused
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -309,3 +309,55 @@ def test_a_pickled_adapter_of_peft_is_refused(save_adapter: SaveAdapter, tmp_pat
 
     with pytest.raises(AdapterInvalidError, match=r"adapter_model\.bin"):
         read_package(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("zeros", "is_null"),
+    [
+        (lambda key: "lora_B" in key, True),  # as before training
+        (lambda key: "lora_A" in key, True),
+        (lambda key: "lora_B" in key or "layers.0" in key, True),
+        (lambda key: ("lora_A" in key) == ("layers.0" in key), True),  # never both of a module
+        (lambda key: False, False),
+        (lambda key: "layers.0" in key, False),
+    ],
+)
+def test_an_adapter_is_null_where_every_module_has_a_matrix_of_zeros(
+    plain: SavedAdapter, tmp_path: Path, zeros: Callable[[str], bool], is_null: bool, dtype: torch.dtype
+) -> None:
+    weights = {
+        key: (tensor * -0.0 if zeros(key) else tensor).to(dtype)  # zeros of both signs
+        for key, tensor in load_file(plain.folder / WEIGHTS).items()
+    }
+
+    assert read_package(with_tensors(plain, tmp_path, weights)).is_null is is_null
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '"{n}":{{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}',
+        '"{n}":{{"dtype":"F16","shape":[1],"data\\u005foffsets":[0,2]}}',
+        '"{n}":{{}}',
+        '"{n}":0',
+    ],
+)
+def test_a_header_of_far_too_many_entries_is_refused_unread(
+    plain: SavedAdapter, tmp_path: Path, entry: str
+) -> None:
+    """However its keys are written: it would take long to read."""
+    header = "{" + ",".join(entry.format(n=n) for n in range(40_000)) + "}"
+    folder = with_config(plain, tmp_path)
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header.encode())
+
+    with pytest.raises(AdapterInvalidError, match="far more than 4096 tensors"):
+        read_package(folder)
+
+
+def test_long_metadata_are_no_tensors(plain: SavedAdapter, tmp_path: Path) -> None:
+    folder = with_config(plain, tmp_path)
+    notes = json.dumps([{"step": step, "loss": 0.5} for step in range(2000)])
+    save_file(load_file(plain.folder / WEIGHTS), folder / WEIGHTS, metadata={"log": notes})
+
+    assert read_package(folder).digest == read_package(plain.folder).digest

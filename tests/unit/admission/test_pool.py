@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -21,12 +22,14 @@ from loraplex_adapters.errors import (
     AdapterTooLargeError,
     DigestMismatchError,
     LoraplexError,
+    NoEffectError,
     SignatureRequiredError,
 )
 from loraplex_adapters.package import PackageLimits, read_package
-from loraplex_server.admission.jobs import AdmissionBudget
+from loraplex_server.admission.jobs import AdmissionBudget, encode
 from loraplex_server.admission.pool import AdmissionPool
 from loraplex_server.admission.signature_trust import SignatureTrust
+from loraplex_server.admission.worker import READY
 from loraplex_server.errors import DrainingError
 from tests.support import bad_packages
 from tests.unit.admission.packages import (
@@ -109,6 +112,17 @@ async def test_the_declared_digest_may_have_capitals(pool: AdmissionPool, packag
     assert (await pool.check(job(package, expected_digest=digest.upper()))).digest == digest
 
 
+async def test_an_adapter_of_zeros_has_no_effect_which_takes_no_engine_to_see(
+    pool: AdmissionPool, package: Path
+) -> None:
+    """An engine that is busy with others takes seconds to find it out."""
+    bad_packages.rewrite_weights(package, lambda key, w: (key, np.zeros_like(w) if "lora_B" in key else w))
+
+    await pool.check(job(package))  # where nobody asked for an effect
+    with pytest.raises(NoEffectError, match="untrained"):
+        await pool.check(job(package, must_have_effect=True))
+
+
 async def test_an_adapter_larger_than_the_arena_is_refused(pool: AdmissionPool, package: Path) -> None:
     with pytest.raises(AdapterTooLargeError, match="adapter_arena_bytes"):
         await pool.check(job(package, max_elements=10))
@@ -162,7 +176,8 @@ async def test_a_package_that_takes_too_much_memory_is_refused_and_the_next_one_
     tmp_path: Path, package: Path
 ) -> None:
     bad_packages.as_many_tensors_as_a_header_holds(write_package(tmp_path / "wide"))
-    small = AdmissionPool(AdmissionBudget(memory_bytes=24 * _MIB))
+    limits = PackageLimits(max_tensors=100_000)  # else it is refused unread
+    small = AdmissionPool(AdmissionBudget(memory_bytes=24 * _MIB, limits=limits))
     await small.start()
     (process_id,) = small.process_ids
     before = peak_bytes(process_id)
@@ -258,7 +273,7 @@ async def test_a_process_is_nice_and_knows_none_of_the_servers_secrets(
 
 _SERVER = """
 import asyncio, sys
-from loraplex_server.admission.jobs import AdmissionBudget
+from loraplex_server.admission.jobs import AdmissionBudget, encode
 from loraplex_server.admission.pool import AdmissionPool
 
 async def main():
@@ -296,3 +311,21 @@ async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(_ANY_TIME_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+def test_a_process_whose_server_has_died_ends_without_a_word(tmp_path: Path) -> None:
+    """It may notice by its pipe before the kernel ends it."""
+    command = [sys.executable, "-m", "loraplex_server.admission.worker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        worker.stdin.write(encode(AdmissionBudget()))
+        worker.stdin.flush()
+        assert worker.stdout.readline() == READY
+        worker.stdout.close()
+        worker.stdin.write(encode(job(write_package(tmp_path / "sound"))))
+        worker.stdin.close()
+
+        assert worker.stderr.read() == b""

@@ -273,16 +273,21 @@ def test_deleting_removes_the_image_in_every_layout(world: ImageWorld) -> None:
     assert not [path for path in world.images.rglob("*") if path.is_file()]
 
 
-def test_what_a_killed_writer_left_is_removed_once_it_is_old(world: ImageWorld) -> None:
-    old, young = (world.path.parent / f".unfinished-{name}" for name in ("old", "young"))
-    for path in (old, young):
+@pytest.mark.parametrize(
+    ("began_s_ago", "left"), [(0, {"now"}), (1800, {"now", "young"}), (9000, {"now", "young"})]
+)
+def test_what_a_killed_writer_left_is_removed_if_it_is_of_an_earlier_server_or_old(
+    world: ImageWorld, began_s_ago: int, left: set[str]
+) -> None:
+    now = time.time()
+    for name, seconds_ago in {"old": 7200, "young": 600, "now": -1}.items():
+        path = world.path.parent / f".unfinished-{name}"
         path.write_bytes(b"half")
-    os.utime(old, (0, 0))
+        os.utime(path, (now - seconds_ago,) * 2)
 
-    remove_leftovers(world.images)
+    remove_leftovers(world.images, now - began_s_ago)
 
-    assert young.exists()
-    assert not old.exists()
+    assert {path.name.removeprefix(".unfinished-") for path in world.path.parent.glob(".unf*")} == left
     assert world.path.exists()
 
 

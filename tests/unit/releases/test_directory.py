@@ -200,20 +200,6 @@ async def test_a_version_for_another_base_is_never_served(
         await here.resolve("faq")
 
 
-async def test_what_a_crash_left_is_swept(
-    open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
-) -> None:
-    here = open_front_end()
-    await here.register("faq", package_folders[0])
-    here.store.put(package_folders[1])  # … and the server died before it was registered
-    here.store.put(package_folders[2])
-    with here.packages.lease(digests[2]):  # a registration that is under way
-        sweeping = asyncio.create_task(here.packages.keep_swept())
-        await asyncio.wait_for(here.packages.swept.wait(), 30)
-        sweeping.cancel()
-    assert here.stored() == sorted([digests[0], digests[2]])
-
-
 async def test_listeners_are_told_what_was_and_what_is(
     open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from loraplex_adapters.errors import AdapterNotFoundError, EventsExpiredError, StorageError
 from loraplex_adapters.releases import OnExisting
 from loraplex_server.errors import DrainingError
+from loraplex_server.releases import registry_sync
 from loraplex_server.releases.registry_sync import RegistrySync
 from tests.unit.releases.conftest import FrontEnd, OpenFrontEnd
 
@@ -105,3 +107,9 @@ async def test_those_who_watch_are_told_that_the_server_stops(open_front_end: Op
         await sync.close()
         with pytest.raises(DrainingError):
             await watch
+
+
+def test_servers_look_often_enough_to_converge_within_a_second() -> None:
+    """Two looks and what they take. How long it is: `python -m benchmarks.convergence`."""
+    assert inspect.signature(RegistrySync).parameters["poll_s"].default == registry_sync.POLL_S
+    assert 2 * registry_sync.POLL_S < 1

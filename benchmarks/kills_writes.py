@@ -1,0 +1,163 @@
+"""The writes that kills come between: what each sends, and what it does to a plain model of the registry."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import grpc
+
+from benchmarks.kills_stage import Stage
+from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
+from loraplex_client import LoraplexClient, NotFoundError
+from loraplex_client.adapter_requests import registration
+from loraplex_client.errors import api_error
+from loraplex_client.upload import UPLOAD_FILES
+from tests.support.release_model import ModelRegistry, Refused
+
+CHUNK_BYTES = 4096
+ALIASES = ("stable", "canary")
+_REGISTRATIONS = ("stream", "stream", "upload", "folder")
+_CHANGES = (
+    *("promote", "promote", "rollback", "split", "end_split", "deprecate"),
+    *("delete_version", "delete_version", "delete"),
+)
+_REGISTRATION_SHARE = 0.6
+_PAUSES_S = (0.0, 0.001, 0.005)  # between two chunks: some clients are slow
+
+Message = adapter_pb2.UploadAdapterRequest
+
+
+@dataclass(frozen=True)
+class Write:
+    """One change. Sent again it is the same one: its ids are drawn once."""
+
+    kind: str  # "stream", "upload", "folder": a registration by that way; else the call
+    name: str
+    package: int = 0
+    alias: str = "stable"  # of a registration: "" or another one
+    how: str = "refuse"  # on_existing of a registration
+    weight: int = 1
+    pause_s: float = 0.0  # between the chunks of a stream
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def upload_id(self) -> str:
+        """Empty where nothing is kept to go on with."""
+        return f"of-{self.request_id}" if self.kind == "stream" else ""
+
+    def apply(self, model: ModelRegistry) -> None:
+        """Raises Refused, and changes nothing, where the server must refuse."""
+        match self.kind:
+            case "promote":
+                model.promote(self.name, self.package, self.alias)
+            case "rollback":
+                model.rollback(self.name, self.alias)
+            case "split":
+                model.split(self.name, [("stable", 3), (self.package, self.weight)])
+            case "end_split":
+                model.split(self.name, [])
+            case "deprecate":
+                model.deprecate(self.name, self.package, undo=False)
+            case "delete_version":
+                model.delete_version(self.name, self.package)
+            case "delete":
+                model.delete(self.name)
+            case _:
+                model.register(self.name, self.package, self.how, self.alias)
+
+    def after(self, model: ModelRegistry) -> ModelRegistry:
+        """What `model` is then; `model` stays. Raises Refused."""
+        changed = copy.deepcopy(model)
+        self.apply(changed)
+        return changed
+
+    def send(self, client: LoraplexClient, channel: grpc.Channel, stage: Stage) -> None:
+        """Returns once it is acknowledged. `channel` is one that repeats nothing. Raises LoraplexApiError."""
+        adapters, digest, folder = client.adapters, stage.digests[self.package], stage.folders[self.package]
+        once, timeout_s = self.request_id, stage.timeout_s
+        match self.kind:
+            case "stream":
+                send_stream(adapter_pb2_grpc.AdapterServiceStub(channel), self, folder, timeout_s)
+            case "upload":
+                adapters.upload(
+                    self.name, folder, upload_id="", on_existing=self.how, alias=self.alias, request_id=once
+                )
+            case "folder":
+                adapters.create(self.name, folder, on_existing=self.how, alias=self.alias, request_id=once)
+            case "promote":
+                adapters.promote(self.name, digest, alias=self.alias, request_id=once)
+            case "rollback":
+                adapters.rollback(self.name, alias=self.alias, request_id=once)
+            case "split":
+                adapters.split(self.name, {"stable": 3, digest: self.weight}, request_id=once)
+            case "end_split":
+                adapters.split(self.name, {}, request_id=once)
+            case "deprecate":
+                adapters.deprecate(self.name, digest, request_id=once)
+            case "delete_version":
+                adapters.delete_version(self.name, digest, request_id=once)
+            case "delete":
+                adapters.delete(self.name, request_id=once)
+
+
+def draw(choice: random.Random, tenant: str, model: ModelRegistry, num_packages: int) -> Write:
+    """A write that takes effect on `model`, drawn at random."""
+    while True:
+        is_registration = choice.random() < _REGISTRATION_SHARE
+        write = Write(
+            kind=choice.choice(_REGISTRATIONS if is_registration else _CHANGES),
+            name=f"{tenant}/{choice.choice(('one', 'two'))}",
+            package=choice.randrange(num_packages),
+            alias=choice.choice(ALIASES),
+            how=choice.choice(("add_version", "promote")),
+            weight=choice.randint(1, 5),
+            pause_s=choice.choice(_PAUSES_S),
+        )
+        if is_registration and write.alias == "stable":
+            write = replace(write, alias="")
+        try:
+            write.after(model)
+        except Refused:
+            continue
+        return write
+
+
+def send_stream(
+    stub: adapter_pb2_grpc.AdapterServiceStub, write: Write, folder: Path, timeout_s: float
+) -> None:
+    """Upload in small chunks, from where the server is with it. Raises LoraplexApiError."""
+    try:
+        stub.UploadAdapter(_messages(write, folder, received(stub, write.upload_id)), timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise api_error(error) from error
+
+
+def received(stub: adapter_pb2_grpc.AdapterServiceStub, upload_id: str) -> Mapping[str, int]:
+    """Bytes by file that the server has of an upload; empty: it knows none of that id. Raises grpc.RpcError."""
+    try:
+        return stub.GetUpload(adapter_pb2.GetUploadRequest(upload_id=upload_id), timeout=60).received_bytes
+    except grpc.RpcError as error:
+        if isinstance(api_error(error), NotFoundError):
+            return {}
+        raise
+
+
+def _messages(write: Write, folder: Path, had: Mapping[str, int]) -> Iterator[Message]:
+    """The header, and every chunk behind what the server had."""
+    header = registration(
+        write.name,
+        {"on_existing": write.how, "alias": write.alias, "request_id": write.request_id},
+    )
+    yield Message(header=Message.Header(registration=header, upload_id=write.upload_id))
+    for file_name in UPLOAD_FILES:
+        data = (folder / file_name).read_bytes()
+        for offset in range(had.get(file_name, 0), len(data), CHUNK_BYTES):
+            piece = data[offset : offset + CHUNK_BYTES]
+            yield Message(chunk=Message.Chunk(file_name=file_name, offset=offset, data=piece))
+            time.sleep(write.pause_s)
