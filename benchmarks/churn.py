@@ -131,8 +131,7 @@ def _round(
         visits = visit_and_delete(target, storm.kept)
         stormy = streams.gaps()
     measured.add(quiet, stormy, storm)
-    measured.visits.cold += visits.cold
-    measured.visits.warm += visits.warm
+    measured.visits.add(visits)
 
 
 def _counter(metrics_url: str, name: str) -> int:
@@ -185,6 +184,8 @@ def _first_tokens(visits: Visits, copy_ms: float | None) -> dict[str, Any]:
         "cold_first_token_ms": _ms(cold),
         "cold_first_token_max_ms": _ms(max(visits.cold)),
         "warm_first_token_ms": _ms(warm),
+        "read_ms": _ms(statistics.median(visits.read)),
+        "copied_in_ms": _ms(statistics.median(visits.copied)),
     }
     if copy_ms is not None:
         found |= {

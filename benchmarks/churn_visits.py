@@ -18,6 +18,16 @@ class Visits:
 
     cold: list[float] = field(default_factory=list)  # of an adapter that no slot had
     warm: list[float] = field(default_factory=list)  # of the same, again
+    read: list[float] = field(default_factory=list)  # of a cold one: from disk, as the engine timed it
+    copied: list[float] = field(default_factory=list)  # ... and then into its slot
+
+    def add(self, others: Visits) -> None:
+        for mine, theirs in zip(
+            (self.cold, self.warm, self.read, self.copied),
+            (others.cold, others.warm, others.read, others.copied),
+            strict=True,
+        ):
+            mine.extend(theirs)
 
 
 def visit_and_delete(target: str, names: Sequence[str]) -> Visits:
@@ -30,6 +40,9 @@ def visit_and_delete(target: str, names: Sequence[str]) -> Visits:
             if is_cold:
                 visits.cold.append(first_s)
                 visits.warm.append(again_s)
+                residency = client.adapters.get(name).stable.residency
+                visits.read.append(residency.read_seconds)
+                visits.copied.append(residency.copy_seconds)
         for name in names:
             client.adapters.delete(name)
     return visits
