@@ -1,16 +1,22 @@
 """`python -m benchmarks.churn`: what streams feel while other adapters are registered, loaded and evicted in a storm.
 
-A real server with the resident base, SmolLM2-135M in int8, and 16 streams. Every round has them decode twice from the
-same beginning: once in quiet, once through a storm that registers, warms and deletes adapters that were never seen
-before, five at a time, with fewer slots than adapters, so that each evicts another. Tokens are compared at equal places
-of their streams, for a step grows slower with the context. Server, streams and storm share the machine; the storm's
+A real server and 16 streams. Every round has them decode twice from the same beginning: once in quiet, once through a
+storm that registers and warms adapters that were never seen before, five at a time, with fewer slots than adapters, so
+that each evicts another; those that were evicted are deleted. Tokens are compared at equal places of their streams,
+for a step grows slower with the context. When the storm is over, and the streams still decode, the last adapters are
+asked for one token each, which are cold again by then. Server, streams and storm share the machine; the storm's
 client has the lowest priority, for its work is another machine's.
 
+The base is SmolLM2-135M with the shipped adapters and variants of them; or, with --shape, one of random weights in a
+named shape, which is written to a folder first, with eight adapters of rank 16 for the streams and newcomers of --rank.
+
 itl_p99_ratio     99th percentile of the times between two tokens of a stream, in the storm / in quiet, all rounds
-                  together (goal: at most 1.15)
+                  together (goal: at most 1.15; with a named shape on a GPU 1.10)
 itl_p50_ratio     the same of the median: what golden prompts and copies take of the throughput
 load_seconds      from asking for a registered adapter until it is in its slot
 register_seconds  from the first byte sent until the version is registered, golden prompts included
+cold_first_token_ms, warm_first_token_ms  from a request for an adapter on disk alone to its token; the same again
+copy_ms           on a GPU: bytes of an adapter ÷ the measured bandwidth of a copy from pinned memory
 """
 
 from __future__ import annotations
@@ -20,24 +26,26 @@ import json
 import os
 import statistics
 import sys
+import tempfile
+import time
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.churn_storm import Storm, run_storm
+from benchmarks.churn_setting import Setting, prepare
+from benchmarks.churn_storm import Source, Storm, run_storm
 from benchmarks.churn_streams import Gap, StreamsProcess
-from benchmarks.workload import ADAPTERS, adapter_packages
-from loraplex_cli.demo.server_process import running_server
+from benchmarks.churn_visits import Visits, visit_and_delete
+from benchmarks.shapes import SHAPES
+from loraplex_cli.demo.server_process import ServerAddress, running_server
 from loraplex_client import LoraplexClient
 
-NUM_STREAMS, NUM_SLOTS = 16, 8
-GOAL = 1.15
-_SERVER_ARGUMENTS = (
-    *("--quantization", "int8", "--device", "cpu", "--adapter-slots", str(NUM_SLOTS)),
-    *("--max-output-tokens", "4000", "--max-context-tokens", "4096", "--kv-cache-bytes", str(4 * 2**30)),
-)
+NUM_STREAMS = 16
+GOAL, GPU_SHAPE_GOAL = 1.15, 1.10
+_BEGAN_S = time.monotonic()
 
 
 @dataclass
@@ -47,6 +55,8 @@ class Measured:
     quiet: list[float] = field(default_factory=list)
     storm: list[float] = field(default_factory=list)
     storms: list[Storm] = field(default_factory=list)
+    visits: Visits = field(default_factory=Visits)
+    evictions: int = 0
     round_ratios: list[float] = field(default_factory=list)
 
     def add(self, quiet: Sequence[Gap], stormy: Sequence[Gap], storm: Storm) -> None:
@@ -66,62 +76,123 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    packages = adapter_packages(options.adapters)
-    measured = Measured()
-    with running_server([*_SERVER_ARGUMENTS, "--num-threads", str(options.num_threads)]) as server:
-        with LoraplexClient(server.target, timeout_s=300.0) as client:
-            for name, package in packages.items():
-                client.adapters.upload(name, package)
-        for number in range(options.rounds):
-            _round(
-                server.target,
-                packages[ADAPTERS[number % 3]],
-                number * options.adapters_per_round,
-                options,
-                measured,
-            )
-            _say(f"round {number + 1} of {options.rounds}: p99 storm / quiet {measured.round_ratios[-1]:.3f}")
-    report = _report(measured, options)
-    print(_table(report), file=sys.stderr if options.json else sys.stdout)
-    if options.json:
-        print(json.dumps(report))
+    measured: dict[Source, Measured] = {source: Measured() for source in options.source}
+    with tempfile.TemporaryDirectory(prefix="loraplex-churn-", dir=options.work_dir) as folder:
+        setting = prepare(options, Path(folder), _say)
+        _say("starting the server")
+        with running_server(setting.server_arguments, options.server_log) as server:
+            _measure(server, setting, options, measured)
+    copy_ms = None
+    if options.device == "cuda":
+        from benchmarks.engine_churn import pinned_bandwidth
+
+        copy_ms = setting.newcomer_bytes / pinned_bandwidth(setting.newcomer_bytes) * 1e3
+    for source, found in measured.items():
+        report = _report(found, source, setting, options, copy_ms)
+        print(_table(report), file=sys.stderr if options.json else sys.stdout)
+        if options.json:
+            print(json.dumps(report))
     return 0
 
 
-def _round(target: str, package: Path, first: int, options: argparse.Namespace, measured: Measured) -> None:
-    adapters = [ADAPTERS[index % len(ADAPTERS)] for index in range(NUM_STREAMS)]
-    with StreamsProcess(target, adapters, options.tokens) as streams:
+def _measure(
+    server: ServerAddress, setting: Setting, options: argparse.Namespace, measured: dict[Source, Measured]
+) -> None:
+    _say("registering the adapters of the streams")
+    with LoraplexClient(server.target, timeout_s=300.0) as client:
+        for name, package in setting.resident.items():
+            client.adapters.upload(name, package)
+    rounds = [(source, found) for source, found in measured.items() for _ in range(options.rounds)]
+    for number, (source, found) in enumerate(rounds):
+        before = _counter(server.metrics_url, "loraplex_adapter_evictions_total")
+        _round(server.target, setting, source, number * options.adapters_per_round, options, found)
+        found.evictions += _counter(server.metrics_url, "loraplex_adapter_evictions_total") - before
+        _say(f"round {number + 1} of {len(rounds)}: p99 storm / quiet {found.round_ratios[-1]:.3f}")
+
+
+def _round(
+    target: str,
+    setting: Setting,
+    source: Source,
+    first: int,
+    options: argparse.Namespace,
+    measured: Measured,
+) -> None:
+    names = list(setting.resident)
+    adapters = [names[index % len(names)] for index in range(NUM_STREAMS)]
+    newcomers = setting.newcomers[first : first + options.adapters_per_round]
+    with StreamsProcess(target, adapters, options.tokens, is_endless=False) as streams:
+        _say("streams in quiet")
         quiet = streams.gaps()
-    with StreamsProcess(target, adapters, options.tokens) as streams:
-        storm = run_storm(target, package, first, options.adapters_per_round)
+    with StreamsProcess(target, adapters, options.tokens, is_endless=True) as streams:
+        _say(f"streams in a storm of {len(newcomers)} adapters, source: {source}")
+        storm = run_storm(target, newcomers, first, source)
+        _say(f"the storm took {storm.ended_s - storm.began_s:.1f} s")
+        visits = visit_and_delete(target, storm.kept)
         stormy = streams.gaps()
     measured.add(quiet, stormy, storm)
+    measured.visits.add(visits)
 
 
-def _report(measured: Measured, options: argparse.Namespace) -> dict[str, Any]:
+def _counter(metrics_url: str, name: str) -> int:
+    """Sum over its labels."""
+    with urllib.request.urlopen(metrics_url, timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)))
+
+
+def _report(
+    measured: Measured, source: Source, setting: Setting, options: argparse.Namespace, copy_ms: float | None
+) -> dict[str, Any]:
     quiet, storm = (
         {f"p{p}": _ms(percentile(gaps, p)) for p in (50, 90, 99)} for gaps in (measured.quiet, measured.storm)
     )
-    registers = [seconds for each in measured.storms for seconds in each.register_s]
-    loads = [seconds for each in measured.storms for seconds in each.load_s]
+    is_gpu_shape = options.device == "cuda" and options.shape is not None
     return {
         "itl_p99_ratio": round(percentile(measured.storm, 99) / percentile(measured.quiet, 99), 3),
         "itl_p50_ratio": round(percentile(measured.storm, 50) / percentile(measured.quiet, 50), 3),
         "round_p99_ratios": [round(ratio, 3) for ratio in measured.round_ratios],
-        "goal": GOAL,
+        "goal": GPU_SHAPE_GOAL if is_gpu_shape else GOAL,
         "itl_quiet_ms": quiet,
         "itl_storm_ms": storm,
-        "register_seconds": {
-            "median": round(statistics.median(registers), 3),
-            "max": round(max(registers), 3),
-        },
-        "load_seconds": {"median": round(statistics.median(loads), 3), "max": round(max(loads), 3)},
+        "register_seconds": _spread([s for storm in measured.storms for s in storm.register_s]),
+        "load_seconds": _spread([s for storm in measured.storms for s in storm.load_s]),
+        "storm_seconds": [round(storm.ended_s - storm.began_s, 1) for storm in measured.storms],
+        "evictions": measured.evictions,
+        **_first_tokens(measured.visits, copy_ms),
         "streams": NUM_STREAMS,
-        "adapter_slots": NUM_SLOTS,
         "adapters": options.rounds * options.adapters_per_round,
-        "engine_threads": options.num_threads,
+        "adapter_bytes": setting.newcomer_bytes,
+        "source": source,
+        "engine_threads": options.num_threads if options.device == "cpu" else 1,
+        **setting.described,
         "versions": {name: version(name) for name in ("loraplex", "torch", "grpcio")},
     }
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(seconds), 3), "max": round(max(seconds), 3)}
+
+
+def _first_tokens(visits: Visits, copy_ms: float | None) -> dict[str, Any]:
+    """Medians, and what the cold one may take on a GPU: warm + copy + 20 ms."""
+    if not visits.cold:
+        return {"cold_visits": 0}
+    cold, warm = statistics.median(visits.cold), statistics.median(visits.warm)
+    found: dict[str, Any] = {
+        "cold_visits": len(visits.cold),
+        "cold_first_token_ms": _ms(cold),
+        "cold_first_token_max_ms": _ms(max(visits.cold)),
+        "warm_first_token_ms": _ms(warm),
+        "read_ms": _ms(statistics.median(visits.read)),
+        "copied_in_ms": _ms(statistics.median(visits.copied)),
+    }
+    if copy_ms is not None:
+        found |= {
+            "copy_ms": round(copy_ms, 2),
+            "cold_first_token_goal_ms": round(_ms(warm) + copy_ms + 20, 1),
+        }
+    return found
 
 
 def _ms(seconds: float) -> float:
@@ -129,17 +200,22 @@ def _ms(seconds: float) -> float:
 
 
 def _table(report: dict[str, Any]) -> str:
-    verdict = "met" if report["itl_p99_ratio"] <= GOAL else "missed"
-    return "\n".join(
-        [
-            f"between tokens, quiet: {report['itl_quiet_ms']} ms",
-            f"between tokens, storm: {report['itl_storm_ms']} ms",
-            f"p99 storm / quiet: {report['itl_p99_ratio']} (goal {GOAL}: {verdict})",
-            f"by round: {report['round_p99_ratios']}",
-            f"median storm / quiet: {report['itl_p50_ratio']}",
-            f"registered in {report['register_seconds']} s, loaded in {report['load_seconds']} s",
-        ]
-    )
+    verdict = "met" if report["itl_p99_ratio"] <= report["goal"] else "missed"
+    lines = [
+        f"between tokens, quiet: {report['itl_quiet_ms']} ms",
+        f"between tokens, storm: {report['itl_storm_ms']} ms",
+        f"p99 storm / quiet: {report['itl_p99_ratio']} (goal {report['goal']}: {verdict})",
+        f"by round: {report['round_p99_ratios']}",
+        f"median storm / quiet: {report['itl_p50_ratio']}",
+        f"registered in {report['register_seconds']} s, loaded in {report['load_seconds']} s",
+        f"evicted: {report['evictions']}",
+    ]
+    if report["cold_visits"]:
+        goal = f" (goal {report['cold_first_token_goal_ms']})" if "cold_first_token_goal_ms" in report else ""
+        lines.append(
+            f"first token, cold: {report['cold_first_token_ms']} ms{goal}, warm: {report['warm_first_token_ms']} ms"
+        )
+    return "\n".join(lines)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -147,12 +223,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--adapters-per-round", type=int, default=10, help="default: 10, so 50 in all")
-    parser.add_argument("--tokens", type=int, default=600, help="of each stream; default: 600")
+    parser.add_argument("--tokens", type=int, default=600, help="of each completion; default: 600")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument("--quantization", help="default: int8 on a CPU, nf4 on a GPU")
+    parser.add_argument(
+        "--base", help="folder of the base that the shipped adapters are for; default: the server's"
+    )
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="of a base of random weights")
+    parser.add_argument("--rank", type=int, default=64, help="of the newcomers of a random base; default: 64")
+    parser.add_argument(
+        "--source",
+        choices=["upload", "folder"],
+        nargs="+",
+        default=["upload"],
+        help="of the newcomers, with rounds and a report for each; default: upload",
+    )
+    parser.add_argument("--work-dir", type=Path, help="where bases and adapters are written; default: TMPDIR")
+    parser.add_argument("--server-log", type=Path, help="keep the server's log here")
     parser.add_argument(
         "--num-threads",
         type=int,
         default=max(1, (os.cpu_count() or 1) - 1),
-        help="of the engine; default: all cores but one, which the storm's work has to itself",
+        help="of the engine on a CPU; default: all cores but one, which the storm's work has to itself",
     )
     parser.add_argument(
         "--adapters",
@@ -164,7 +256,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(f"[{time.monotonic() - _BEGAN_S:6.1f} s] {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""Adapters registered, warmed and deleted as fast as a server takes them. A process of its own."""
+"""Adapters registered, warmed, evicted and deleted as fast as a server takes them. A process of its own."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import tempfile
 import time
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
-from benchmarks.adapter_variants import write_variant
 from loraplex_client import LoraplexClient
 
+Source = Literal["upload", "folder"]
+"""How packages come to the server: over the wire, or named as folders that it reads itself."""
+
+NUM_KEPT = 8  # of the last newcomers; each that goes has been pushed out of its slot by those behind it
 _LOWEST_PRIORITY = 19
 _AT_ONCE = 5  # clients that register at the same time
 _TIMEOUT_S = 600.0
@@ -27,16 +32,17 @@ class Storm:
     ended_s: float
     register_s: list[float]  # from the first byte sent until the version is registered
     load_s: list[float]  # from asking for it until it is in its slot
+    kept: list[str]  # names of what is still registered, oldest first
 
 
-def run_storm(target: str, package: Path, first: int, number: int) -> Storm:
-    """Variants `first` .. `first + number` of `package`, several at a time. Raises RuntimeError if any fails.
+def run_storm(target: str, newcomers: Sequence[Path], first: int, source: Source) -> Storm:
+    """Register packages as number `first` and so on, several at a time. Raises RuntimeError if any fails.
 
     Its process has the lowest priority: a client's work is done on another machine.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, target, package, first, number))
+    process = context.Process(target=_serve, args=(theirs, target, newcomers, first, source))
     process.start()
     try:
         if not ours.poll(_TIMEOUT_S):
@@ -50,35 +56,39 @@ def run_storm(target: str, package: Path, first: int, number: int) -> Storm:
     return result
 
 
-def _serve(connection: Connection, target: str, package: Path, first: int, number: int) -> None:
+def _serve(
+    connection: Connection, target: str, newcomers: Sequence[Path], first: int, source: Source
+) -> None:
     os.nice(_LOWEST_PRIORITY)
     try:
-        connection.send(_storm(target, package, first, number))
+        connection.send(_storm(target, newcomers, first, source))
     except Exception as error:
         connection.send(str(error))
 
 
-def _storm(target: str, package: Path, first: int, number: int) -> Storm:
+def _storm(target: str, newcomers: Sequence[Path], first: int, source: Source) -> Storm:
     register_s: list[float] = []
     load_s: list[float] = []
-    names = [f"storm/variant-{index}" for index in range(first, first + number)]
-    with (
-        tempfile.TemporaryDirectory(prefix="loraplex-storm-") as scratch,
-        LoraplexClient(target, timeout_s=_TIMEOUT_S) as client,
-    ):
-        folders = [write_variant(package, Path(scratch), index) for index in range(first, first + number)]
+    present: deque[str] = deque()
+    names = [f"storm/variant-{first + index}" for index in range(len(newcomers))]
+    with LoraplexClient(target, timeout_s=_TIMEOUT_S) as client:
 
-        def come_and_go(name: str, folder: Path) -> None:
+        def come(name: str, package: Path) -> None:
             started_s = time.monotonic()
-            client.adapters.upload(name, folder)
+            if source == "upload":
+                client.adapters.upload(name, package)
+            else:
+                client.adapters.create(name, package)
             register_s.append(time.monotonic() - started_s)
             started_s = time.monotonic()
             client.adapters.warm(name)
             load_s.append(time.monotonic() - started_s)
-            client.adapters.delete(name)
+            present.append(name)
+            if len(present) > NUM_KEPT:
+                client.adapters.delete(present.popleft())
 
         began_s = time.monotonic()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(come_and_go, names, folders))
+            list(pool.map(come, names, newcomers))
         ended_s = time.monotonic()
-    return Storm(began_s, ended_s, register_s, load_s)
+    return Storm(began_s, ended_s, register_s, load_s, list(present))

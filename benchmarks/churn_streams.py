@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import Any
 
 from loraplex_client import AsyncLoraplexClient, Delta
 
-_PROMPT = "Tell me everything that you know about"
+PROMPT = "Tell me everything that you know about"
 _TIMEOUT_S = 600.0
 
 
@@ -29,10 +30,14 @@ class Gap:
 class StreamsProcess:
     """One stream for each of `adapters`, in a spawned process. A context manager around them."""
 
-    def __init__(self, target: str, adapters: Sequence[str], num_tokens: int) -> None:
+    def __init__(self, target: str, adapters: Sequence[str], num_tokens: int, *, is_endless: bool) -> None:
+        """`num_tokens` of a completion; endless ones begin anew at its end, until `gaps` is called."""
+        self._is_endless = is_endless
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, target, list(adapters), num_tokens))
+        self._process = context.Process(
+            target=_serve, args=(theirs, target, list(adapters), num_tokens, is_endless)
+        )
 
     def __enter__(self) -> StreamsProcess:
         """Returns when every stream has its first token. Raises RuntimeError if one fails."""
@@ -47,7 +52,9 @@ class StreamsProcess:
         self._process.join()
 
     def gaps(self) -> list[Gap]:
-        """Of all streams, in no order, once they have all their tokens. Raises RuntimeError if one fails."""
+        """Of all streams, in no order: when they have all their tokens, or now. Raises RuntimeError if one fails."""
+        if self._is_endless:
+            self._connection.send("enough")
         gaps = self._receive()
         assert isinstance(gaps, list)
         return gaps
@@ -64,28 +71,50 @@ class StreamsProcess:
         return answer
 
 
-def _serve(connection: Connection, target: str, adapters: list[str], num_tokens: int) -> None:
+def _serve(
+    connection: Connection, target: str, adapters: list[str], num_tokens: int, is_endless: bool
+) -> None:
     try:
-        asyncio.run(_run(connection, target, adapters, num_tokens))
+        asyncio.run(_run(connection, target, adapters, num_tokens, is_endless))
     except Exception as error:
         connection.send(RuntimeError(str(error)))
 
 
-async def _run(connection: Connection, target: str, adapters: list[str], num_tokens: int) -> None:
+async def _run(
+    connection: Connection, target: str, adapters: list[str], num_tokens: int, is_endless: bool
+) -> None:
     gaps: list[Gap] = []
+    enough = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def take() -> None:
+        loop.remove_reader(connection.fileno())
+        enough.set()
+
+    loop.add_reader(connection.fileno(), take)
     async with AsyncLoraplexClient(target, timeout_s=_TIMEOUT_S) as client:
+
+        async def stream(adapter: str, begun: asyncio.Event) -> None:
+            await _stream(client, adapter, num_tokens, begun, gaps)
+            while is_endless and not enough.is_set():
+                await _stream(client, adapter, num_tokens, begun, gaps)
+
         begun = [asyncio.Event() for _ in adapters]
-        streams = [
-            asyncio.create_task(_stream(client, adapter, num_tokens, event, gaps))
-            for adapter, event in zip(adapters, begun, strict=True)
-        ]
+        streaming = asyncio.gather(
+            *(stream(adapter, event) for adapter, event in zip(adapters, begun, strict=True))
+        )
         beginning = asyncio.gather(*(event.wait() for event in begun))
-        failing = asyncio.gather(*streams)
-        either: list[asyncio.Future[Any]] = [beginning, failing]
+        ending = asyncio.ensure_future(enough.wait())
+        either: list[asyncio.Future[Any]] = [beginning, streaming]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if beginning.done():
             connection.send("begun")
-        await failing
+        either = [ending, streaming]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not streaming.done():
+            streaming.cancel()
+        with suppress(asyncio.CancelledError):
+            await streaming
     connection.send(gaps)
 
 
@@ -95,7 +124,7 @@ async def _stream(
     previous_s = None
     index = 0
     async for event in client.stream(
-        _PROMPT, adapter=adapter, temperature=0.0, max_tokens=num_tokens, ignore_eos=True
+        PROMPT, adapter=adapter, temperature=0.0, max_tokens=num_tokens, ignore_eos=True
     ):
         if isinstance(event, Delta):
             now_s = time.monotonic()

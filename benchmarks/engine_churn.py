@@ -3,8 +3,9 @@
 An engine over a base of a named shape with random weights. 16 streams decode with resident adapters of rank 16; one
 run is quiet, in one 50 requests arrive for adapters of rank 64 that lie on disk alone (in the page cache), and in one
 the same requests arrive for adapters that are resident, so that what the loads cost shows apart from what any request
-costs. Their prompts have 8 tokens. The host cache holds two of the cold adapters and the arena three, so that each
-load evicts another.
+costs. Both are run for each length of the arriving prompts that is asked for, one row each. The host cache holds two
+of the cold adapters and the arena three, so that each load evicts another. Nothing is registered here: that takes a
+whole server, see `benchmarks.churn --shape`.
 
 itl_p99_ratio               99th percentile of the times between two tokens of a stream, cold arrivals / quiet
 itl_p99_ratio_to_arrivals   the same against resident arrivals
@@ -49,8 +50,8 @@ class Seen:
     copied: list[float] = field(default_factory=list)
 
 
-def watch(bench: Bench, arrivals: Iterator[str], num_steps: int) -> Seen:
-    """16 streams for `num_steps` steps, and a request every few of them while there are `arrivals`."""
+def watch(bench: Bench, arrivals: Iterator[str], num_steps: int, prompt_tokens: int = 8) -> Seen:
+    """16 streams for `num_steps` steps, and a request every few of them while there are `arrivals`, of such prompts."""
     seen = Seen()
     streams = {bench.add(_PROMPT_TOKENS, num_steps, f"16-{number % 8}"): 0.0 for number in range(NUM_STREAMS)}
     arrived: dict[int, float] = {}
@@ -62,7 +63,7 @@ def watch(bench: Bench, arrivals: Iterator[str], num_steps: int) -> Seen:
             continue
         steps += _note(result, now, streams, arrived, seen)
         if steps and steps % _STEPS_BETWEEN_ARRIVALS == 0 and (adapter := next(arrivals, None)) is not None:
-            arrived[bench.add(8, 2, adapter)] = time.perf_counter()
+            arrived[bench.add(prompt_tokens, 2, adapter)] = time.perf_counter()
             steps += 1
     return seen
 
@@ -99,25 +100,30 @@ def pinned_bandwidth(num_bytes: int) -> float:
     return num_bytes / statistics.median(seconds)
 
 
-def report(quiet: Seen, warm: Seen, cold: Seen, adapter_bytes: int, bandwidth: float) -> dict[str, Any]:
-    """The figures that the module's docstring names."""
+def _ms(values: Sequence[float], percent: int) -> float:
+    return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1] * 1e3, 3)
 
-    def ms(values: Sequence[float], percent: int) -> float:
-        return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1] * 1e3, 3)
 
-    gaps = {"quiet": quiet.gaps, "resident_arrivals": warm.gaps, "cold_arrivals": cold.gaps}
+def _itl(gaps: Sequence[float]) -> dict[str, float]:
     return {
-        "itl_p99_ratio": round(ms(cold.gaps, 99) / ms(quiet.gaps, 99), 3),
-        "itl_p99_ratio_to_arrivals": round(ms(cold.gaps, 99) / ms(warm.gaps, 99), 3),
-        "itl_ms": {name: {f"p{p}": ms(values, p) for p in (50, 90, 99)} for name, values in gaps.items()},
-        "itl_max_ms": {name: round(max(values) * 1e3, 3) for name, values in gaps.items()},
-        "cold_first_token_ms": ms(cold.first_tokens, 50),
-        "cold_first_token_p90_ms": ms(cold.first_tokens, 90),
-        "warm_first_token_ms": ms(warm.first_tokens, 50),
-        "copy_ms": round(adapter_bytes / bandwidth * 1e3, 2),
-        "read_ms": ms(cold.read, 50),
-        "copied_in_ms": ms(cold.copied, 50),
-        "adapter_bytes": adapter_bytes,
+        **{f"p{percent}": _ms(gaps, percent) for percent in (50, 90, 99)},
+        "max": round(max(gaps) * 1e3, 3),
+    }
+
+
+def report_row(quiet: Seen, warm: Seen, cold: Seen, prompt_tokens: int) -> dict[str, Any]:
+    """The figures that the module's docstring names, for arrivals with prompts of one length."""
+    return {
+        "arrival_prompt": prompt_tokens,
+        "itl_p99_ratio": round(_ms(cold.gaps, 99) / _ms(quiet.gaps, 99), 3),
+        "itl_p99_ratio_to_arrivals": round(_ms(cold.gaps, 99) / _ms(warm.gaps, 99), 3),
+        "itl_resident_arrivals_ms": _itl(warm.gaps),
+        "itl_cold_arrivals_ms": _itl(cold.gaps),
+        "cold_first_token_ms": _ms(cold.first_tokens, 50),
+        "cold_first_token_p90_ms": _ms(cold.first_tokens, 90),
+        "warm_first_token_ms": _ms(warm.first_tokens, 50),
+        "read_ms": _ms(cold.read, 50),
+        "copied_in_ms": _ms(cold.copied, 50),
         "cold_loads": len(cold.read),
     }
 
@@ -131,6 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quantization", default="nf4", choices=["nf4", "int8", "bf16"])
     parser.add_argument(
         "--prefill-spread", type=int, help="steps of a prompt while others decode; by default the engine's"
+    )
+    parser.add_argument(
+        "--arrival-prompt",
+        type=int,
+        nargs="+",
+        default=[8],
+        help="tokens of the arriving prompts, a row of figures for each; default: 8",
     )
     parser.add_argument("--out", type=Path, help="also write the report here")
     options = parser.parse_args(arguments)
@@ -164,13 +177,26 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         num_steps = NUM_COLD * _STEPS_BETWEEN_ARRIVALS + _SPARE_STEPS
         watch(bench, iter(()), _SPARE_STEPS)
         quiet = watch(bench, iter(()), num_steps)
-        resident = watch(bench, islice(cycle([f"16-{number}" for number in range(8)]), NUM_COLD), num_steps)
-        stormy = watch(bench, islice(cycle(cold), NUM_COLD), num_steps)
+        rows, newcomers = [], cycle(cold)
+        for prompt_tokens in options.arrival_prompt:
+            print(f"arrivals with prompts of {prompt_tokens} tokens", file=sys.stderr, flush=True)
+            hot = islice(cycle([f"16-{number}" for number in range(8)]), NUM_COLD)
+            resident = watch(bench, hot, num_steps, prompt_tokens)
+            stormy = watch(bench, islice(newcomers, NUM_COLD), num_steps, prompt_tokens)
+            rows.append(report_row(quiet, resident, stormy, prompt_tokens))
         device, bandwidth = torch.cuda.get_device_name(), pinned_bandwidth(adapter_bytes)
     finally:
         bench.close()
-    described = {"shape": shape, "quantization": quantization, "device": device, "torch": torch.__version__}
-    return {**described, **report(quiet, resident, stormy, adapter_bytes, bandwidth)}
+    return {
+        "shape": shape,
+        "quantization": quantization,
+        "device": device,
+        "torch": torch.__version__,
+        "adapter_bytes": adapter_bytes,
+        "copy_ms": round(adapter_bytes / bandwidth * 1e3, 2),
+        "itl_quiet_ms": _itl(quiet.gaps),
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":

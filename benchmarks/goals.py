@@ -58,7 +58,9 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
         at_most=False,
         unit="tokens/s",
     )
-    peft, ours = nf4.get("peft_decode_ms_8_adapters_32_rows"), nf4.get("decode_ms_8_adapters_32_rows")
+    same_process = nf4.get("peer_run", nf4)  # of an earlier version, where the last run had no peer
+    peft = same_process.get("peft_decode_ms_8_adapters_32_rows")
+    ours = same_process.get("decode_ms_8_adapters_32_rows")
     yield Row(
         "against PEFT, NF4, 32 rows", 60, peft / ours if peft and ours else None, at_most=False, unit="×"
     )
@@ -68,9 +70,20 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
 
 def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
     """Of `benchmarks.engine_churn`: what cold adapters of rank 64 cost those that decode, and themselves."""
-    yield Row("between tokens, p99: cold loads / quiet", 1.10, churn.get("itl_p99_ratio"), unit="×")
-    allowed = churn["warm_first_token_ms"] + churn["copy_ms"] + 20 if churn else 0.0
-    yield Row("first token of a cold adapter", round(allowed, 1), churn.get("cold_first_token_ms"), unit="ms")
+    for row in churn.get("rows", [{}]):
+        prompt = f", prompt {row['arrival_prompt']}" if row else ""
+        yield Row(f"between tokens, p99: cold / quiet{prompt}", 1.10, row.get("itl_p99_ratio"), unit="×")
+        allowed = row["warm_first_token_ms"] + churn["copy_ms"] + 20 if row else 0.0
+        cold = row.get("cold_first_token_ms")
+        yield Row(f"first token of a cold adapter{prompt}", round(allowed, 1), cold, unit="ms")
+
+
+def server_rows(churn: dict[str, Any]) -> Iterator[Row]:
+    """Of `benchmarks.churn --shape`: a whole server, in which adapters of rank 64 are registered as well."""
+    goal = churn.get("goal", 1.10)
+    yield Row("a server, p99 between tokens: storm / quiet", goal, churn.get("itl_p99_ratio"), unit="×")
+    allowed, cold = churn.get("cold_first_token_goal_ms", 0.0), churn.get("cold_first_token_ms")
+    yield Row("a server, first token of a cold adapter", allowed, cold, unit="ms")
 
 
 def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
@@ -108,6 +121,7 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, default=_RESULTS / "h200-engine.json")
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
     parser.add_argument("--churn", type=Path, default=_RESULTS / "h200-churn.json")
+    parser.add_argument("--server-churn", type=Path, default=_RESULTS / "h200-server-churn.json")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     products, engine = _read(arguments.products), _read(arguments.engine)
@@ -115,6 +129,7 @@ def main() -> None:
     found = [
         *rows(_shares(products, bandwidth), engine.get("runs", {})),
         *churn_rows(_read(arguments.churn)),
+        *server_rows(_read(arguments.server_churn)),
     ]
     if arguments.json:
         print(json.dumps([{**_fields(row), "verdict": row.verdict} for row in found]))

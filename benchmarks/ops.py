@@ -22,7 +22,6 @@ from torch import Tensor
 
 from benchmarks.bandwidth import copy_bandwidth
 from loraplex_server.kernels.decode_attention import decode_attention, num_parts
-from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.lora_expand import lora_expand
 from loraplex_server.kernels.lora_shrink import MAX_RANK_GROUPS, ShrinkScratch, lora_shrink, num_splits
 from loraplex_server.kernels.lora_tables import (
@@ -143,7 +142,7 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
             lora_shrink(x, shrunk, scratch, tables, tiles, layer, shape, DECODE_TILE_ROWS)
 
         def expand(layer: int, y: Tensor = y, s: Tensor = shrunk, p: ProjectionShape = shape) -> None:
-            lora_expand(s, y, tables, tiles, layer, p, DECODE_TILE_ROWS)
+            lora_expand(s, y, tables, tiles, layer, p, DECODE_TILE_ROWS, adds=len(p.widths) == 1)
 
         yield Case(f"lora_shrink {name:7} {label}", a_bytes + 2 * x.numel(), shrink)
         yield Case(f"lora_expand {name:7} {label}", b_bytes + 4 * y.numel(), expand)
@@ -157,9 +156,8 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
     yield Case(f"lora_layer          {label}", total_bytes, all_projections)
 
 
-def fused_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -> Iterator[Case]:
-    """Rotation and SwiGLU, without LoRA and with it; the shrink before is not part of the time."""
-    tiles = decode_tiles(rows, adapters)
+def fused_cases(rows: int) -> Iterator[Case]:
+    """Rotation and SwiGLU, without LoRA and with it; LoRA's own products are not part of the time."""
     caches = [random(256, BLOCK_SIZE, 2048) for _ in range(KV_LAYERS)]
     angles = torch.rand(4096, 64, device=DEVICE)
     cos, sin = angles.cos(), angles.sin()
@@ -168,26 +166,23 @@ def fused_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) 
     qkv, gate_up = random(rows, 6144), random(rows, 2 * INTERMEDIATE)
     activated = random(rows, INTERMEDIATE)
 
-    def epilogue(name: str, layer: int, shrunk: Tensor) -> LoraEpilogue:
-        return LoraEpilogue(shrunk, tables, tiles, layer, PROJECTIONS[name], DECODE_TILE_ROWS)
+    def rotate(layer: int, delta: Tensor | None) -> None:
+        rope_and_write(qkv, cos, sin, positions, slots, caches[layer % KV_LAYERS], 32, 8, None, delta)
 
-    shrunk = random(rows, 3 * MAX_RANK)
+    for label, qkv_delta, gate_up_delta in (
+        ("", None, None),
+        ("+lora", torch.zeros_like(qkv), torch.zeros_like(gate_up)),
+    ):
 
-    def rotate(layer: int, lora: bool) -> None:
-        added = epilogue("qkv", layer, shrunk) if lora else None
-        rope_and_write(qkv, cos, sin, positions, slots, caches[layer % KV_LAYERS], 32, 8, None, added)
+        def turn(layer: int, delta: Tensor | None = qkv_delta) -> None:
+            rotate(layer, delta)
 
-    def activate(layer: int, lora: bool) -> None:
-        swiglu(gate_up, activated, None, epilogue("gate_up", layer, shrunk) if lora else None)
+        def activate(_: int, delta: Tensor | None = gate_up_delta) -> None:
+            swiglu(gate_up, activated, None, delta)
 
-    label = f"rows {rows:3} adapters {adapters:2}"
-    qkv_bytes, activation_bytes = 4 * qkv.numel(), 6 * activated.numel()
-    yield Case(f"rope        rows {rows:3}", qkv_bytes, lambda layer: rotate(layer, False))
-    yield Case(f"swiglu      rows {rows:3}", activation_bytes, lambda layer: activate(layer, False))
-    b_bytes = lora_bytes(PROJECTIONS["qkv"], ranks)[1]
-    yield Case(f"rope+lora   {label}", qkv_bytes + b_bytes, lambda layer: rotate(layer, True))
-    b_bytes = lora_bytes(PROJECTIONS["gate_up"], ranks)[1]
-    yield Case(f"swiglu+lora {label}", activation_bytes + b_bytes, lambda layer: activate(layer, True))
+        extra = 0 if qkv_delta is None else 2
+        yield Case(f"rope{label:7} rows {rows:3}", (4 + extra) * qkv.numel(), turn)
+        yield Case(f"swiglu{label:7} rows {rows:3}", (6 + 2 * extra) * activated.numel(), activate)
 
 
 def row_cases(rows: int) -> Iterator[Case]:
@@ -269,7 +264,9 @@ def prefill_lora_case(tokens: int, adapters: int, tables: LoraTables) -> Case:
     def run(layer: int) -> None:
         for shape, x, y, shrunk, scratch in buffers:
             lora_shrink(x, shrunk, scratch, tables, table, layer, shape, PREFILL_TILE_ROWS)
-            lora_expand(shrunk, y, tables, table, layer, shape, PREFILL_TILE_ROWS)
+            lora_expand(
+                shrunk, y, tables, table, layer, shape, PREFILL_TILE_ROWS, adds=len(shape.widths) == 1
+            )
 
     return Case(f"lora_layer prefill tokens {tokens} adapters {adapters}", floor, run)
 
@@ -316,10 +313,10 @@ def all_cases() -> Iterator[Case]:
             used = ranks[: min(rows, adapters)]
             if rows >= adapters or rows == 8:
                 yield from lora_cases(rows, adapters, tables, used)
-                yield from fused_cases(rows, adapters, tables, used)
         if adapters == 8:
             yield prefill_lora_case(2048, adapters, tables)
     for rows in (1, 8, 32, 128):
+        yield from fused_cases(rows)
         yield from row_cases(rows)
         yield from sample_cases(rows)
         for context in (256, 2048):

@@ -13,7 +13,7 @@ from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.projections import PROJECTIONS
 from loraplex_server.model.tensor_names import expected_tensors, module_shapes
 
-_WEIGHT_SPREAD = 0.02
+WEIGHT_SPREAD = 0.02
 _ADAPTER_SPREAD = 0.01
 _PIECE_ELEMENTS = 4 * 2**20  # of an adapter, there at a time
 
@@ -29,7 +29,7 @@ class RandomWeights:
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "little")
         generator = torch.Generator(self._device).manual_seed(seed)
         tensor = torch.empty(self._shapes[name], dtype=torch.bfloat16, device=self._device)
-        mean, spread = (1.0, 0.05) if "norm" in name else (0.0, _WEIGHT_SPREAD)
+        mean, spread = (1.0, 0.05) if "norm" in name else (0.0, WEIGHT_SPREAD)
         return tensor.normal_(mean, spread, generator=generator)
 
     def names(self) -> list[str]:

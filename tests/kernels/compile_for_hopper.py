@@ -28,7 +28,6 @@ from loraplex_server.kernels import (
     swiglu,
 )
 from loraplex_server.kernels.layer_ops import HeadNorms
-from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -82,26 +81,27 @@ def i32(*shape: int) -> Tensor:
     return torch.zeros(*shape, dtype=torch.int32)
 
 
-def launch_lora_and_its_epilogues() -> None:
+def launch_lora() -> None:
     width = HEADS * HEAD_DIM
     tables = LoraTables(b16(64), i32(2, 2, 4, 8), i32(2, 2, 4, 8))
     qkv = ProjectionShape(0, HIDDEN, (width, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM))
-    gate_up = ProjectionShape(2, HIDDEN, (1024, 1024))
     for tile_rows in (DECODE_TILE_ROWS, PREFILL_TILE_ROWS):
         tiles, shrunk = i32(20, 4), b16(ROWS, 96)
         scratch = lora_shrink.ShrinkScratch.allocate(4 * shrunk.numel(), 160, torch.device("cpu"))
         lora_shrink.lora_shrink(b16(ROWS, HIDDEN), shrunk, scratch, tables, tiles, 1, qkv, tile_rows)
-        lora_expand.lora_expand(shrunk, b16(ROWS, sum(qkv.widths)), tables, tiles, 1, qkv, tile_rows)
-        launch_rope(LoraEpilogue(shrunk, tables, tiles, 1, qkv, tile_rows))
-        added = LoraEpilogue(shrunk, tables, tiles, 1, gate_up, tile_rows)
-        swiglu.swiglu(b16(ROWS, 2048), b16(ROWS, 1024), None, added)
+        for adds in (True, False):
+            y = b16(ROWS, sum(qkv.widths))
+            lora_expand.lora_expand(shrunk, y, tables, tiles, 1, qkv, tile_rows, adds=adds)
 
 
-def launch_rope(lora: LoraEpilogue | None) -> None:
+def launch_rope_and_swiglu() -> None:
     table, index = torch.empty(64, HEAD_DIM // 2), torch.zeros(ROWS, dtype=torch.int64)
     norms = HeadNorms(b16(HEAD_DIM), b16(HEAD_DIM), 1e-6)
     qkv, cache = b16(ROWS, (HEADS + 2 * KV_HEADS) * HEAD_DIM), b16(8, 16, 2 * KV_HEADS * HEAD_DIM)
-    rope.rope_and_write(qkv, table, table, index, index, cache, HEADS, KV_HEADS, norms, lora)
+    gate_up = b16(ROWS, 2048)
+    for lora, gate_up_lora in ((None, None), (qkv, gate_up)):
+        rope.rope_and_write(qkv, table, table, index, index, cache, HEADS, KV_HEADS, norms, lora)
+        swiglu.swiglu(gate_up, b16(ROWS, 1024), None, gate_up_lora)
 
 
 def launch_attention() -> None:
@@ -123,7 +123,6 @@ def launch_row_kernels() -> None:
     norm.rms_norm(hidden, hidden, weight, 1e-5, hidden, integers)
     quantize.quantize_rows(hidden, integers)
     swiglu.swiglu(b16(ROWS, 2 * HIDDEN), hidden, integers)
-    swiglu.swiglu(b16(ROWS, 2 * HIDDEN), hidden, None)
     embedding.embed(torch.zeros(ROWS, dtype=torch.int64), b16(100, HIDDEN), None, hidden)
 
 
@@ -139,8 +138,8 @@ def main() -> None:
     for module in list(sys.modules.values()):
         if module.__name__.startswith("loraplex_server.kernels.") and hasattr(module, "overlaps_launches"):
             vars(module)["overlaps_launches"] = lambda tensor: True
-    launch_lora_and_its_epilogues()
-    launch_rope(None)
+    launch_lora()
+    launch_rope_and_swiglu()
     launch_attention()
     launch_row_kernels()
     launch_sampling()

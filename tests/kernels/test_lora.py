@@ -38,7 +38,9 @@ def relative_error(out: Tensor, reference: Tensor) -> float:
     return float((out.double() - reference.double()).norm() / reference.double().norm())
 
 
-def run(adapters: Adapters, x: Tensor, y: Tensor, slots: list[int], tile_rows: int) -> Tensor:
+def run(
+    adapters: Adapters, x: Tensor, y: Tensor, slots: list[int], tile_rows: int, adds: bool = True
+) -> Tensor:
     """Shrink and expand into y, through scratch that is NaN wherever nothing is written."""
     tiles = tile_table(slots, tile_rows, x.device)
     splits = num_splits(adapters.projection.in_features, tile_rows)
@@ -47,7 +49,7 @@ def run(adapters: Adapters, x: Tensor, y: Tensor, slots: list[int], tile_rows: i
     scratch = poisoned_scratch(splits * x.shape[0] * rank_stride, tiles.shape[0], x.device)
     lora_shrink(x, shrunk, scratch, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
     assert not scratch.counters.any()
-    lora_expand(shrunk, y, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
+    lora_expand(shrunk, y, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows, adds=adds)
     return shrunk
 
 
@@ -67,6 +69,28 @@ def on_cpu(adapters: Adapters) -> Adapters:
     tables = adapters.tables
     tables = replace(tables, arena=tables.arena.cpu(), records=tables.records.cpu())
     return Adapters(tables, adapters.projection, adapters.layer, adapters.max_total_rank)
+
+
+def check_alone(
+    projection: ProjectionShape,
+    ranks: list[tuple[int, ...]],
+    mix: str,
+    num_rows: int,
+    tile_rows: int,
+    device: torch.device,
+) -> None:
+    """What LoRA adds, by itself: zeros for rows of the base, and where an adapter leaves a module alone."""
+    generator = torch.Generator().manual_seed(torch.seed() % 2**31)
+    adapters = random_adapters(projection, ranks, torch.bfloat16, device, generator)
+    x = torch.randn(num_rows, projection.in_features, generator=generator).bfloat16().to(device)
+    y = torch.full((num_rows, sum(projection.widths)), torch.nan, dtype=torch.bfloat16, device=device)
+    slots = slots_of_rows(mix, num_rows, len(ranks), generator)
+    expected = reference(adapters, x, torch.zeros_like(y), slots)
+
+    run(adapters, x, y, slots, tile_rows, adds=False)
+
+    assert (y.cpu().double() - expected).norm() <= TOLERANCE[torch.bfloat16] * expected.norm()
+    assert not y.cpu()[expected == 0].any()
 
 
 def check(
@@ -98,6 +122,11 @@ def test_decode_rows_of_mixed_ranks_match_the_reference(
     mix: str, num_rows: int, device: torch.device
 ) -> None:
     check(QKV, MIXED_RANKS, mix, num_rows, DECODE_TILE_ROWS, torch.bfloat16, device)
+
+
+@pytest.mark.parametrize("tile_rows", [DECODE_TILE_ROWS, PREFILL_TILE_ROWS])
+def test_the_sums_alone_match_the_reference(tile_rows: int, device: torch.device) -> None:
+    check_alone(QKV, MIXED_RANKS, "uniform", 21, tile_rows, device)
 
 
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, 128])
@@ -134,6 +163,18 @@ def test_a_row_is_the_same_alone_and_in_a_mixed_batch(tile_rows: int, device: to
     run(adapters, x, y, slots, tile_rows)
 
     assert torch.equal(y, alone)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_rows_in_no_tile_are_left_as_they_are(adds: bool, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(3)
+    adapters = random_adapters(DOWN, [(4,)], torch.bfloat16, device, generator)
+    x = torch.randn(3, DOWN.in_features, generator=generator).bfloat16().to(device)
+    y = torch.full((3, 72), 5.0, dtype=torch.bfloat16, device=device)
+
+    run(adapters, x, y, [0, -1], DECODE_TILE_ROWS, adds)
+
+    assert (y == 5.0).all(dim=1).tolist() == [False, adds, True]
 
 
 def test_shrunk_rows_are_written_for_true_ranks_only(device: torch.device) -> None:
@@ -201,3 +242,4 @@ def test_real_shapes_match_the_reference(
     projection = LLAMA_8B[name]
     ranks = [(rank,) * len(projection.widths) for rank in (8, 16, 64, 128, 1)]
     check(projection, ranks, mix, num_rows, tile_rows, torch.bfloat16, device)
+    check_alone(projection, ranks, mix, num_rows, tile_rows, device)

@@ -132,6 +132,14 @@ def test_of_narrow_int8_weights_long_ones_alone_take_the_plan_of_many_rows_from_
     assert int8_plan(4096, 14336, 16) == int8_plan(4096, 4096, 16)
 
 
+@pytest.mark.parametrize("outputs", [6144, 14336, 28672])
+def test_all_blocks_of_a_wide_int8_weight_start_at_once_at_2_to_32_rows(outputs: int) -> None:
+    multiprocessors = 132
+    for rows in (2, 8, 16, 32):
+        columns, parts = int8_plan(outputs, 4096, rows).grid(outputs)
+        assert columns * parts <= multiprocessors
+
+
 @pytest.mark.parametrize("outputs", [576, 4096, 6144, 8192, 28672])
 def test_the_order_of_summation_is_the_same_at_all_row_counts_of_a_range(outputs: int) -> None:
     for low, high in ((1, 16), (17, 32), (33, 64), (65, 96), (97, 128)):

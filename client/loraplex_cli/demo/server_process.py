@@ -32,13 +32,13 @@ class ServerAddress:
 
 
 @contextmanager
-def running_server(arguments: Sequence[str] = ()) -> Iterator[ServerAddress]:
-    """`loraplex serve` with `arguments`, ready; stopped by SIGTERM at the end.
+def running_server(arguments: Sequence[str] = (), kept_log: Path | None = None) -> Iterator[ServerAddress]:
+    """`loraplex serve` with `arguments`, ready; stopped by SIGTERM at the end. `kept_log`: where its log shall stay.
 
     Raises CommandError with the cause if it does not become ready.
     """
     with tempfile.TemporaryDirectory(prefix="loraplex-demo-") as scratch:
-        log_file = Path(scratch) / "server.log"
+        log_file = kept_log or Path(scratch) / "server.log"
         command = [
             sys.executable,
             "-m",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from loraplex_server.model.checkpoint import weight_files
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.tensor_names import module_shapes
 
-_READ_BYTES = 1 << 20
+_READERS = 8  # files that are read at a time; hashing holds no lock of the interpreter
 # Keys of config.json that say who made the file, not what the model computes.
 _IRRELEVANT_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
 
@@ -82,13 +83,15 @@ def _compute(folder: Path) -> str:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     relevant = {key: value for key, value in config.items() if key not in _IRRELEVANT_KEYS}
     digest.update(json.dumps(relevant, sort_keys=True, separators=(",", ":")).encode())
-    for path in weight_files(folder):
-        file_digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_READ_BYTES):
-                file_digest.update(chunk)
-        digest.update(file_digest.digest())
+    with ThreadPoolExecutor(_READERS) as pool:
+        for file_digest in pool.map(_file_digest, weight_files(folder)):
+            digest.update(file_digest)
     return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _state_key(folder: Path) -> str:

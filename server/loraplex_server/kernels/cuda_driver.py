@@ -15,6 +15,12 @@ from loraplex_server.kernels.nvrtc import compile_cubin
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_CAPTURE_ACTIVE = 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE
+_SET_DEPENDENCIES = 1  # CU_STREAM_SET_CAPTURE_DEPENDENCIES
+_PROGRAMMATIC_PORT, _PROGRAMMATIC_EDGE = (
+    1,
+    1,
+)  # CU_GRAPH_KERNEL_NODE_PORT_.., CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
 
 Argument = Tensor | int | ctypes.Structure | ctypes.Array[ctypes.c_uint64] | None
 """Of a kernel: a tensor's address, a 32-bit int, a structure or an array by value, or a null address."""
@@ -32,6 +38,15 @@ class _LaunchConfig(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("attributes", ctypes.POINTER(_Attribute)),
         ("num_attributes", ctypes.c_uint),
+    )
+
+
+class _EdgeData(ctypes.Structure):
+    _fields_ = (
+        ("from_port", ctypes.c_ubyte),
+        ("to_port", ctypes.c_ubyte),
+        ("type", ctypes.c_ubyte),
+        ("reserved", ctypes.c_ubyte * 5),
     )
 
 
@@ -65,6 +80,34 @@ class CudaKernel:
             1 if overlap else 0,
         )
         check(driver().cuLaunchKernelEx(ctypes.byref(config), self._function, addresses, None))
+
+
+def overlap_captured_kernels(before: torch.cuda.Stream, stream: torch.cuda.Stream) -> None:
+    """The next kernel captured on `stream` follows those that `before` ends with, and may start before they have ended.
+
+    As `overlap` of a launch, which a kernel with several predecessors, or with one on another stream, is not granted.
+    Nothing happens outside a capture. All of these kernels must wait as programmatic dependent launch wants it.
+    """
+    status, count = ctypes.c_int(), ctypes.c_size_t()
+    identity, graph = ctypes.c_uint64(), ctypes.c_void_p()
+    nodes, edges = ctypes.POINTER(ctypes.c_void_p)(), ctypes.POINTER(_EdgeData)()
+    check(
+        driver().cuStreamGetCaptureInfo_v3(
+            ctypes.c_void_p(before.cuda_stream),
+            *(ctypes.byref(value) for value in (status, identity, graph, nodes, edges, count)),
+        )
+    )
+    if status.value != _CAPTURE_ACTIVE:
+        return
+    kernels = (ctypes.c_void_p * count.value)(*nodes[: count.value])
+    overlapping = (_EdgeData * count.value)(
+        *[_EdgeData(_PROGRAMMATIC_PORT, 0, _PROGRAMMATIC_EDGE)] * count.value
+    )
+    check(
+        driver().cuStreamUpdateCaptureDependencies_v2(
+            ctypes.c_void_p(stream.cuda_stream), kernels, overlapping, count, _SET_DEPENDENCIES
+        )
+    )
 
 
 def load_kernel(

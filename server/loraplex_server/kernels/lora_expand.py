@@ -1,4 +1,4 @@
-"""LoRA's second product: y += B (A x) in place, for all adapters of a batch and all modules of a projection."""
+"""LoRA's second product, B (A x), for all adapters of a batch and all modules of a projection: added or by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.device_code import cast, lora_delta
+from loraplex_server.kernels.device_code import cast, dot, wait_for_previous
+from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_expand
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -80,9 +81,13 @@ def _expand_kernel(
     BLOCK_M: constexpr,
     BLOCK_N: constexpr,
     BLOCK_R: constexpr,
+    ADDS: constexpr,
     PDL: constexpr,
 ) -> None:
-    """Program (block of columns within one module, row tile)."""
+    """Program (block of columns within one module, row tile).
+
+    The first rows of B are requested before the wait, and later ones before the product that precedes theirs.
+    """
     block = tl.program_id(0)
     first_1 = (END_0 + BLOCK_N - 1) // BLOCK_N  # the second module's first block
     first_2 = first_1 + (END_1 - END_0 + BLOCK_N - 1) // BLOCK_N
@@ -103,28 +108,35 @@ def _expand_kernel(
     columns = (block - first_block) * BLOCK_N + tl.arange(0, BLOCK_N)
     column_mask = columns < width
     record_ptr = records_ptr + record_start + slot.to(tl.int64) * slot_stride
-    delta = lora_delta(
-        arena_ptr,
-        shrunk_ptr,
-        record_ptr,
-        module,
-        is_adapted,
-        rows,
-        row_mask,
-        columns,
-        column_mask,
-        width,
-        RANK_STRIDE,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_R,
-        PDL,
-    )
-    if is_adapted:
-        y_ptrs = y_ptr + rows[:, None] * y_stride + first_column + columns[None, :]
-        mask = row_mask[:, None] & column_mask[None, :]
-        y = tl.load(y_ptrs, mask=mask, other=0.0)
-        tl.store(y_ptrs, cast(y.to(tl.float32) + delta, y.dtype), mask=mask)
+    rank = tl.load(record_ptr + 5 + module, mask=is_adapted, other=0)
+    rank_start = tl.load(record_ptr + 5, mask=is_adapted & (module > 0), other=0)
+    rank_start += tl.load(record_ptr + 6, mask=is_adapted & (module > 1), other=0)
+    b_offset = tl.load(record_ptr + 2 + module, mask=is_adapted, other=0).to(tl.int64) * 8
+    ranks = tl.arange(0, BLOCK_R)
+    b_ptrs = arena_ptr + b_offset + ranks[:, None] * width + columns[None, :]
+    b = tl.load(b_ptrs, mask=(ranks[:, None] < rank) & column_mask[None, :], other=0.0)
+    wait_for_previous(PDL)
+    delta = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    shrunk_ptrs = shrunk_ptr + rows[:, None] * RANK_STRIDE + rank_start + ranks[None, :]
+    for first in range(0, rank, BLOCK_R):
+        mask = row_mask[:, None] & (ranks[None, :] < rank - first)
+        shrunk = tl.load(shrunk_ptrs + first, mask=mask, other=0.0)
+        following = first + BLOCK_R
+        b_next = tl.load(
+            b_ptrs + following * width,
+            mask=(ranks[:, None] < rank - following) & column_mask[None, :],
+            other=0.0,
+        )
+        delta = dot(shrunk, b, delta)
+        b = b_next
+    y_ptrs = y_ptr + rows[:, None] * y_stride + first_column + columns[None, :]
+    mask = row_mask[:, None] & column_mask[None, :]
+    if ADDS:
+        if is_adapted:
+            y = tl.load(y_ptrs, mask=mask, other=0.0)
+            tl.store(y_ptrs, cast(y.to(tl.float32) + delta, y.dtype), mask=mask)
+    else:
+        tl.store(y_ptrs, cast(delta, y_ptr.dtype.element_ty), mask=mask)
 
 
 def lora_expand(
@@ -135,11 +147,15 @@ def lora_expand(
     layer: int,
     projection: ProjectionShape,
     tile_rows: int,
+    *,
+    adds: bool,
 ) -> None:
-    """y += B (A x) in place, summed in fp32 and rounded once. Rows of the base alone are not touched.
+    """y += B (A x) in place, or y = B (A x), summed in fp32 and rounded once.
 
     shrunk  what `lora_shrink` left with the same tables, tiles, layer and projection
-    y       [n, out], rows contiguous; the projection's output, or the residual stream it is added to
+    y       [n, out], rows contiguous; the projection's output, the residual stream, or a place for the sums alone
+    adds    rows of the base alone are not touched; otherwise they, and modules that an adapter leaves alone, become 0.
+            Rows in no tile are never touched
     """
     end_0, end_1, end_2 = projection.column_ends
     require(y.ndim == 2 and y.shape[1] == end_2, f"y {tuple(y.shape)} is not [n, {end_2}]")
@@ -153,6 +169,13 @@ def lora_expand(
         row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
     )
     _, num_layers, num_projections, _ = tables.records.shape
+    record_start = (layer * num_projections + projection.index) * RECORD_FIELDS
+    slot_stride = num_layers * num_projections * RECORD_FIELDS
+    if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(y):
+        require(y.stride(0) % 8 == 0 and y.data_ptr() % 16 == 0, "rows of y must be aligned to 16 bytes")
+        operands = (y, shrunk, tables.arena, tables.records, row_tiles)
+        launch_expand(*operands, record_start, slot_stride, projection.column_ends, adds)
+        return
     config = next(c for limit, c in CONFIGS[tile_rows] if row_tiles.shape[0] <= limit)
     num_blocks = sum(-(-width // config.block_n) for width in projection.widths)
     pdl = overlaps_launches(y)
@@ -162,8 +185,8 @@ def lora_expand(
         tables.arena,
         tables.records,
         row_tiles,
-        (layer * num_projections + projection.index) * RECORD_FIELDS,
-        num_layers * num_projections * RECORD_FIELDS,
+        record_start,
+        slot_stride,
         y.stride(0),
         END_0=end_0,
         END_1=end_1,
@@ -172,6 +195,7 @@ def lora_expand(
         BLOCK_M=tile_rows,
         BLOCK_N=config.block_n,
         BLOCK_R=config.block_r,
+        ADDS=adds,
         PDL=pdl,
         num_warps=config.num_warps,
         num_stages=1,  # the loop requests its next rows of B itself

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.device_code import cast, dot, wait_for_previous
+from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_shrink
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -298,11 +299,12 @@ def lora_shrink(
     _, num_layers, num_projections, _ = tables.records.shape
     slot_stride = num_layers * num_projections * RECORD_FIELDS
     record_start = (layer * num_projections + projection.index) * RECORD_FIELDS
+    operands = (x, shrunk, scratch.parts, scratch.counters, tables.arena, tables.records, row_tiles)
+    if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(x):
+        launch_shrink(*operands, record_start, slot_stride)
+        return
     pdl = overlaps_launches(x)
-    arguments = (
-        *(x, shrunk, scratch.parts, scratch.counters, tables.arena, tables.records, row_tiles),
-        *(record_start, slot_stride, x.stride(0), num_rows * rank_stride),
-    )
+    arguments = (*operands, record_start, slot_stride, x.stride(0), num_rows * rank_stride)
     if tile_rows == DECODE_TILE_ROWS:
         config = next(c for limit, c in DECODE_CONFIGS if row_tiles.shape[0] <= limit)
         # More groups than there can be blocks of ranks would only exit.

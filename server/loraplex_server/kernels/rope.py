@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.device_code import cast, lora_delta, wait_for_previous
+from loraplex_server.kernels.device_code import cast, wait_for_previous
 from loraplex_server.kernels.layer_ops import HeadNorms
-from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.triton_runtime import (
     Block,
     Pointer,
@@ -18,6 +17,8 @@ from loraplex_server.kernels.triton_runtime import (
     require,
     tl,
 )
+
+_BLOCK_M = 16
 
 
 def rope_and_write_reference(
@@ -70,90 +71,33 @@ def _rope_and_write_kernel(
     cache_ptr: Pointer,
     query_norm_ptr: Pointer,
     key_norm_ptr: Pointer,
-    shrunk_ptr: Pointer,
-    arena_ptr: Pointer,
-    records_ptr: Pointer,
-    tiles_ptr: Pointer,
+    delta_ptr: Pointer,  # read with HAS_DELTA
     eps: Scalar,
-    num_rows: Scalar,  # of the batch, where there are no row tiles
-    record_start: Scalar,
-    slot_stride: Scalar,
+    num_rows: Scalar,
     HEADS: constexpr,
     KV_HEADS: constexpr,
     HALF: constexpr,  # of a head
     HAS_NORMS: constexpr,
-    HAS_LORA: constexpr,
-    RANK_STRIDE: constexpr,
+    HAS_DELTA: constexpr,
     BLOCK_M: constexpr,
-    BLOCK_R: constexpr,
     PDL: constexpr,
 ) -> None:
-    """Program (head of q, k or v, row tile)."""
+    """Program (head of q, k or v, block of rows)."""
     head = tl.program_id(0)
-    offsets = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, HALF)
     is_query = head < HEADS
     is_value = head >= HEADS + KV_HEADS
-    if HAS_LORA:
-        tile_ptr = tiles_ptr + tl.program_id(1) * 4
-        row_start = tl.load(tile_ptr)
-        tile_rows = tl.load(tile_ptr + 1)
-        slot = tl.load(tile_ptr + 2)
-        is_adapted = (tile_rows > 0) & (slot >= 0)
-        rows = (row_start + offsets).to(tl.int64)
-        row_mask = offsets < tile_rows
-        record_ptr = records_ptr + record_start + slot.to(tl.int64) * slot_stride
-        module = (head >= HEADS).to(tl.int32) + is_value.to(tl.int32)
-        first_head = tl.where(is_query, 0, tl.where(is_value, HEADS + KV_HEADS, HEADS))
-        width = tl.multiple_of(tl.where(is_query, HEADS, KV_HEADS) * (2 * HALF), 8)
-        columns = (head - first_head) * (2 * HALF) + dims
-        everywhere = dims < HALF
-        low = lora_delta(
-            arena_ptr,
-            shrunk_ptr,
-            record_ptr,
-            module,
-            is_adapted,
-            rows,
-            row_mask,
-            columns,
-            everywhere,
-            width,
-            RANK_STRIDE,
-            BLOCK_M,
-            HALF,
-            BLOCK_R,
-            PDL,
-        )
-        high = lora_delta(
-            arena_ptr,
-            shrunk_ptr,
-            record_ptr,
-            module,
-            is_adapted,
-            rows,
-            row_mask,
-            columns + HALF,
-            everywhere,
-            width,
-            RANK_STRIDE,
-            BLOCK_M,
-            HALF,
-            BLOCK_R,
-            False,
-        )
-    else:
-        wait_for_previous(PDL)
-        rows = (tl.program_id(1) * BLOCK_M + offsets).to(tl.int64)
-        row_mask = rows < num_rows
-        low = tl.zeros((BLOCK_M, HALF), dtype=tl.float32)
-        high = low
+    rows = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    row_mask = rows < num_rows
     mask = row_mask[:, None]
-    row_ptrs = (
-        qkv_ptr + rows[:, None] * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + head * (2 * HALF) + dims[None, :]
-    )
-    low += tl.load(row_ptrs, mask=mask, other=0.0).to(tl.float32)
-    high += tl.load(row_ptrs + HALF, mask=mask, other=0.0).to(tl.float32)
+    places = rows[:, None] * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + head * (2 * HALF) + dims[None, :]
+    row_ptrs = qkv_ptr + places
+    wait_for_previous(PDL)
+    low = tl.load(row_ptrs, mask=mask, other=0.0).to(tl.float32)
+    high = tl.load(row_ptrs + HALF, mask=mask, other=0.0).to(tl.float32)
+    if HAS_DELTA:
+        low += tl.load(delta_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        high += tl.load(delta_ptr + places + HALF, mask=mask, other=0.0).to(tl.float32)
     if not is_value:
         if HAS_NORMS:
             if is_query:
@@ -196,7 +140,7 @@ def rope_and_write(
     num_heads: int,
     num_kv_heads: int,
     norms: HeadNorms | None = None,
-    lora: LoraEpilogue | None = None,
+    delta: Tensor | None = None,
 ) -> None:
     """Add LoRA, normalize and rotate heads; queries go back into `qkv`, keys and values into their pages.
 
@@ -205,7 +149,7 @@ def rope_and_write(
     positions  [n] int32 or int64
     kv_slots   [n] int32 or int64: block · block_size + offset; -1 writes nothing, as for padding rows
     cache      [num_blocks, block_size, 2 · num_kv_heads · head_dim] contiguous
-    lora       of the q,k,v projection; its row tiles must cover all rows
+    delta      of qkv's shape and dtype, contiguous: its LoRA, added first
     """
     num_rows, features = qkv.shape
     half = cos.shape[1]
@@ -219,12 +163,12 @@ def rope_and_write(
     require(
         positions.shape[0] >= num_rows and kv_slots.shape[0] >= num_rows, "positions or slots are too few"
     )
-    if lora is not None:
-        lora.check(qkv, (num_heads * 2 * half, num_kv_heads * 2 * half, num_kv_heads * 2 * half))
-    block_m = 16 if lora is None else lora.tile_rows
-    num_tiles = -(-num_rows // block_m) if lora is None else lora.row_tiles.shape[0]
+    require(
+        delta is None or (delta.shape == qkv.shape and delta.dtype == qkv.dtype and delta.is_contiguous()),
+        f"delta must be contiguous {tuple(qkv.shape)} in the dtype of qkv",
+    )
     pdl = overlaps_launches(qkv)
-    _rope_and_write_kernel[(num_all_heads, num_tiles)](
+    _rope_and_write_kernel[(num_all_heads, -(-num_rows // _BLOCK_M))](
         qkv,
         cos,
         sin,
@@ -233,24 +177,16 @@ def rope_and_write(
         cache,
         None if norms is None else norms.query,
         None if norms is None else norms.key,
-        None if lora is None else lora.shrunk,
-        None if lora is None else lora.tables.arena,
-        None if lora is None else lora.tables.records,
-        None if lora is None else lora.row_tiles,
+        delta,
         0.0 if norms is None else norms.eps,
         num_rows,
-        0 if lora is None else lora.record_start,
-        0 if lora is None else lora.slot_stride,
         HEADS=num_heads,
         KV_HEADS=num_kv_heads,
         HALF=half,
         HAS_NORMS=norms is not None,
-        HAS_LORA=lora is not None,
-        RANK_STRIDE=1 if lora is None else lora.shrunk.shape[1],
-        BLOCK_M=block_m,
-        BLOCK_R=16 if lora is None else lora.block_r,
+        HAS_DELTA=delta is not None,
+        BLOCK_M=_BLOCK_M,
         PDL=pdl,
         num_warps=4,
-        num_stages=1,  # the loop requests its next rows of B itself
         launch_pdl=pdl,
     )

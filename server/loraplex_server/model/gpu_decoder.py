@@ -1,14 +1,13 @@
 """The decoder of the Llama family as a sequence of kernels over fixed buffers; see `model.decoder` for the mathematics.
 
 Nothing is allocated and nothing waits for the host, so that a pass can be captured in a graph. What stands around a
-product is fused with it where a row allows: residual + norm + quantization, LoRA + rotation + cache write, LoRA +
-SwiGLU. LoRA's first product, and where it adds to the residual stream its second too, run beside the base product. In
-a long prefill of one adapter both are plain matrix products instead.
+product is fused with it where a row allows: residual + norm + quantization, rotation + cache write, SwiGLU +
+quantization. LoRA's two products run beside the base product, into the residual stream or into a buffer that rotation
+and SwiGLU add. In a long prefill of one adapter both are plain matrix products instead.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,6 @@ from loraplex_server.kernels.decode_attention import decode_attention
 from loraplex_server.kernels.embedding import embed
 from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.lora_dense import lora_dense
-from loraplex_server.kernels.lora_epilogue import LoraEpilogue
 from loraplex_server.kernels.lora_expand import lora_expand
 from loraplex_server.kernels.lora_shrink import lora_shrink
 from loraplex_server.kernels.lora_tables import ProjectionShape
@@ -125,7 +123,7 @@ class GpuDecoder:
         """What attention adds to the residual stream, [n, hidden]."""
         config, num_rows = self.config, batch.num_rows
         qkv, attended = workspace.qkv[:num_rows], workspace.attended[:num_rows]
-        epilogue = self._project("qkv", layer.qkv, index, x, qkv, batch, workspace)
+        lora = self._project("qkv", layer.qkv, index, x, qkv, batch, workspace)
         rope_and_write(
             qkv,
             self._cos,
@@ -136,7 +134,7 @@ class GpuDecoder:
             config.num_heads,
             config.num_kv_heads,
             layer.head_norms,
-            epilogue,
+            lora,
         )
         queries = qkv[:, : self._query_columns].view(num_rows, config.num_heads, config.head_dim)
         decodes = batch.num_decodes
@@ -163,14 +161,14 @@ class GpuDecoder:
     ) -> Tensor:
         """What the feed-forward block adds to the residual stream, [n, hidden]."""
         gate_up, activated = workspace.gate_up[: batch.num_rows], workspace.activated[: batch.num_rows]
-        epilogue = self._project("gate_up", layer.gate_up, index, x, gate_up, batch, workspace)
+        lora = self._project("gate_up", layer.gate_up, index, x, gate_up, batch, workspace)
         if layer.down.takes_int8 and batch.lora is None:
             quantized = workspace.quantized(*activated.shape)
             swiglu(gate_up, None, quantized)
             down = workspace.delta[: batch.num_rows]
             layer.down(LinearInput(None, quantized), down)
             return down
-        swiglu(gate_up, activated, None, epilogue)
+        swiglu(gate_up, activated, None, lora)
         return self._project_back("down", layer.down, index, activated, batch, workspace)
 
     def _project(
@@ -182,17 +180,19 @@ class GpuDecoder:
         out: Tensor,
         batch: GpuBatch,
         workspace: GpuWorkspace,
-    ) -> LoraEpilogue | None:
-        """A projection into `out`; what is left of its LoRA, to be added by whoever reads it."""
+    ) -> Tensor | None:
+        """A projection into `out`; its LoRA, still to be added by whoever reads `out`."""
         if batch.lora is None or batch.lora.sole_slot is not None:
             linear(x, out)
             self._add_dense(projection, index, x.dense, out, batch, workspace)
             return None
-        with self._side.fork():
-            epilogue = self._shrink(projection, index, x.dense, batch, workspace)
-        linear(x, out)
+        delta = workspace.lora_delta(*out.shape)
+        self._side.fork()
+        linear(x, out)  # first, so that LoRA takes the room that it leaves
+        with self._side.work():
+            self._lora(projection, index, x.dense, delta, batch, workspace, adds=False)
         self._side.join()
-        return epilogue
+        return delta
 
     def _add_dense(
         self,
@@ -221,18 +221,8 @@ class GpuDecoder:
     ) -> Tensor:
         """A projection of dense rows for the residual stream, and its LoRA, which goes there at once."""
         is_segmented = batch.lora is not None and batch.lora.sole_slot is None
-        with self._side.fork() if is_segmented else nullcontext():
-            epilogue = self._shrink(projection, index, x, batch, workspace) if is_segmented else None
-            if epilogue is not None:
-                lora_expand(
-                    epilogue.shrunk,
-                    workspace.hidden[: batch.num_rows],
-                    epilogue.tables,
-                    epilogue.row_tiles,
-                    index,
-                    epilogue.projection,
-                    epilogue.tile_rows,
-                )
+        if is_segmented:
+            self._side.fork()
         quantized = None
         if linear.takes_int8:
             quantized = workspace.quantized(*x.shape)
@@ -240,21 +230,31 @@ class GpuDecoder:
         delta = workspace.delta[: batch.num_rows]
         linear(LinearInput(x, quantized), delta)
         if is_segmented:
+            with self._side.work():
+                hidden = workspace.hidden[: batch.num_rows]
+                self._lora(projection, index, x, hidden, batch, workspace, adds=True)
             self._side.join()
         else:
             self._add_dense(projection, index, x, delta, batch, workspace)
         return delta
 
-    def _shrink(
-        self, projection: str, index: int, x: Tensor | None, batch: GpuBatch, workspace: GpuWorkspace
-    ) -> LoraEpilogue:
-        """LoRA's first product; what the second one needs."""
+    def _lora(
+        self,
+        projection: str,
+        index: int,
+        x: Tensor | None,
+        y: Tensor,
+        batch: GpuBatch,
+        workspace: GpuWorkspace,
+        *,
+        adds: bool,
+    ) -> None:
+        """Both of LoRA's products, added to y or written there."""
         assert batch.lora is not None
         assert x is not None
-        lora, shape = batch.lora, self._projections[projection]
-        shrunk = workspace.shrunk[: batch.num_rows]
+        lora, shape, shrunk = batch.lora, self._projections[projection], workspace.shrunk[: batch.num_rows]
         lora_shrink(x, shrunk, workspace.shrink, lora.tables, lora.row_tiles, index, shape, lora.tile_rows)
-        return LoraEpilogue(shrunk, lora.tables, lora.row_tiles, index, shape, lora.tile_rows)
+        lora_expand(shrunk, y, lora.tables, lora.row_tiles, index, shape, lora.tile_rows, adds=adds)
 
     def _norm(
         self,

@@ -56,6 +56,7 @@ class GpuWorkspace:
         # Each row may be a tile of its own.
         self.shrink = ShrinkScratch.allocate(num_shrink_parts, max_rows * MAX_RANK_GROUPS, device)
         self.shrunk = buffer(max_rows, self.rank_stride)
+        self._lora_delta = buffer(max_rows * max(self.qkv.shape[1], self.gate_up.shape[1]))
         self.logit_hidden = buffer(max_decodes, config.hidden_size)
         self.logit_delta = buffer(max_decodes, config.hidden_size)
         self.head_out = buffer(max_decodes, config.vocab_size)
@@ -67,6 +68,10 @@ class GpuWorkspace:
         return QuantizedRows(
             self._quantized[: num_rows * features].view(num_rows, features), self._scales[:num_rows]
         )
+
+    def lora_delta(self, num_rows: int, features: int) -> Tensor:
+        """A place for what LoRA adds to a projection's rows; the next one overwrites it."""
+        return self._lora_delta[: num_rows * features].view(num_rows, features)
 
     @property
     def nbytes(self) -> int:

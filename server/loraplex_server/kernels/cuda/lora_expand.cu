@@ -1,0 +1,130 @@
+// LoRA's second product for rows that decode: B (A x) of all adapters of a batch and all modules of a projection, added to
+// y or, unless ADD, written there, with zeros where a row's adapter leaves the module alone.
+//
+// Block (WARPS · COLUMNS columns within one module; row tile). Like the first product it needs few registers and no shared
+// memory, and so runs beside a base product. B comes straight from global memory, 16 bytes of a rank's row to a lane. As
+// pairs of columns, these bytes are fragments of 8 ranks × 8 columns; transposed between lanes they are what the tensor
+// cores take, with the columns in such an order that a lane ends with 8 neighbours of one row.
+//
+// Compile-time: ADD, GROUPS (of 32 columns, of one warp), DEPTH (steps of ranks that are requested at once), MINB (blocks
+// that a multiprocessor has room for at least).
+#include "common.cuh"
+
+#define WARPS 4
+#define COLUMNS (GROUPS * 32)
+#define BLOCK_COLUMNS (WARPS * COLUMNS)
+#define STEP 16  // ranks
+
+__device__ __forceinline__ uint4 load16(const u16* from, bool is_there) {
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (is_there)
+        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                     : "l"(from)
+                     : "memory");
+    return v;
+}
+
+__device__ __forceinline__ u32 load_half(const u16* from, bool is_there) {
+    u16 v = 0;
+    if (is_there) asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ u32 add_pair(u32 y, float low, float high) {
+    return to_bf16_pair(from_bf16(static_cast<u16>(y)) + low, from_bf16(static_cast<u16>(y >> 16)) + high);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_expand(
+    u16* y, const u16* shrunk, const u16* arena, const int* records, const int* tiles, int record_start,
+    int slot_stride, int y_stride, int end_0, int end_1, int end_2, int rank_stride) {
+    allow_next_kernel();
+
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    // Blocks of columns do not span modules.
+    const int first_1 = (end_0 + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    const int first_2 = first_1 + (end_1 - end_0 + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    const int block = blockIdx.x, module = (block >= first_1) + (block >= first_2);
+    const int module_column = module == 0 ? 0 : module == 1 ? end_0 : end_1;
+    const int width = (module == 0 ? end_0 : module == 1 ? end_1 : end_2) - module_column;
+    const int column = (block - (module == 0 ? 0 : module == 1 ? first_1 : first_2)) * BLOCK_COLUMNS + warp * COLUMNS + t * 8;
+
+    const int4 tile = *reinterpret_cast<const int4*>(tiles + blockIdx.y * 4);
+    const int row_start = tile.x, num_rows = tile.y, slot = tile.z;
+    int rank = 0, rank_start = 0;
+    const u16* b_rows = arena;
+    if (num_rows > 0 && slot >= 0) {
+        const int* const record = records + record_start + (long long)slot * slot_stride;
+        const int4 low = *reinterpret_cast<const int4*>(record), high = *reinterpret_cast<const int4*>(record + 4);
+        rank = module == 0 ? high.y : module == 1 ? high.z : high.w;
+        rank_start = module == 0 ? 0 : module == 1 ? high.y : high.y + high.z;
+        b_rows += (long long)(module == 0 ? low.z : module == 1 ? low.w : high.x) * 8 + column;
+    }
+
+    uint4 b[DEPTH][2][GROUPS];  // 8 ranks each
+    auto load_b = [&](int first, uint4 (&to)[2][GROUPS]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group)
+                to[half][group] = load16(b_rows + (long long)(first + half * 8 + g) * width + group * 32,
+                                         first + half * 8 + g < rank && column + group * 32 < width);
+    };
+#pragma unroll
+    for (int depth = 0; depth < DEPTH; ++depth) load_b(depth * STEP, b[depth]);
+    wait_for_previous_kernel();
+    if (num_rows <= 0 || (ADD && rank == 0)) return;
+
+    float sums[GROUPS][4][4];
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[group][j][i] = 0.0f;
+
+    for (int begin = 0; begin < rank; begin += DEPTH * STEP) {
+        u32 a[DEPTH][4];
+#pragma unroll
+        for (int depth = 0; depth < DEPTH; ++depth)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int row = g + (i & 1) * 8, r = begin + depth * STEP + 2 * t + (i >> 1) * 8;
+                const u16* const from = shrunk + (long long)(row_start + row) * rank_stride + rank_start + r;
+                const u32 low = load_half(from, row < num_rows && r < rank);
+                a[depth][i] = low | load_half(from + 1, row < num_rows && r + 1 < rank) << 16;
+            }
+#pragma unroll
+        for (int depth = 0; depth < DEPTH; ++depth) {
+#pragma unroll
+            for (int group = 0; group < GROUPS; ++group) {
+                const uint4 low = b[depth][0][group], high = b[depth][1][group];
+                mma_bf16(sums[group][0], a[depth], transpose_8x8(low.x), transpose_8x8(high.x));
+                mma_bf16(sums[group][1], a[depth], transpose_8x8(low.y), transpose_8x8(high.y));
+                mma_bf16(sums[group][2], a[depth], transpose_8x8(low.z), transpose_8x8(high.z));
+                mma_bf16(sums[group][3], a[depth], transpose_8x8(low.w), transpose_8x8(high.w));
+            }
+            load_b(begin + (DEPTH + depth) * STEP, b[depth]);
+        }
+    }
+
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = g + half * 8;
+            if (row >= num_rows || column + group * 32 >= width) continue;
+            uint4* const to = reinterpret_cast<uint4*>(y + (long long)(row_start + row) * y_stride + module_column +
+                                                       column + group * 32);
+            const float(&d)[4][4] = sums[group];
+            const int i = half * 2;
+#if ADD
+            const uint4 before = *to;
+            *to = make_uint4(add_pair(before.x, d[0][i], d[0][i + 1]), add_pair(before.y, d[1][i], d[1][i + 1]),
+                             add_pair(before.z, d[2][i], d[2][i + 1]), add_pair(before.w, d[3][i], d[3][i + 1]));
+#else
+            *to = make_uint4(to_bf16_pair(d[0][i], d[0][i + 1]), to_bf16_pair(d[1][i], d[1][i + 1]),
+                             to_bf16_pair(d[2][i], d[2][i + 1]), to_bf16_pair(d[3][i], d[3][i + 1]));
+#endif
+        }
+}
