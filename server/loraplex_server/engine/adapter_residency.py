@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import time
 
-from loraplex_adapters.errors import AdapterTooLargeError, LoraplexError
+from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError
 from loraplex_server.engine.adapter_arena import AdapterMemory
 from loraplex_server.engine.adapter_copies import AdapterCopies
-from loraplex_server.engine.adapter_load import AdapterLoad, Stage, unavailable
+from loraplex_server.engine.adapter_load import AdapterLoad, Stage, failure_of
 from loraplex_server.engine.adapter_loader import AdapterLoader, AdapterReader, HostWeights
 from loraplex_server.engine.adapter_slots import AdapterSlots, Occupant
 from loraplex_server.engine.host_cache import HostCache
@@ -78,8 +78,9 @@ class AdapterResidency:
         """Lease the adapter for one running sequence and return its slot.
 
         None while it is on its way or while every slot that could be freed for it is in use.
-        Raises AdapterUnavailableError when its package cannot be read, AdapterTooLargeError when the arena, or what
-        pinned adapters leave of it, is smaller; a later request tries again.
+        Raises AdapterUnavailableError when its package cannot be read, SequenceFailedError when loading it failed for
+        another reason, AdapterTooLargeError when the arena, or what pinned adapters leave of it, is smaller; a later
+        request tries again.
         """
         occupant = self._slots.active(digest)
         if occupant is None:
@@ -275,7 +276,7 @@ class AdapterResidency:
         """Operators learn why, if that is a failure of what they asked for."""
         self._let_go(load)
         del self._loads[load.digest]
-        if isinstance(load.failure, LoraplexError) and (load.is_warming or load.digest in self._pinned):
+        if load.failure is not None and (load.is_warming or load.digest in self._pinned):
             self._log.has_failed(AdapterLoadFailure(load.digest, load.failure.reason, str(load.failure)))
 
     def _hold_if_cached(self, load: AdapterLoad) -> bool:
@@ -342,18 +343,26 @@ class AdapterResidency:
     def _end_reading(self, load: AdapterLoad) -> None:
         assert load.reading is not None, "it has been read"
         reading, load.reading = load.reading, None
-        try:
-            seconds = reading.result()
-        except (LoraplexError, OSError, RuntimeError, MemoryError) as error:  # the latter: no memory for it
-            log.warning("an adapter cannot be read", extra={"digest": load.digest, "cause": str(error)})
-            load.failure = unavailable(error)  # sequences are told when they next ask
+        if reading.error is not None:
+            self._fail(load, reading.error)
         else:
-            self._log.was_read(load.digest, seconds)
+            self._log.was_read(load.digest, reading.seconds)
             if load.is_forgotten:
                 self._cache.drop(load.digest)
             if load.copy is not None:
                 load.copy.started_s = time.monotonic()  # what went beside the reading took no time
         self._drop_unless_wanted(load)
+
+    def _fail(self, load: AdapterLoad, error: BaseException) -> None:
+        """Whatever ended the reading, even a panic of native code, is the affair of this adapter's sequences alone."""
+        load.failure = failure_of(error)
+        is_foreseen = isinstance(load.failure, AdapterUnavailableError)
+        log.log(
+            logging.WARNING if is_foreseen else logging.ERROR,
+            "an adapter cannot be read",
+            extra={"digest": load.digest, "cause": str(error)},
+            exc_info=None if is_foreseen else error,
+        )
 
     def _activate(self, load: AdapterLoad, *, may_take_awaited: bool) -> None:
         """Begin to copy a read adapter into a slot, if there is one; it fails where there never will be."""

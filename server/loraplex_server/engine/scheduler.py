@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError
+from loraplex_adapters.errors import LoraplexError
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.messages import AddSequence, FinishReason, TokenLogprob, TokenOutput
 from loraplex_server.engine.prefill_budget import (
@@ -347,7 +347,7 @@ class Scheduler:
             return True
         try:
             slot = self._residency.acquire(digest)
-        except (AdapterUnavailableError, AdapterTooLargeError) as error:
+        except LoraplexError as error:  # all there are; see `AdapterResidency.acquire`
             self._remove(sequence)
             self._fail(sequence, error.reason, str(error))
             return False

@@ -15,6 +15,7 @@ from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout
 from loraplex_server.engine.adapter_loader import HostPlace
 from loraplex_server.engine.adapter_residency import AdapterResidency
 from loraplex_server.engine.host_cache import HostCache
+from loraplex_server.errors import SequenceFailedError
 
 SPEC = BaseSpec("LlamaForCausalLM", "f" * 64, 1, dict.fromkeys(LORA_MODULES, (4, 4)))
 UNIT = 8  # elements of an adapter of rank 1 on one module
@@ -26,7 +27,7 @@ class Packages:
     def __init__(self) -> None:
         self.rank_of: dict[str, int] = {}
         self.reads: list[str] = []
-        self.failures: dict[str, Exception] = {}
+        self.failures: dict[str, BaseException] = {}
         self.may_read = threading.Event()
         self.may_read.set()
 
@@ -313,6 +314,31 @@ def test_a_package_that_cannot_be_read_is_tried_again_by_the_next_request(
     packages.failures["a"] = failure
     with pytest.raises(AdapterUnavailableError, match="stored package cannot be"):
         acquire(residency, "a")
+    del packages.failures["a"]
+
+    assert acquire(residency, "a") is not None
+
+
+class Panic(BaseException):
+    """As Rust's panics come to Python: no Exception."""
+
+
+@pytest.mark.parametrize(
+    "failure", [MemoryError(), RuntimeError("no pinned memory"), KeyError("a bug"), Panic("in native code")]
+)
+def test_a_load_that_failed_for_no_fault_of_the_package_fails_for_who_waits_and_is_tried_again(
+    build: Build, packages: Packages, failure: BaseException
+) -> None:
+    residency = build()
+    packages.failures["a"] = failure
+    packages.may_read.clear()
+    residency.warm("a")
+    with pytest.raises(SequenceFailedError, match="could not load the adapter"):
+        packages.may_read.set()
+        acquire(residency, "a")
+    assert [told.reason for told in residency.take_events().failures] == ["SEQUENCE_FAILED"]
+    assert residency.num_slots_used == residency.num_loading == residency.host_bytes_used == 0
+    touch(residency, "b")
     del packages.failures["a"]
 
     assert acquire(residency, "a") is not None
