@@ -63,8 +63,8 @@ class AdapterLoad:
 def failure_of(error: BaseException) -> LoraplexError:
     """What sequences are told of an adapter that was not read.
 
-    A package is called unavailable, and its version failed, only where the error is about the package: no memory for it,
-    or a bug of ours, may be over with the next request.
+    A package is called unavailable, and its version failed, only where the error is about the package: want of memory
+    may be over with the next request, and a bug of ours with the next release.
     """
     failure: LoraplexError
     if isinstance(error, LoraplexError):

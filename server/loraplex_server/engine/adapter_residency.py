@@ -56,7 +56,7 @@ class AdapterResidency:
     # What sequences ask for.
 
     def prefetch(self, digest: str) -> None:
-        """A sequence waits for the adapter: bring it on its way unless it is there."""
+        """A sequence waits for the adapter, until `cancel_prefetch`: bring it on its way, or let it stay there."""
         occupant = self._slots.active(digest)
         if occupant is None:
             self._want(digest).is_awaited = True
@@ -65,7 +65,7 @@ class AdapterResidency:
             occupant.is_forgotten = False
 
     def cancel_prefetch(self, digest: str) -> None:
-        """No sequence waits for the adapter any more."""
+        """No sequence waits for the adapter any more: those that did run with it, or have ended."""
         occupant = self._slots.active(digest)
         if occupant is not None:
             occupant.is_awaited = False
@@ -94,7 +94,6 @@ class AdapterResidency:
                 self._give_up(load)
                 raise load.failure
             return None
-        occupant.is_awaited = False
         occupant.is_forgotten = False
         occupant.leases += 1
         self._slots.touch(occupant)
@@ -102,12 +101,8 @@ class AdapterResidency:
 
     def bring(self, digest: str) -> None:
         """A sequence that waits for something else will need the adapter: let it go on into a slot, if it can be had
-        from nobody who is waited for, or stay in its own.
+        from nobody who is waited for.
         """
-        occupant = self._slots.active(digest)
-        if occupant is not None:
-            occupant.is_awaited = True
-            return
         load = self._loads.get(digest)
         if load is not None and load.stage in (Stage.READING, Stage.READ):
             self._activate_early(load)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from loraplex_server.adapter_image import image_path
-from loraplex_server.engine.scheduler import MAX_BYPASSES
+from loraplex_server.engine.slot_turns import MAX_BYPASSES
 from tests.integration.engine.conftest import COMPLETION_TOKENS, Case
 from tests.integration.engine.run import EngineRun
 from tests.integration.engine.test_faults import add_all, assert_right, floats_of

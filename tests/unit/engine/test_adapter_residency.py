@@ -101,6 +101,7 @@ def acquire(residency: AdapterResidency, digest: str) -> int | None:
         residency.advance()
         slot = residency.acquire(digest)
         if slot is not None:
+            residency.cancel_prefetch(digest)
             return slot
         residency.copy(is_idle=False)
         is_quiet = not (residency.is_loading(digest) or residency.is_busy)
@@ -333,14 +334,15 @@ def test_a_load_that_failed_for_no_fault_of_the_package_fails_for_who_waits_and_
     packages.failures["a"] = failure
     packages.may_read.clear()
     residency.warm("a")
+    residency.prefetch("a")
+    packages.may_read.set()
+
     with pytest.raises(SequenceFailedError, match="could not load the adapter"):
-        packages.may_read.set()
         acquire(residency, "a")
+
     assert [told.reason for told in residency.take_events().failures] == ["SEQUENCE_FAILED"]
     assert residency.num_slots_used == residency.num_loading == residency.host_bytes_used == 0
-    touch(residency, "b")
     del packages.failures["a"]
-
     assert acquire(residency, "a") is not None
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.sequence import Sequence
-from loraplex_server.engine.step_graphs import ShapeBuckets
+from loraplex_server.engine.graph_shapes import ShapeBuckets
 from tests.unit.engine.simulation import add_command
 
 MAX_ROWS, MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE = 4096, 48, 3000, 32
@@ -18,7 +18,7 @@ MAX_SINGLE_ROWS = MAX_RUNNING + 32
 
 @pytest.fixture(scope="module")
 def buckets() -> ShapeBuckets:
-    return ShapeBuckets(MAX_ROWS, MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE, with_adapters=True)
+    return ShapeBuckets(MAX_ROWS, MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_there_are_few_shapes(captured: set[StepShape]) -> None:
 
 def test_a_full_batch_of_decodes_takes_rows_of_prompts_along_unless_the_step_is_smaller() -> None:
     def rows_of(max_rows: int) -> list[int]:
-        buckets = ShapeBuckets(max_rows, 100, MAX_CONTEXT, BLOCK_SIZE, with_adapters=True)
+        buckets = ShapeBuckets(max_rows, 100, MAX_CONTEXT, BLOCK_SIZE)
         rows = sorted({shape.rows for shape in buckets.all_shapes()})
         assert rows[-1] == buckets.max_rows
         return rows[-4:]

@@ -99,9 +99,10 @@ class LoadWorld:
         self.residency.prefetch(digest)
         self.waiting.append(digest)
 
-    def give_up(self, digest: str) -> None:
+    def leave_queue(self, digest: str) -> None:
         self.waiting.remove(digest)
-        self.residency.cancel_prefetch(digest)
+        if digest not in self.waiting:
+            self.residency.cancel_prefetch(digest)
 
     def step(self) -> dict[str, int]:
         """As the engine does; who got a slot."""
@@ -110,7 +111,7 @@ class LoadWorld:
         for digest in list(self.waiting):
             slot = self.residency.acquire(digest)
             if slot is not None:
-                self.waiting.remove(digest)
+                self.leave_queue(digest)
                 slots[digest] = slot
         self.residency.copy(is_idle=False)
         return slots
@@ -284,7 +285,7 @@ def test_a_request_that_is_aborted_while_its_adapter_is_half_copied_leaves_an_id
     world.disk.fill("a", 2, 1.0)
     world.step()
 
-    world.give_up("a")
+    world.leave_queue("a")
     world.disk.fill("a", 4, 1.0)
     world.disk.end("a")
     world.step_until(lambda: world.memory.num_ahead == 4 * UNIT)
@@ -302,7 +303,7 @@ def test_forgetting_a_half_copied_adapter_leaves_nothing_of_it(build: Build) -> 
     world.disk.fill("a", 2, 1.0)
     world.step()
 
-    world.give_up("a")
+    world.leave_queue("a")
     world.residency.forget("a")
     world.disk.end("a")
     world.step_until(lambda: world.memory.num_ahead == 4 * UNIT)
@@ -318,7 +319,7 @@ def test_a_pinned_adapter_that_is_forgotten_while_it_is_copied_makes_no_other_to
     world.begin("a", 4)
     world.disk.fill("a", 2, 1.0)
     world.step()
-    world.give_up("a")
+    world.leave_queue("a")
     world.residency.forget("a")
 
     world.begin("b", 1)
