@@ -194,6 +194,7 @@ class Server:
             lambda: directory.num_adapters,
             lambda label: directory.is_known(AdapterName.parse(label)),
             releases.place_of,
+            lambda: releases.packages.num_leases,
         )
         generation = GenerationService(
             engine, tokenizer, directory, self._limits(ready), releases.shadows.begin

@@ -149,8 +149,18 @@ class Metrics:
         self._waiting = _gauge(registry, "waiting_sequences", "Sequences waiting in the engine.")
         self._kv_blocks = _gauge(registry, "kv_blocks", "Key-value blocks.")
         self._kv_blocks_used = _gauge(registry, "kv_blocks_used", "Key-value blocks held by sequences.")
+        self._kv_blocks_cached = _gauge(
+            registry, "kv_blocks_cached", "Key-value blocks that nobody holds, kept to be found again."
+        )
         self._slots = _gauge(registry, "adapter_slots", "Adapter slots.")
         self._slots_used = _gauge(registry, "adapter_slots_used", "Adapter slots that hold an adapter.")
+        self._slots_pinned = _gauge(registry, "adapter_slots_pinned", "Adapter slots of pinned adapters.")
+        self._adapter_leases = _gauge(
+            registry, "adapter_leases", "Sequences that hold an adapter in its slot."
+        )
+        self._package_leases = _gauge(
+            registry, "package_leases", "Requests and registrations that hold a package."
+        )
         self._adapters_loading = _gauge(registry, "adapters_loading", "Adapters on their way into a slot.")
         self._host_cache = _gauge(registry, "host_cache_bytes", "Host memory for adapters.")
         self._host_cache_used = _gauge(registry, "host_cache_used_bytes", "Host memory that holds adapters.")
@@ -228,7 +238,10 @@ class Metrics:
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._kv_blocks_used.set(stats.kv_blocks_used)
+        self._kv_blocks_cached.set(stats.kv_blocks_cached)
         self._slots_used.set(stats.adapter_slots_used)
+        self._slots_pinned.set(stats.adapter_slots_pinned)
+        self._adapter_leases.set(stats.adapter_leases)
         if stats.batch_sequences:
             self._step.observe(stats.step_seconds)
             self._batch_sequences.observe(stats.batch_sequences)
@@ -300,9 +313,11 @@ class Metrics:
         count: Callable[[], int],
         is_registered: Callable[[str], bool],
         place_of: Callable[[str], AdapterPlace | None] = lambda adapter: None,
+        num_leases: Callable[[], int] = lambda: 0,
     ) -> None:
         """`is_registered` is called before an adapter gets a label of its own, the others from the scrape's thread."""
         self._adapters.set_function(count)
+        self._package_leases.set_function(num_leases)
         self._is_registered = is_registered
         self._place_of = place_of
 

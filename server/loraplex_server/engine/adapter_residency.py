@@ -212,6 +212,11 @@ class AdapterResidency:
         return len(self._slots.occupants)
 
     @property
+    def num_slots_pinned(self) -> int:
+        """Of these, with a pinned adapter."""
+        return sum(occupant.is_pinned for occupant in self._slots.occupants)
+
+    @property
     def num_loading(self) -> int:
         """Adapters that somebody wants and that are not in their slot yet."""
         return sum(self._is_wanted(load) for load in self._loads.values())

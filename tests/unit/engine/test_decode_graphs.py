@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape
+from loraplex_server.engine.graph_shapes import ShapeBuckets
 from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.sequence import Sequence
-from loraplex_server.engine.graph_shapes import ShapeBuckets
 from tests.unit.engine.simulation import add_command
 
 MAX_ROWS, MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE = 4096, 48, 3000, 32
