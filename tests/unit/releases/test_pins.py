@@ -83,3 +83,23 @@ async def test_pins_leave_a_slot_and_room_for_the_largest_adapter(
     here.registry.promote(FAQ, digests[1])
     here.registry.pin_limits = PinLimits(0, 0)
     assert here.registry.rollback(FAQ).stable.digest == digests[0]  # must always be possible
+
+
+async def test_a_registration_that_promotes_a_pinned_name_leaves_room_as_any_promotion_does(
+    open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
+) -> None:
+    here = await pinned_front_end(open_front_end, package_folders)
+    size = here.registry.get(FAQ).stable.num_elements
+
+    here.registry.pin_limits = PinLimits(8, 2 * size - 1)
+    with pytest.raises(TooManyPinnedError, match="no room for the largest"):
+        await here.register("faq", package_folders[1], OnExisting.PROMOTE)
+    assert [version.digest for version in here.registry.get(FAQ).versions] == [digests[0]]
+
+    await here.register("faq", package_folders[1], OnExisting.ADD_VERSION)
+    with pytest.raises(TooManyPinnedError, match="no room for the largest"):
+        await here.register("faq", package_folders[1], OnExisting.PROMOTE)
+
+    here.registry.pin_limits = PinLimits(8, 2 * size)
+    promoted = await here.register("faq", package_folders[1], OnExisting.PROMOTE)
+    assert promoted.stable.digest == digests[1]
