@@ -160,6 +160,7 @@ def test_a_copy_takes_no_more_of_a_step_than_it_may(build: Build, packages: Pack
 
 
 def test_an_idle_engine_copies_all_at_once(build: Build, packages: Packages) -> None:
+    """LoRAX #395: one request after another waited long for its adapter, until a burst of them came."""
     packages.rank_of = {"a": 5}
     residency = build(copy_units=1)
     residency.prefetch("a")
