@@ -464,6 +464,46 @@ def test_pinned_adapters_are_loaded_and_stay_until_they_are_no_longer_pinned(bui
     assert residency.active_digests == ["e", "f"]
 
 
+def test_an_adapter_that_is_pinned_is_no_longer_forgotten(build: Build) -> None:
+    residency = build()
+    acquire(residency, "a")
+    residency.forget("a")
+    residency.pin(["a"])
+
+    residency.release("a")
+
+    assert residency.active_digests == ["a"]
+
+
+def test_an_adapter_that_is_forgotten_is_no_longer_pinned_when_it_comes_back(build: Build) -> None:
+    residency = build(num_slots=1)
+    residency.pin(["a"])
+    settle(residency)
+    residency.forget("a")
+    assert not residency.is_pinned("a")
+    assert residency.active_digests == []
+
+    touch(residency, "a")
+    touch(residency, "b")
+
+    assert residency.active_digests == ["b"]
+
+
+def test_what_is_no_longer_pinned_before_it_came_does_not_come(build: Build) -> None:
+    residency = build(num_slots=1)
+    acquire(residency, "a")
+    residency.pin(["b"])
+    settle(residency)
+    assert residency.num_loading == residency.is_pin_waiting == 1
+
+    residency.pin([])
+
+    assert residency.num_loading == residency.is_pin_waiting == 0
+    residency.release("a")
+    settle(residency)
+    assert residency.active_digests == ["a"]
+
+
 def test_what_pinned_adapters_leave_no_room_for_fails_at_once(build: Build, packages: Packages) -> None:
     residency = build(num_slots=1)
     residency.pin(["a", "b"])
