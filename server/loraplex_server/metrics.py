@@ -233,15 +233,13 @@ class Metrics:
             }
         )
 
+    def engine_gone(self) -> None:
+        """It holds nothing any more."""
+        self._set_engine_gauges(EngineStats())
+
     def engine_step(self, stats: EngineStats) -> None:
         """Record one step; called once per message of the engine."""
-        self._running.set(stats.num_running)
-        self._waiting.set(stats.num_waiting)
-        self._kv_blocks_used.set(stats.kv_blocks_used)
-        self._kv_blocks_cached.set(stats.kv_blocks_cached)
-        self._slots_used.set(stats.adapter_slots_used)
-        self._slots_pinned.set(stats.adapter_slots_pinned)
-        self._adapter_leases.set(stats.adapter_leases)
+        self._set_engine_gauges(stats)
         if stats.batch_sequences:
             self._step.observe(stats.step_seconds)
             self._batch_sequences.observe(stats.batch_sequences)
@@ -252,9 +250,6 @@ class Metrics:
             self._preemptions.inc(stats.preemptions)
         if stats.prefix_hit_tokens:
             self._prefix_hits.inc(stats.prefix_hit_tokens)
-        self._adapters_loading.set(stats.adapters_loading)
-        self._host_cache_used.set(stats.host_cache_bytes_used)
-        self._arena_used.set(stats.arena_bytes_used)
         for seconds in stats.adapter_load_seconds:
             self._adapter_load.observe(seconds)
         for seconds in stats.adapter_copy_seconds:
@@ -329,6 +324,18 @@ class Metrics:
             self._completion_tokens.remove(adapter)
             self._requests.remove_by_labels({"adapter": adapter})
             self._shadow_requests.remove_by_labels({"adapter": adapter})
+
+    def _set_engine_gauges(self, stats: EngineStats) -> None:
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        self._kv_blocks_used.set(stats.kv_blocks_used)
+        self._kv_blocks_cached.set(stats.kv_blocks_cached)
+        self._slots_used.set(stats.adapter_slots_used)
+        self._slots_pinned.set(stats.adapter_slots_pinned)
+        self._adapter_leases.set(stats.adapter_leases)
+        self._adapters_loading.set(stats.adapters_loading)
+        self._host_cache_used.set(stats.host_cache_bytes_used)
+        self._arena_used.set(stats.arena_bytes_used)
 
     def _places(self) -> dict[str, AdapterPlace]:
         """Of the adapters that have a label."""

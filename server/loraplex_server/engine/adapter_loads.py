@@ -91,7 +91,8 @@ class AdapterLoads:
     def advance(self) -> None:
         """Take what has been read, publish what has been copied, begin what can begin. Never waits."""
         self._slots.forget_wanted_run()
-        self._copies.clear()
+        if self._copies.clear():
+            self._log.was_withdrawn()
         for load in self:
             if load.reading is not None:
                 self._follow(load)

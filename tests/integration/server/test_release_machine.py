@@ -40,7 +40,7 @@ NUM_KEPT = 4  # packages that an adapter of the stage refers to; the others come
 SLOTS = 3  # fewer than these, so that requests evict
 ARENA_RANKS = 320  # room for the largest beside any two pinned ones
 HOST_CACHE_BYTES = 2**20  # of 141 ranks: it evicts as well
-LONG_TOKENS = 300  # of a stream that is to run while something changes
+LONG_TOKENS = 1000  # of a stream that is to run while something changes
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "include_token_ids": True}
 SHORT: dict[str, Any] = {**GREEDY, "max_tokens": 6}
 NAMES = st.sampled_from(["one", "team/two"])
@@ -128,9 +128,12 @@ class Releases(RuleBasedStateMachine):
     def client(self) -> LoraplexClient:
         return self.stage.client
 
-    @initialize(name=NAMES, package=PACKAGES)
-    def first(self, name: str, package: int) -> None:
-        self.register(name, package, "refuse", "")
+    @initialize(first=PACKAGES, second=PACKAGES, other=PACKAGES)
+    def begin(self, first: int, second: int, other: int) -> None:
+        """Both names are there, and one has something to change to."""
+        self.register("one", first, "refuse", "")
+        self.register("one", second, "add_version", "canary")
+        self.register("team/two", other, "refuse", "")
 
     @rule(
         name=NAMES,
@@ -235,11 +238,11 @@ class Releases(RuleBasedStateMachine):
             assert answer.token_ids == self.stage.answers[package][: SHORT["max_tokens"]]
 
     @rule(
-        asked=st.lists(st.tuples(NAMES, TARGETS), min_size=1, max_size=3),
+        asked=st.lists(st.tuples(NAMES, st.sampled_from([None, "stable", "canary"])), min_size=1, max_size=3),
         changes=st.lists(st.tuples(CHANGES, NAMES, PACKAGES), min_size=1, max_size=2),
     )
     def change_under_streams(
-        self, asked: list[tuple[str, str | int | None]], changes: list[tuple[str, str, int]]
+        self, asked: list[tuple[str, str | None]], changes: list[tuple[str, str, int]]
     ) -> None:
         """What runs finishes on the version it began with; who comes after a change gets what holds then."""
         running: list[tuple[int, RunningStream]] = []

@@ -11,6 +11,7 @@ import torch
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.errors import AdapterInvalidError, AdapterTooLargeError, AdapterUnavailableError
+from loraplex_server.engine import adapter_residency
 from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout
 from loraplex_server.engine.adapter_loader import HostPlace
 from loraplex_server.engine.adapter_residency import AdapterResidency
@@ -203,6 +204,18 @@ def test_the_least_recently_used_adapter_is_evicted_and_comes_back_from_the_host
     assert packages.reads == ["a", "b", "c"]
 
 
+def test_an_adapter_that_is_on_the_host_waits_for_nobody_s_read(build: Build, packages: Packages) -> None:
+    residency = build(num_slots=1)
+    touch(residency, "a")
+    touch(residency, "b")
+    packages.may_read.clear()
+    residency.prefetch("slow")
+
+    touch(residency, "a")
+
+    assert residency.is_loading("slow")
+
+
 def test_an_adapter_that_left_the_host_too_is_read_again(build: Build, packages: Packages) -> None:
     residency = build(num_slots=1, host_units=2)
     for digest in "abca":
@@ -292,6 +305,31 @@ def test_room_that_an_adapter_in_use_cuts_in_pieces_is_moved_together(
     assert residency.active_digests == ["b", "large"]
     assert torch.all(arena.layers_of_slot(slot)[0]["qkv"].a == ord("b"))
     assert residency.take_events().compacted_bytes == UNIT * 4
+
+
+def test_no_more_is_moved_in_a_step_than_steps_can_bear(
+    build: Build, packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_residency, "_MAX_MOVED_BYTES", UNIT * 4)
+    residency = build(8, make_arena(5))
+    packages.rank_of["large"] = 3
+    for digest in "abcde":
+        touch(residency, digest)
+    for digest in "bd":
+        acquire(residency, digest)
+    residency.take_events()
+    residency.prefetch("large")
+    wait_until(lambda: not residency.is_loading("large"), residency)
+
+    moved = []
+    for is_idle in (False, True, True):
+        residency.advance()
+        assert residency.acquire("large") is None
+        residency.copy(is_idle=is_idle)
+        moved.append(residency.take_events().compacted_bytes)
+
+    assert moved == [UNIT * 4, UNIT * 4, 0]
+    assert acquire(residency, "large") is not None
 
 
 def test_an_adapter_larger_than_the_arena_is_refused_and_evicts_nobody(
@@ -402,6 +440,22 @@ def test_forgetting_an_adapter_on_its_way_leaves_nothing_of_it(build: Build, pac
     assert residency.num_slots_used == residency.arena_bytes_used == residency.host_bytes_used == 0
 
 
+def test_an_adapter_on_its_way_that_is_named_again_is_no_longer_forgotten(
+    build: Build, packages: Packages
+) -> None:
+    residency = build()
+    packages.may_read.clear()
+    residency.prefetch("a")
+    residency.forget("a")
+    residency.prefetch("a")
+    packages.may_read.set()
+
+    touch(residency, "a")
+
+    assert residency.active_digests == ["a"]
+    assert residency.host_bytes_used == UNIT * 4
+
+
 @pytest.mark.parametrize("is_read", [False, True])
 @pytest.mark.parametrize("drop", ["cancel_prefetch", "forget"])
 def test_an_adapter_that_nobody_waits_for_any_more_is_not_waited_for(
@@ -442,6 +496,9 @@ def test_warming_waits_while_every_slot_is_in_use_and_holds_no_host_memory(
     residency.prefetch("c")
     wait_until(lambda: packages.reads == ["a", "b", "c"], residency)
     residency.cancel_prefetch("c")
+    settle(residency)
+    assert packages.reads == ["a", "b", "c"]  # nothing is read for which there is no slot
+    assert residency.tier("b") == "disk"
 
     residency.release("a")
     settle(residency)

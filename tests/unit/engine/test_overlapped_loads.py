@@ -232,11 +232,15 @@ def test_slot_and_extent_of_a_damaged_image_come_free_once_nothing_lands_there_a
         world.step()
     assert world.bytes_used == (4 * UNIT_BYTES, 0)
     assert world.residency.num_slots_used == 1
+    world.residency.take_events()
     world.memory.land()
     world.step()
 
     assert world.bytes_used == (0, 0)
     assert world.residency.num_slots_used == 0
+    assert world.residency.has_news  # else nobody would be told that the slot is free
+    world.residency.take_events()
+    assert not world.residency.has_news
     world.load("b")  # while the package of the first one is being read
     assert world.residency.active_digests == ["b"]
 
