@@ -506,6 +506,66 @@ def test_warming_waits_while_every_slot_is_in_use_and_holds_no_host_memory(
     assert residency.active_digests == ["b"]
 
 
+def test_what_a_sequence_waits_for_is_read_before_what_is_warmed_or_pinned(
+    build: Build, packages: Packages
+) -> None:
+    residency = build(num_slots=4)
+    packages.may_read.clear()
+    residency.prefetch("a")
+    residency.warm("warmed")
+    residency.pin(["pinned"])
+    residency.prefetch("b")
+    packages.may_read.set()
+    wait_until(lambda: len(packages.reads) == 4, residency)
+
+    assert packages.reads[:2] == ["a", "b"]
+    assert sorted(packages.reads[2:]) == ["pinned", "warmed"]
+
+
+def test_a_warmed_adapter_takes_no_slot_of_one_that_a_sequence_waits_for(build: Build) -> None:
+    residency = build(num_slots=1)
+    touch(residency, "a")
+    residency.prefetch("a")
+
+    residency.warm("b")
+    settle(residency)
+
+    assert residency.active_digests == ["a"]
+    residency.cancel_prefetch("a")
+    settle(residency)
+    assert residency.active_digests == ["b"]
+
+
+def test_a_warmed_adapter_waits_behind_one_that_a_sequence_waits_for(build: Build) -> None:
+    residency = build(num_slots=1)
+    acquire(residency, "a")
+    residency.warm("warmed")
+    settle(residency)
+    assert acquire(residency, "b") is None
+    residency.release("a")
+
+    residency.advance()
+
+    assert residency.num_slots_used == 1
+    assert acquire(residency, "b") is not None
+    assert residency.take_events().evictions == 1
+
+
+def test_what_was_read_for_an_operator_is_not_read_again_for_a_sequence(
+    build: Build, packages: Packages
+) -> None:
+    residency = build(num_slots=1)
+    acquire(residency, "a")
+    residency.warm("b")
+    settle(residency)
+
+    assert acquire(residency, "b") is None
+    residency.release("a")
+    assert acquire(residency, "b") is not None
+
+    assert packages.reads == ["a", "b"]
+
+
 def test_pinned_adapters_are_loaded_and_stay_until_they_are_no_longer_pinned(build: Build) -> None:
     residency = build(num_slots=2)
     residency.pin(["a"])

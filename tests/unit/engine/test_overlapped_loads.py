@@ -187,6 +187,24 @@ def test_what_was_checked_is_copied_while_the_rest_is_being_read(build: Build) -
     assert torch.all(world.serve("a") == 1.0)
 
 
+def test_what_is_copied_beside_the_reading_takes_no_time_of_its_own(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = build()
+    world.begin("a", 2)
+    world.disk.fill("a", 1, 1.0)
+    world.step()
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 1000.0)  # the disk is slow
+    world.disk.fill("a", 2, 1.0)
+    world.disk.end("a")
+    world.serve("a")
+
+    [seconds] = world.residency.take_events().copy_seconds
+
+    assert seconds < 1000.0
+
+
 def test_an_adapter_is_not_served_before_its_reader_says_that_all_is_well(build: Build) -> None:
     world = build()
     world.begin("a", 2)
