@@ -90,9 +90,9 @@ class ModelRegistry:
         for each in moving:
             adapter.point(each, package)
 
-    def promote(self, name: str, package: int, alias: str) -> None:
+    def promote(self, name: str, target: str | int, alias: str) -> None:
         adapter = self.get(name)
-        adapter.of(package)
+        package = adapter.of(target)
         if package in adapter.deprecated:
             raise Refused("VERSION_DEPRECATED")
         adapter.point(alias, package)

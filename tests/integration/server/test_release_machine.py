@@ -46,6 +46,7 @@ SHORT: dict[str, Any] = {**GREEDY, "max_tokens": 6}
 NAMES = st.sampled_from(["one", "team/two"])
 ALIASES = st.sampled_from(["stable", "canary"])
 PACKAGES = st.integers(0, NUM_PACKAGES - 1)
+VERSIONS: st.SearchStrategy[str | int] = st.one_of(st.just("canary"), PACKAGES)
 TARGETS: st.SearchStrategy[str | int | None] = st.one_of(
     st.none(), st.sampled_from(["stable", "canary"]), PACKAGES
 )
@@ -149,11 +150,11 @@ class Releases(RuleBasedStateMachine):
             ),
         )
 
-    @rule(name=NAMES, package=PACKAGES, alias=ALIASES)
-    def promote(self, name: str, package: int, alias: str) -> None:
+    @rule(name=NAMES, version=VERSIONS, alias=ALIASES)
+    def promote(self, name: str, version: str | int, alias: str) -> None:
         self._both(
-            lambda: self.model.promote(name, package, alias),
-            lambda: self.client.adapters.promote(name, self.stage.digests[package], alias=alias),
+            lambda: self.model.promote(name, version, alias),
+            lambda: self.client.adapters.promote(name, self._wire_target(version), alias=alias),
         )
 
     @rule(name=NAMES, alias=ALIASES)
@@ -162,11 +163,11 @@ class Releases(RuleBasedStateMachine):
             lambda: self.model.rollback(name, alias), lambda: self.client.adapters.rollback(name, alias=alias)
         )
 
-    @rule(name=NAMES, package=PACKAGES, weight=st.integers(1, 5))
-    def split(self, name: str, package: int, weight: int) -> None:
+    @rule(name=NAMES, version=VERSIONS, weight=st.integers(1, 5))
+    def split(self, name: str, version: str | int, weight: int) -> None:
         self._both(
-            lambda: self.model.split(name, [("stable", 3), (package, weight)]),
-            lambda: self.client.adapters.split(name, {"stable": 3, self.stage.digests[package]: weight}),
+            lambda: self.model.split(name, [("stable", 3), (version, weight)]),
+            lambda: self.client.adapters.split(name, {"stable": 3, self._wire_target(version): weight}),
         )
 
     @rule(name=NAMES)
@@ -306,7 +307,7 @@ class Releases(RuleBasedStateMachine):
             case "rollback":
                 self.rollback(name, "stable")
             case "split":
-                self.split(name, package, 3)
+                self.split(name, "canary", 3)
             case "delete_version":
                 self.delete_version(name, package)
             case "delete":
@@ -369,7 +370,7 @@ def test_every_answer_comes_from_the_digest_that_the_releases_say(stage: Stage) 
     run_state_machine_as_test(
         Releases,
         settings=settings(
-            max_examples=15,
+            max_examples=22,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),
