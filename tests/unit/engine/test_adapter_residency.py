@@ -160,6 +160,10 @@ def test_a_copy_takes_no_more_of_a_step_than_it_may(build: Build, packages: Pack
     assert residency.acquire("a") is not None
 
 
+def test_copies_go_on_however_little_a_step_may_take(build: Build) -> None:
+    touch(build(copy_units=0), "a")
+
+
 def test_an_idle_engine_copies_all_at_once(build: Build, packages: Packages) -> None:
     """LoRAX #395: one request after another waited long for its adapter, until a burst of them came."""
     packages.rank_of = {"a": 5}
@@ -327,6 +331,7 @@ def test_no_more_is_moved_in_a_step_than_steps_can_bear(
         assert residency.acquire("large") is None
         residency.copy(is_idle=is_idle)
         moved.append(residency.take_events().compacted_bytes)
+        assert residency.is_busy, "an idle engine would sleep"
 
     assert moved == [UNIT * 4, UNIT * 4, 0]
     assert acquire(residency, "large") is not None
@@ -536,6 +541,19 @@ def test_a_warmed_adapter_takes_no_slot_of_one_that_a_sequence_waits_for(build: 
     assert residency.active_digests == ["b"]
 
 
+def test_an_adapter_that_came_before_its_sequence_could_begin_stays_for_it(build: Build) -> None:
+    residency = build(num_slots=1)
+    residency.prefetch("a")
+    wait_until(lambda: not residency.is_loading("a"), residency)
+    residency.bring("a")
+    wait_until(lambda: residency.tier("a") == "slot", residency)
+
+    residency.warm("b")
+    settle(residency)
+
+    assert residency.active_digests == ["a"]
+
+
 def test_a_warmed_adapter_waits_behind_one_that_a_sequence_waits_for(build: Build) -> None:
     residency = build(num_slots=1)
     acquire(residency, "a")
@@ -634,6 +652,19 @@ def test_what_pinned_adapters_leave_no_room_for_fails_at_once(build: Build, pack
     assert not residency.is_pin_waiting
 
 
+def test_a_pinned_adapter_that_can_never_come_keeps_nobody_waiting(build: Build, packages: Packages) -> None:
+    residency = build(2, make_arena(2))
+    packages.rank_of["large"] = 3
+    residency.prefetch("large")
+    residency.pin(["large"])
+    wait_until(lambda: not residency.is_loading("large"), residency)
+    step(residency)
+
+    assert not residency.is_pin_waiting
+    with pytest.raises(AdapterTooLargeError):
+        acquire(residency, "large")
+
+
 def test_a_pinned_adapter_waits_for_a_slot_in_use_and_says_so(build: Build) -> None:
     residency = build(num_slots=1)
     acquire(residency, "a")
@@ -677,8 +708,9 @@ def test_events_tell_each_read_copy_eviction_and_move_once(build: Build) -> None
     assert {move.digest: move.tier for move in events.moves} == {"a": "host", "b": "slot"}
     assert all(move.read_seconds > 0 and move.copy_seconds > 0 for move in events.moves)
     assert residency.take_events().moves == []
-    residency.forget("a")
-    assert not residency.has_news or residency.take_events().moves
+    residency.forget("b")
+    assert residency.has_news
+    assert [move.tier for move in residency.take_events().moves] == ["disk"]
 
 
 def test_an_adapter_that_leaves_the_host_cache_is_told_to_be_on_disk(build: Build) -> None:

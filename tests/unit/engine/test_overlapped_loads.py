@@ -482,3 +482,6 @@ def test_an_idle_engine_queues_all_and_the_next_step_only_what_the_bound_leaves(
     world.memory.land()
     world.step()
     assert world.memory.num_ahead == 2 * UNIT
+    for digest, value in (("a", 1.0), ("b", 2.0)):
+        world.disk.end(digest)
+        assert torch.all(world.serve(digest) == value)
