@@ -172,7 +172,7 @@ class AdapterRegistry:
         With `is_trial`, nothing is kept: the answer is what would come of it.
         A digest that the adapter has changes nothing, except that a FAILED version is READY again, that what it was
         proved against is renewed, and that aliases move as for a new version.
-        Raises AdapterExistsError, TooManyVersionsError, VersionDeprecatedError, QuotaExceededError,
+        Raises AdapterExistsError, TooManyVersionsError, VersionDeprecatedError, QuotaExceededError, TooManyPinnedError,
         InvalidRequestError for alias or labels.
         """
         with self._journal() as (connection, journal):
@@ -186,6 +186,8 @@ class AdapterRegistry:
                 change = release_changes.register(before, version, on_existing, alias)
             if before is None or version.digest not in {v.digest for v in before.adapter.versions}:
                 self._check_quota(connection, name.tenant, version, is_new_name=before is None)
+            if before is not None and change is not None:
+                _check_room_for_pins(connection, self.pin_limits, before.adapter, change.release.adapter)
             adapter = self._commit(connection, journal, before, change)
             journal.remember(once, adapter)
             if is_trial:
@@ -406,7 +408,8 @@ def _check_room_for_pins(
             "let go of some"
         )
     taken = sum(version.num_elements for version in pinned.values())
-    largest = connection.scalar(select(func.max(versions.c.num_elements))) or 0
+    own = max(version.num_elements for version in after.versions)  # one of them may be new
+    largest = max(own, connection.scalar(select(func.max(versions.c.num_elements))) or 0)
     if taken + largest > limits.arena_elements:
         raise TooManyPinnedError(
             f"pinned adapters would take {taken} of the {limits.arena_elements} weights that the adapter arena holds, "

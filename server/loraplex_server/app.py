@@ -194,6 +194,7 @@ class Server:
             lambda: directory.num_adapters,
             lambda label: directory.is_known(AdapterName.parse(label)),
             releases.place_of,
+            lambda: releases.packages.num_leases,
         )
         generation = GenerationService(
             engine, tokenizer, directory, self._limits(ready), releases.shadows.begin
@@ -278,7 +279,9 @@ class Server:
 
     def _engine_changed(self, state: EngineState) -> None:
         """Health follows the engine, except that a draining server stays NOT_SERVING."""
-        if state is EngineState.READY and self._engine is not None and self._engine.ready is not None:
+        if state is not EngineState.READY:
+            self._metrics.engine_gone()
+        elif self._engine is not None and self._engine.ready is not None:
             self._metrics.engine_ready(self._engine.ready, self._version)
         if self._releases is not None:
             if state is EngineState.READY:

@@ -149,8 +149,18 @@ class Metrics:
         self._waiting = _gauge(registry, "waiting_sequences", "Sequences waiting in the engine.")
         self._kv_blocks = _gauge(registry, "kv_blocks", "Key-value blocks.")
         self._kv_blocks_used = _gauge(registry, "kv_blocks_used", "Key-value blocks held by sequences.")
+        self._kv_blocks_cached = _gauge(
+            registry, "kv_blocks_cached", "Key-value blocks that nobody holds, kept to be found again."
+        )
         self._slots = _gauge(registry, "adapter_slots", "Adapter slots.")
         self._slots_used = _gauge(registry, "adapter_slots_used", "Adapter slots that hold an adapter.")
+        self._slots_pinned = _gauge(registry, "adapter_slots_pinned", "Adapter slots of pinned adapters.")
+        self._adapter_leases = _gauge(
+            registry, "adapter_leases", "Sequences that hold an adapter in its slot."
+        )
+        self._package_leases = _gauge(
+            registry, "package_leases", "Requests and registrations that hold a package."
+        )
         self._adapters_loading = _gauge(registry, "adapters_loading", "Adapters on their way into a slot.")
         self._host_cache = _gauge(registry, "host_cache_bytes", "Host memory for adapters.")
         self._host_cache_used = _gauge(registry, "host_cache_used_bytes", "Host memory that holds adapters.")
@@ -223,12 +233,13 @@ class Metrics:
             }
         )
 
+    def engine_gone(self) -> None:
+        """It holds nothing any more."""
+        self._set_engine_gauges(EngineStats())
+
     def engine_step(self, stats: EngineStats) -> None:
         """Record one step; called once per message of the engine."""
-        self._running.set(stats.num_running)
-        self._waiting.set(stats.num_waiting)
-        self._kv_blocks_used.set(stats.kv_blocks_used)
-        self._slots_used.set(stats.adapter_slots_used)
+        self._set_engine_gauges(stats)
         if stats.batch_sequences:
             self._step.observe(stats.step_seconds)
             self._batch_sequences.observe(stats.batch_sequences)
@@ -239,9 +250,6 @@ class Metrics:
             self._preemptions.inc(stats.preemptions)
         if stats.prefix_hit_tokens:
             self._prefix_hits.inc(stats.prefix_hit_tokens)
-        self._adapters_loading.set(stats.adapters_loading)
-        self._host_cache_used.set(stats.host_cache_bytes_used)
-        self._arena_used.set(stats.arena_bytes_used)
         for seconds in stats.adapter_load_seconds:
             self._adapter_load.observe(seconds)
         for seconds in stats.adapter_copy_seconds:
@@ -300,9 +308,11 @@ class Metrics:
         count: Callable[[], int],
         is_registered: Callable[[str], bool],
         place_of: Callable[[str], AdapterPlace | None] = lambda adapter: None,
+        num_leases: Callable[[], int] = lambda: 0,
     ) -> None:
         """`is_registered` is called before an adapter gets a label of its own, the others from the scrape's thread."""
         self._adapters.set_function(count)
+        self._package_leases.set_function(num_leases)
         self._is_registered = is_registered
         self._place_of = place_of
 
@@ -314,6 +324,18 @@ class Metrics:
             self._completion_tokens.remove(adapter)
             self._requests.remove_by_labels({"adapter": adapter})
             self._shadow_requests.remove_by_labels({"adapter": adapter})
+
+    def _set_engine_gauges(self, stats: EngineStats) -> None:
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        self._kv_blocks_used.set(stats.kv_blocks_used)
+        self._kv_blocks_cached.set(stats.kv_blocks_cached)
+        self._slots_used.set(stats.adapter_slots_used)
+        self._slots_pinned.set(stats.adapter_slots_pinned)
+        self._adapter_leases.set(stats.adapter_leases)
+        self._adapters_loading.set(stats.adapters_loading)
+        self._host_cache_used.set(stats.host_cache_bytes_used)
+        self._arena_used.set(stats.arena_bytes_used)
 
     def _places(self) -> dict[str, AdapterPlace]:
         """Of the adapters that have a label."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.base.fingerprint import base_spec
-from loraplex_server.engine import gpu_step_inputs, single_rows, step_graphs
+from loraplex_server.engine import gpu_step_inputs, graph_shapes, single_rows
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine, EngineParts, store_reader
 from loraplex_server.engine.gpu_backend import load_gpu_backend
@@ -234,7 +234,7 @@ def test_a_prompt_too_long_for_single_rows_goes_another_way_to_the_same_tokens(
 ) -> None:
     """Its rows are too many, or read too much."""
     monkeypatch.setattr(single_rows, "MAX_READS", max_reads)
-    monkeypatch.setattr(step_graphs, "_PROMPT_ROWS", 24)
+    monkeypatch.setattr(graph_shapes, "_PROMPT_ROWS", 24)
     engine = start_gpu_engine(world, device, max_running=max_running)
     graphs = launched_graphs(engine)
     long, short = PROMPTS[5], PROMPTS[1]

@@ -9,6 +9,18 @@ class Refused(Exception):
     """The model refuses a change; the argument is the reason that the server must give."""
 
 
+@dataclass(frozen=True)
+class ModelAnswers:
+    """What a request gets."""
+
+    allowed: set[int]  # one of these
+    shadow: int | None  # answers unseen, unless it is served
+
+    def is_shadowed(self, package: int) -> bool:
+        """Where this one is served."""
+        return self.shadow is not None and self.shadow != package
+
+
 @dataclass
 class ModelAdapter:
     """One adapter."""
@@ -17,6 +29,7 @@ class ModelAdapter:
     aliases: dict[str, int]
     history: dict[str, list[int]] = field(default_factory=dict)
     traffic: list[tuple[str | int, int]] = field(default_factory=list)  # (alias or package, weight)
+    shadow: str | int | None = None
     deprecated: set[int] = field(default_factory=set)
     is_pinned: bool = False
 
@@ -33,6 +46,10 @@ class ModelAdapter:
         if target is None:
             return {self.of(each) for each, _ in self.traffic} or {self.aliases["stable"]}
         return {self.of(target)}
+
+    def answers(self, target: str | int | None) -> ModelAnswers:
+        shadow = self.of(self.shadow) if target is None and self.shadow is not None else None
+        return ModelAnswers(self.served(target), shadow)
 
     def of(self, target: str | int) -> int:
         if isinstance(target, int):
@@ -73,9 +90,9 @@ class ModelRegistry:
         for each in moving:
             adapter.point(each, package)
 
-    def promote(self, name: str, package: int, alias: str) -> None:
+    def promote(self, name: str, target: str | int, alias: str) -> None:
         adapter = self.get(name)
-        adapter.of(package)
+        package = adapter.of(target)
         if package in adapter.deprecated:
             raise Refused("VERSION_DEPRECATED")
         adapter.point(alias, package)
@@ -97,6 +114,15 @@ class ModelRegistry:
             adapter.of(target)
         adapter.traffic = traffic
 
+    def set_shadow(self, name: str, target: str | int | None) -> None:
+        adapter = self.get(name)
+        if target is not None:
+            adapter.of(target)
+        adapter.shadow = target
+
+    def pin(self, name: str, is_pinned: bool) -> None:
+        self.get(name).is_pinned = is_pinned
+
     def deprecate(self, name: str, package: int, undo: bool) -> None:
         adapter = self.get(name)
         adapter.of(package)
@@ -105,7 +131,8 @@ class ModelRegistry:
     def delete_version(self, name: str, package: int) -> None:
         adapter = self.get(name)
         adapter.of(package)
-        if package in adapter.aliases.values() or package in [target for target, _ in adapter.traffic]:
+        routed = [adapter.shadow, *(target for target, _ in adapter.traffic)]
+        if package in adapter.aliases.values() or package in routed:
             raise Refused("VERSION_IN_USE")
         adapter.versions.remove(package)
         adapter.deprecated.discard(package)

@@ -77,13 +77,13 @@ class AdapterCopies:
         """Whether a former copy of the adapter was given up and still has its slot."""
         return any(occupant.digest == digest for _, occupant in self._given_up)
 
-    def clear(self) -> None:
-        """Free the slots of copies that were given up, as far as nothing is written there any more."""
-        for entry in list(self._given_up):
-            mark, occupant = entry
-            if mark.is_over():
-                self._given_up.remove(entry)
-                self._slots.withdraw(occupant)
+    def clear(self) -> bool:
+        """Free the slots of copies that were given up, as far as nothing is written there any more; whether any was."""
+        cleared = [entry for entry in self._given_up if entry[0].is_over()]
+        for entry in cleared:
+            self._given_up.remove(entry)
+            self._slots.withdraw(entry[1])
+        return bool(cleared)
 
     def queue(self, *, is_idle: bool) -> int:
         """Queue what has been checked, within the bound; no bound holds where no step runs or comes (`is_idle`).

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from loraplex_adapters.errors import AdapterUnavailableError, LoraplexError
 from loraplex_server.engine.adapter_copies import AdapterCopy
 from loraplex_server.engine.adapter_loader import HostWeights, Reading
+from loraplex_server.errors import SequenceFailedError
 
 
 class Stage(enum.Enum):
@@ -31,7 +32,7 @@ class AdapterLoad:
     weights: HostWeights | None = None  # held in the host cache, by the load once it is read
     copy: AdapterCopy | None = None  # of these weights
     num_elements: int | None = None  # once known
-    failure: Exception | None = None
+    failure: LoraplexError | None = None  # sequences are told when they next ask
 
     @property
     def stage(self) -> Stage:
@@ -59,11 +60,18 @@ class AdapterLoad:
         return self.reading is None and self.copy is not None and self.copy.is_over
 
 
-def unavailable(error: Exception) -> AdapterUnavailableError:
-    """What sequences are told of a package that cannot be read."""
+def failure_of(error: BaseException) -> LoraplexError:
+    """What sequences are told of an adapter that was not read.
+
+    A package is called unavailable, and its version failed, only where the error is about the package: want of memory
+    may be over with the next request, and a bug of ours with the next release.
+    """
+    failure: LoraplexError
     if isinstance(error, LoraplexError):
         failure = AdapterUnavailableError(f"the adapter's stored package cannot be used: {error}")
-    else:
+    elif isinstance(error, OSError):
         failure = AdapterUnavailableError("the adapter's stored package cannot be read; register it again")
+    else:
+        failure = SequenceFailedError("the engine could not load the adapter; its log says why")
     failure.__cause__ = error
     return failure

@@ -38,7 +38,7 @@ class HostPlace(Protocol):
 AdapterReader = Callable[[str, HostPlace], None]
 """Reads the adapter of a digest; when it returns, the last attempt is sound as a whole. Runs in a loader thread.
 
-Raises a LoraplexError or an OSError when it cannot.
+Raises a LoraplexError or an OSError when the package is not sound. Whatever else it raises says nothing of the package.
 """
 
 _LOW_PRIORITY = 15  # of a thread, as `nice` counts
@@ -82,9 +82,15 @@ class Reading:
     def is_over(self) -> bool:
         return self._result.done()
 
-    def result(self) -> float:
-        """Seconds that the read took; the hold on `weights` is now the caller's. Raises what the reader raised."""
+    @property
+    def seconds(self) -> float:
+        """That a read without an error took, once it is over; the hold on `weights` is now the caller's."""
         return self._result.result()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the reader raised, once the read is over."""
+        return self._result.exception()
 
     def begin(self, num_elements: int, ranks: dict[tuple[int, str], int]) -> Tensor:
         assert self._weights is None, "the former attempt was not given up"
@@ -111,8 +117,10 @@ class Reading:
             weights.num_checked = weights.num_elements
             self._cache.complete(weights.packed)
         except BaseException as error:
-            self.give_up()
-            self._result.set_exception(error)
+            try:
+                self.give_up()
+            finally:  # whoever waits is told, whatever happens
+                self._result.set_exception(error)
         else:
             self._result.set_result(time.monotonic() - started)
 

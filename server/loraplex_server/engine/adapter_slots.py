@@ -7,14 +7,16 @@ together, those in use too: a half-moved adapter is served from both places.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from loraplex_adapters.errors import AdapterTooLargeError
 from loraplex_server.engine.adapter_arena import AdapterMemory, Extent, Placement
 
 
 @dataclass(slots=True)
 class Occupant:
-    """An adapter in a slot. Made and ended by `AdapterSlots`; leases and wishes are set by the residency."""
+    """An adapter in a slot. Made, pinned and ended by `AdapterSlots`; leases and wishes are set by others."""
 
     digest: str
     slot: int
@@ -54,6 +56,7 @@ class AdapterSlots:
         self._arena = arena
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._occupants: OrderedDict[str, Occupant] = OrderedDict()  # least recently used first
+        self._pinned: frozenset[str] = frozenset()  # in a slot or not
         self._move: _Move | None = None
         self._wanted_run = 0  # elements that some adapter needs in one piece, and all free ones together have
         self.evicted: list[str] = []  # since the owner last emptied it
@@ -83,20 +86,49 @@ class AdapterSlots:
         occupant = self._occupants.get(digest)
         return None if occupant is None or occupant.is_copying else occupant
 
-    def unpin(self, digest: str) -> None:
-        """Whatever is or comes into a slot for this adapter may be evicted."""
-        occupant = self._occupants.get(digest)
+    def is_pinned(self, digest: str) -> bool:
+        """Whether it is not evicted, once it is in a slot."""
+        return digest in self._pinned
+
+    def pin(self, digests: Iterable[str]) -> None:
+        """From now on these, and no others."""
+        self._pinned = frozenset(digests)
+        for occupant in self._occupants.values():
+            occupant.is_pinned = occupant.digest in self._pinned
+            occupant.is_forgotten &= not occupant.is_pinned
+
+    def forget(self, digest: str) -> None:
+        """Evict it as soon as it is idle; whatever is, or comes, into a slot for it is not pinned."""
+        self.pin(self._pinned - {digest})
+        occupant = self.active(digest)
         if occupant is not None:
-            occupant.is_pinned = False
+            occupant.is_forgotten = True
+            occupant.is_awaited = False
+            self.evict_if_forgotten(occupant)
+
+    def evict_if_forgotten(self, occupant: Occupant) -> None:
+        """Whenever it may have become idle."""
+        if occupant.is_forgotten and occupant.leases == 0 and not occupant.is_copying:
+            self.evict(occupant)
 
     def touch(self, occupant: Occupant) -> None:
         """It was used just now."""
         self._occupants.move_to_end(occupant.digest)
 
-    def could_ever_hold(self, num_elements: int) -> bool:
-        """False if pinned adapters leave no slot or not enough of the arena."""
+    def refusal(self, num_elements: int) -> AdapterTooLargeError | None:
+        """Why so many elements will never find a slot, as long as pinned adapters are there; None if they may."""
+        num_bytes = num_elements * self._arena.element_bytes
+        if num_elements > self.capacity:
+            return AdapterTooLargeError(
+                f"the adapter needs {num_bytes} bytes, more than the whole adapter arena; raise adapter_arena_bytes"
+            )
         pinned = [occupant.extent.length for occupant in self._occupants.values() if occupant.is_pinned]
-        return len(pinned) < self.num_slots and sum(pinned) + num_elements <= self.capacity
+        if len(pinned) == self.num_slots or sum(pinned) + num_elements > self.capacity:
+            return AdapterTooLargeError(
+                f"the adapter needs a slot and {num_bytes} bytes beside the pinned adapters, which leave less; unpin "
+                "one, or raise adapter_slots or adapter_arena_bytes"
+            )
+        return None
 
     def has_room(self, num_elements: int, *, may_take_awaited: bool) -> bool:
         """Whether a slot and as many elements are free, or idle adapters would leave them."""
@@ -122,7 +154,7 @@ class AdapterSlots:
         if extent is None:
             self._wanted_run = num_elements
             return None
-        occupant = Occupant(digest, self._free_slots.pop(), extent, ranks)
+        occupant = Occupant(digest, self._free_slots.pop(), extent, ranks, is_pinned=digest in self._pinned)
         self._occupants[digest] = occupant
         return occupant
 

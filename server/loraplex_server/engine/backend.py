@@ -20,8 +20,7 @@ from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.model_runner import ModelRunner
 from loraplex_server.engine.sampler import Sampler
-from loraplex_server.engine.scheduled_batch import ScheduledBatch
-from loraplex_server.engine.scheduler import SampledToken
+from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch
 from loraplex_server.errors import BaseModelError
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.loader import load_decoder

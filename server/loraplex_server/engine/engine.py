@@ -200,6 +200,8 @@ class Engine:
             kv_blocks_used=self._blocks.num_used,
             kv_blocks_cached=self._blocks.num_cached,
             adapter_slots_used=self._residency.num_slots_used,
+            adapter_slots_pinned=self._residency.num_slots_pinned,
+            adapter_leases=self._residency.num_leases,
             adapters_loading=self._residency.num_loading,
             arena_bytes_used=self._residency.arena_bytes_used,
             host_cache_bytes_used=self._residency.host_bytes_used,

@@ -14,11 +14,11 @@ from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.gpu_adapters import GpuAdapterArena, GpuAdapterLayout
 from loraplex_server.engine.gpu_runner import GpuRunner
 from loraplex_server.engine.gpu_step_inputs import aligned
+from loraplex_server.engine.graph_shapes import GraphShapes
 from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
 from loraplex_server.engine.sampler import Sampler
-from loraplex_server.engine.step_graphs import MixedShapes, ShapeBuckets
 from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.footprint import decoder_bytes
@@ -57,17 +57,18 @@ def build_gpu_backend(
     context = context_tokens(decoder_config, config.max_context_tokens)
     batched_tokens = config.max_batched_tokens or max(_BATCHED_TOKENS, config.max_running)
     max_rows = aligned(batched_tokens)
-    buckets = ShapeBuckets(max_rows, config.max_running, context, config.block_size, with_adapters=True)
-    shapes = [
-        *buckets.all_shapes(),
-        *MixedShapes(max_rows, config.max_running, context, config.block_size).all_shapes(),
-    ]
+    shapes = GraphShapes(
+        max_rows=max_rows,
+        max_running=config.max_running,
+        max_context=context,
+        block_size=config.block_size,
+    )
 
     def workspace_on(place: torch.device) -> GpuWorkspace:
         return GpuWorkspace(
             decoder_config,
             max_rows=max_rows,
-            max_decodes=buckets.max_rows,
+            max_decodes=shapes.decodes.max_rows,
             max_context=context,
             max_lora_rank=config.max_lora_rank,
             dtype=dtype,
@@ -85,7 +86,7 @@ def build_gpu_backend(
         base=decoder_bytes(decoder_config, numerics),
         arena=config.adapter_arena_bytes,
         workspace=workspace_on(torch.device("meta")).nbytes,
-        num_graphs=len(shapes) if is_cuda else 0,
+        num_graphs=len(shapes.all_shapes()) if is_cuda else 0,
         kv_cache=config.kv_cache_bytes,
         least_kv_cache=-(-context // config.block_size) * kv_bytes,
         host_cache=sizes.host_cache_bytes,
@@ -111,9 +112,7 @@ def build_gpu_backend(
         workspace_on(device),
         arena.tables,
         Sampler(decoder_config.eos_token_ids),
-        max_rows=max_rows,
-        max_running=config.max_running,
-        max_context=context,
+        shapes,
     )
     return Backend(
         config=decoder_config,

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
+from loraplex_server.engine.graph_shapes import GraphShapes
 from loraplex_server.engine.messages import TokenLogprob
 from loraplex_server.engine.sampler import Sampler
-from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
-from loraplex_server.engine.scheduler import SampledToken
+from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.single_rows import as_single_rows, is_worth_single_rows
 from loraplex_server.engine.staging import Staging
-from loraplex_server.engine.step_graphs import MixedShapes, ShapeBuckets, StepGraphs
+from loraplex_server.engine.step_graphs import StepGraphs
 from loraplex_server.kernels.lora_tables import LoraTables
 from loraplex_server.kernels.sampling import sample
 from loraplex_server.model.gpu_decoder import GpuDecoder
@@ -86,11 +86,9 @@ class GpuRunner:
         workspace: GpuWorkspace,
         tables: LoraTables,
         sampler: Sampler,
-        *,
-        max_rows: int,
-        max_running: int,
-        max_context: int,
+        shapes: GraphShapes,
     ) -> None:
+        """`shapes`: to be captured; the largest step is among what they are made for."""
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._workspace = workspace
@@ -99,12 +97,10 @@ class GpuRunner:
         self._device = kv_cache[0].device
         self._is_cuda = self._device.type == "cuda"
         self._block_size = kv_cache[0].shape[1]
-        self._max_rows, self._max_running = max_rows, max_running
-        self._buckets = ShapeBuckets(max_rows, max_running, max_context, self._block_size, with_adapters=True)
-        self._mixed = MixedShapes(max_rows, max_running, max_context, self._block_size)
+        self._shapes = shapes
         self._graphs = StepGraphs()
-        self._staging = Staging(self._largest_shape(max_rows, max_context).layout().nbytes, self._device)
-        self._sampled = torch.zeros(max_running, dtype=torch.int64, device=self._device)
+        self._staging = Staging(self._largest_shape().layout().nbytes, self._device)
+        self._sampled = torch.zeros(shapes.max_running, dtype=torch.int64, device=self._device)
         self._newest_row_of: dict[int, int] = {}  # of the step launched last: sequence id -> row sampled
         self._last_end: torch.cuda.Event | None = None
 
@@ -117,7 +113,7 @@ class GpuRunner:
         """Compile every kernel and capture every graph, so that no live request meets a compiler."""
         if not self._is_cuda:
             return
-        shapes = [*self._mixed.all_shapes(), *self._buckets.all_shapes()]
+        shapes = self._shapes.all_shapes()
         for done, shape in enumerate(shapes):
             on_progress(done, len(shapes))
             self._graphs.capture(StepInputs(shape, self._staging, self._tables), self._forward)
@@ -131,10 +127,11 @@ class GpuRunner:
 
     def _prefill_shapes(self) -> Iterator[StepShape]:
         """Every way in which steps with prefills can differ for a compiler."""
-        for rows in sorted({ALIGNMENT, min(_LARGE_PREFILL, self._max_rows), self._max_rows}):
-            for decodes in range(min(3, self._max_running)):
+        max_rows, contexts = self._shapes.max_rows, self._shapes.decodes.contexts
+        for rows in sorted({ALIGNMENT, min(_LARGE_PREFILL, max_rows), max_rows}):
+            for decodes in range(min(3, self._shapes.max_running)):
                 for has_adapters in (False, True):
-                    for max_context in self._buckets.contexts if decodes else self._buckets.contexts[:1]:
+                    for max_context in contexts if decodes else contexts[:1]:
                         yield StepShape(
                             rows=rows,
                             decodes=decodes,
@@ -164,7 +161,11 @@ class GpuRunner:
 
     def _plan(self, batch: ScheduledBatch) -> StepPlan:
         """The batch as it stands, or in single rows where a decode graph is there for them."""
-        if len(self._graphs) and batch.prefills and is_worth_single_rows(batch, self._buckets.max_rows):
+        if (
+            len(self._graphs)
+            and batch.prefills
+            and is_worth_single_rows(batch, self._shapes.decodes.max_rows)
+        ):
             batch = as_single_rows(batch)
         return StepPlan(batch, self._block_size)
 
@@ -182,7 +183,7 @@ class GpuRunner:
     def _graph_shape(self, plan: StepPlan) -> StepShape | None:
         if not len(self._graphs):
             return None
-        return self._mixed.shape_of(plan) if plan.prefills else self._buckets.shape_of(plan)
+        return self._shapes.shape_of(plan)
 
     def _forward(self, inputs: StepInputs) -> Tensor:
         return self._decoder.forward(inputs.batch, self._workspace, self._kv_cache, self._sampled)
@@ -211,28 +212,30 @@ class GpuRunner:
         return taken
 
     def _exact_shape(self, plan: StepPlan) -> StepShape:
+        max_context = self._shapes.decodes.context_of(plan)
         return StepShape(
             rows=aligned(plan.num_rows),
             decodes=len(plan.decodes),
             sequences=len(plan.decodes) + len(plan.prefills),
             row_tiles=len(plan.row_tiles),
             query_tiles=plan.num_query_tiles,
-            max_context=self._buckets.context_of(plan),
-            max_blocks=aligned(-(-max(plan.max_stop, self._buckets.context_of(plan)) // self._block_size)),
+            max_context=max_context,
+            max_blocks=aligned(-(-max(plan.max_stop, max_context) // self._block_size)),
             logit_rows=len(plan.sampled),
             sole_slot=plan.sole_slot,
         )
 
-    def _largest_shape(self, max_rows: int, max_context: int) -> StepShape:
+    def _largest_shape(self) -> StepShape:
+        shapes = self._shapes
         return StepShape(
-            rows=max_rows,
-            decodes=self._buckets.max_rows,
-            sequences=self._buckets.max_rows,
-            row_tiles=max_rows,
-            query_tiles=max_rows,
-            max_context=max_context,
-            max_blocks=aligned(-(-max_context // self._block_size)),
-            logit_rows=self._buckets.max_rows,
+            rows=shapes.max_rows,
+            decodes=shapes.decodes.max_rows,
+            sequences=shapes.decodes.max_rows,
+            row_tiles=shapes.max_rows,
+            query_tiles=shapes.max_rows,
+            max_context=shapes.max_context,
+            max_blocks=aligned(-(-shapes.max_context // self._block_size)),
+            logit_rows=shapes.decodes.max_rows,
         )
 
     def _to_host(self, tokens: Tensor) -> Tensor:

@@ -188,6 +188,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_used: int = 0  # held by sequences
     kv_blocks_cached: int = 0  # idle, kept for prefix hits
     adapter_slots_used: int = 0  # with an adapter in them or being copied there
+    adapter_slots_pinned: int = 0  # of these, by a pinned adapter
+    adapter_leases: int = 0  # held by running sequences, each on its adapter in its slot
     adapters_loading: int = 0  # wanted, and not in their slot yet
     arena_bytes_used: int = 0
     host_cache_bytes_used: int = 0

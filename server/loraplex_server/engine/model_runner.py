@@ -12,8 +12,7 @@ from torch import Tensor
 
 from loraplex_server.engine.adapter_arena import AdapterArena
 from loraplex_server.engine.sampler import Sampler
-from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
-from loraplex_server.engine.scheduler import SampledToken
+from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.sequence import BASE_SLOT
 from loraplex_server.kernels.lora import LoraSegment
 from loraplex_server.model.batch import DecodeRows, ForwardBatch, LoraBatch, PrefillChunk

@@ -75,15 +75,15 @@ class PrefillBudget:
 
     limit: int  # what the step holds besides its decodes
     spread: PrefillSpread
-    wanted: int  # the sum of all prompts' shares
-    num_prompts: int = 1
-    background: int = 0  # rows on top
+    wanted: int | None = None  # the sum of all prompts' shares; None: whatever the step holds
+    num_prompts: int = 0  # of the sum
+    background: int = 0  # rows on top of it
     num_taken: int = 0
 
     @classmethod
     def whole(cls, limit: int) -> PrefillBudget:
         """Of a step that takes whatever it holds."""
-        return cls(limit, WHOLE_PROMPTS, limit)
+        return cls(limit, WHOLE_PROMPTS)
 
     @classmethod
     def shared(
@@ -99,18 +99,20 @@ class PrefillBudget:
         for num_prompts, share in enumerate(shares, start=1):
             wanted += share
             if wanted * num_prompts >= limit:
-                return cls(limit, spread, limit)  # whole, but for what runs in the background
+                return cls(limit, spread)  # whole, but for what runs in the background
         return cls(limit, spread, wanted, num_prompts, background)
 
     @property
     def left(self) -> int:
         """Rows that may still be taken, never beyond the limit."""
-        rows = max(self.spread.min_rows, self.wanted * self.num_prompts + self.background)
+        rows = self.limit
+        if self.wanted is not None:
+            rows = max(self.spread.min_rows, self.wanted * self.num_prompts + self.background)
         return max(0, min(self.limit, rows) - self.num_taken)
 
     def correct(self, sequence: Sequence) -> None:
         """One begins, so that it is known how much of it is in the cache: its share was of all its tokens."""
-        if self.wanted < self.limit and not sequence.is_background:
+        if self.wanted is not None and not sequence.is_background:
             share = self.spread.share
             self.wanted += share(sequence.num_tokens_to_prefill) - share(sequence.num_tokens)
 

@@ -26,11 +26,12 @@ class ResidencyLog:
     def __init__(self) -> None:
         self._events = ResidencyEvents()
         self._moved: dict[str, AdapterMove] = {}
+        self._is_withdrawn = False
 
     @property
     def is_empty(self) -> bool:
         """Whether no adapter has moved and none has failed; bytes moved within the arena are no news."""
-        return not (self._moved or self._events.failures)
+        return not (self._moved or self._events.failures or self._is_withdrawn)
 
     def was_read(self, digest: str, seconds: float) -> None:
         self._events.read_seconds.append(seconds)
@@ -42,6 +43,10 @@ class ResidencyLog:
 
     def has_failed(self, failure: AdapterLoadFailure) -> None:
         self._events.failures.append(failure)
+
+    def was_withdrawn(self) -> None:
+        """The slot of an adapter that never came is free; nobody's place has changed, but the numbers have."""
+        self._is_withdrawn = True
 
     def was_compacted(self, num_bytes: int) -> None:
         self._events.compacted_bytes += num_bytes
@@ -59,6 +64,7 @@ class ResidencyLog:
             for digest, move in self._moved.items()
         ]
         self._moved = {}
+        self._is_withdrawn = False
         return events
 
     def _add(self, move: AdapterMove) -> None:

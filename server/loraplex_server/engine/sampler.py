@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.engine.messages import SamplingParams, TokenLogprob
-from loraplex_server.engine.scheduler import SampledToken
+from loraplex_server.engine.scheduled_batch import SampledToken
 from loraplex_server.engine.sequence import Sequence
 
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1

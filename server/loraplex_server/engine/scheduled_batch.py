@@ -1,9 +1,10 @@
-"""The rows of one step."""
+"""The rows of one step, and what is sampled from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loraplex_server.engine.messages import TokenLogprob
 from loraplex_server.engine.sequence import BASE_SLOT, Sequence
 
 
@@ -49,7 +50,24 @@ class ScheduledBatch:
         slots = {row.sequence.adapter_slot for row in (*self.decodes, *self.prefills)}
         return slots - {BASE_SLOT}
 
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        """The sequence's next tokens, as a decode or as a prefill chunk."""
+        start = sequence.num_computed_tokens
+        is_last_chunk = start + num_tokens == sequence.num_tokens
+        row = ScheduledSequence(
+            sequence, start, num_tokens, is_last_chunk, sequence.num_output_tokens, sequence.num_preemptions
+        )
+        (self.decodes if num_tokens == 1 and is_last_chunk else self.prefills).append(row)
+
     def sort_by_adapter(self) -> None:
         """Make the rows of one adapter adjacent, so that each adapter is one segment of each part."""
         for rows in (self.decodes, self.prefills):
             rows.sort(key=lambda row: row.sequence.adapter_slot)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What the sampler chose for one row."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None

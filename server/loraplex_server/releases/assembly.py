@@ -61,7 +61,13 @@ def build_releases(
     # One slot stays for the adapters that are not pinned.
     registry.pin_limits = PinLimits(ready.adapter_slots - 1, ready.adapter_arena_elements)
     packages = ServerPackages(registry, store, config.images_path, is_shared=config.package_url is not None)
-    packages.on_retired = engine.forget_adapter
+    pins = PinnedVersions(registry, packages, spec.fingerprint, engine.pin_adapters)
+
+    def retire(digest: str) -> None:
+        engine.forget_adapter(digest)
+        pins.package_retired(digest)
+
+    packages.on_retired = retire
     directory = AdapterDirectory(registry, packages, spec, owns_registry=config.registry_url is None)
     admission = AdmissionPool(_budget(config), checks_signatures=config.signature_policy != "off")
     base_template = template_hash(base_path)
@@ -84,7 +90,7 @@ def build_releases(
         ),
         staging=UploadStaging(config.data_dir / "uploads", config.max_adapter_bytes),
         residency=ResidencyView(),
-        pins=PinnedVersions(registry, packages, spec.fingerprint, engine.pin_adapters),
+        pins=pins,
         sync=RegistrySync(registry, directory),
         shadows=Shadows(engine, packages, metrics, lambda: engine.stats.num_waiting * 2 > config.max_waiting),
         engine=engine,

@@ -55,6 +55,10 @@ class PinnedVersions:
             self._pin(sorted(self._told))
         self.refresh()
 
+    def package_retired(self, digest: str) -> None:
+        """The engine was told to forget it, and so does not pin it any more."""
+        self._told.discard(digest)
+
     async def close(self) -> None:
         """Look no more."""
         if self._refresh is not None:

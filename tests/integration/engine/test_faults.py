@@ -11,7 +11,9 @@ import pytest
 from loraplex_adapters.package import PackageLimits
 from loraplex_adapters.store import PackageStore
 from loraplex_server.base.fingerprint import base_spec
+from loraplex_server.engine.adapter_loader import HostPlace
 from loraplex_server.engine.messages import FinishReason
+from loraplex_server.engine.store_reader import StoreReader
 from tests.integration.engine.conftest import COMPLETION_TOKENS, Case
 from tests.integration.engine.run import Completion, EngineRun
 from tests.integration.engine.world import CONTEXT, World, save_adapter, start_engine
@@ -62,6 +64,29 @@ def test_a_damaged_package_fails_only_the_requests_that_name_it(
         for completion in completions[3:5]:
             assert_failed(completion, "ADAPTER_UNAVAILABLE", "package")
         run.assert_nothing_is_left(*world.digests.values(), world.damaged[damage])
+
+
+def test_a_load_that_fails_as_nobody_foresaw_fails_only_the_requests_that_name_its_adapter(
+    world: World, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM #5105: one tenant's adapter ended the engine of all."""
+    read = StoreReader.__call__
+
+    def read_but_one(reader: StoreReader, digest: str, place: HostPlace) -> None:
+        if digest == world.digests["rslora"]:
+            raise KeyError("a bug")
+        read(reader, digest, place)
+
+    monkeypatch.setattr(StoreReader, "__call__", read_but_one)
+    with EngineRun(start_engine(world)) as run:
+        add_all(run, world, cases)
+
+        for completion, case in zip(run.finish(), cases, strict=True):
+            if case.adapter == "rslora":
+                assert_failed(completion, "SEQUENCE_FAILED", "could not load the adapter")
+            else:
+                assert_right([completion], [case])
+        run.assert_nothing_is_left(*world.digests.values())
 
 
 def test_a_package_that_was_repaired_serves_the_next_request(world: World, tmp_path: Path) -> None:

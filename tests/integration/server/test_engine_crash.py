@@ -64,6 +64,8 @@ async def test_while_the_engine_restarts_requests_are_refused_with_a_time_to_com
     with watched_health(server) as statuses, raw_channel(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         assert await next_status(statuses) == SERVING
+        with server.client() as client:
+            client.generate(PROMPT, adapter=ADAPTERS[0], **GREEDY)
         with watched_health(server) as another:
             assert await next_status(another) == SERVING  # and it leaves: nobody else's watch may end with it
         server.kill_engine()
@@ -79,6 +81,8 @@ async def test_while_the_engine_restarts_requests_are_refused_with_a_time_to_com
             assert [adapter.name for adapter in client.adapters.list()] == sorted(ADAPTERS)
             assert client.server_info().load.running == 0
             assert not client.is_ready()
+        assert server.metric("loraplex_adapter_slots_used") == 0  # nor does a gauge speak of the dead one
+        assert server.metric("loraplex_kv_blocks_cached") == 0
         assert await next_status(statuses) == SERVING
 
 

@@ -1,18 +1,19 @@
 """Any course of registrations, releases, deletions, evictions, restarts and requests, against a plain model.
 
-Every answer comes from exactly one digest, the right one; what was acknowledged survives a kill; nothing leaks.
+Every answer comes from exactly one digest, the right one, also where the releases change under it; what was
+acknowledged survives a kill; no lease, slot, block, byte or file is left over.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,24 +23,37 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from loraplex_client import LoraplexApiError, LoraplexClient
+from loraplex_client import LoraplexApiError, LoraplexClient, PlannedAdapters, Tier
 from tests.integration.conftest import NewAdapter
-from tests.integration.live_server import LiveServer, await_idle, eventually, running_server
+from tests.integration.live_server import LiveServer, eventually, running_server
+from tests.integration.server.release_accounts import Accounts, Expected
+from tests.integration.server.running_stream import RunningStream
 from tests.integration.streams import PROMPT
-from tests.support.release_model import ModelRegistry, Refused
+from tests.support.release_model import ModelAnswers, ModelRegistry, Refused
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-NUM_PACKAGES = 5
-SLOTS = 3  # fewer than packages, so that requests evict
-SHORT: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 6, "include_token_ids": True}
+RANKS = (4, 8, 16, 32, 64, 128)  # of the packages; see `release_accounts`
+RANK_BYTES = 7424  # of one rank on all linear modules of the tiny base
+NUM_PACKAGES = len(RANKS)
+NUM_KEPT = 4  # packages that an adapter of the stage refers to; the others come and go with the course
+SLOTS = 3  # fewer than these, so that requests evict
+ARENA_RANKS = 320  # room for the largest beside any two pinned ones
+HOST_CACHE_BYTES = 2**20  # of 141 ranks: it evicts as well
+LONG_TOKENS = 1000  # of a stream that is to run while something changes
+GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "include_token_ids": True}
+SHORT: dict[str, Any] = {**GREEDY, "max_tokens": 6}
 NAMES = st.sampled_from(["one", "team/two"])
 ALIASES = st.sampled_from(["stable", "canary"])
 PACKAGES = st.integers(0, NUM_PACKAGES - 1)
+VERSIONS: st.SearchStrategy[str | int] = st.one_of(st.just("canary"), PACKAGES)
 TARGETS: st.SearchStrategy[str | int | None] = st.one_of(
     st.none(), st.sampled_from(["stable", "canary"]), PACKAGES
 )
-MAX_RESTARTS = 2  # of one course: each takes seconds
+CHANGES = st.sampled_from(
+    ["add_version", "promote", "rollback", "split", "delete_version", "delete", "evict", "pin", "unpin"]
+)
+MAX_RESTARTS = 1  # of one course: each takes seconds
 
 
 class Stage:
@@ -48,18 +62,43 @@ class Stage:
     def __init__(self, start: Callable[[], LiveServer], folders: list[Path]) -> None:
         self._start = start
         self.folders = folders
-        self.server = start()
-        self.client = self.server.client(timeout_s=120)
+        self.threads = ThreadPoolExecutor()
+        self._begin()
+        [of_rank_1] = self.client.adapters.plan([PlannedAdapters(rank=1)]).groups
+        assert of_rank_1.bytes_each == RANK_BYTES
         self.digests: list[str] = []
-        self.answers: list[tuple[int, ...]] = []
         for number, folder in enumerate(folders):
-            registered = self.client.adapters.upload(f"reference/p{number}", folder)
-            answer = self.client.generate(PROMPT, adapter=f"reference/p{number}", **SHORT)
-            self.digests.append(registered.digest)
-            self.answers.append(answer.token_ids)
-        assert len(set(self.answers)) == NUM_PACKAGES, (
+            self.digests.append(self.client.adapters.upload(f"reference/p{number}", folder).digest)
+        streams = [self.stream(f"reference/p{number}") for number in range(NUM_PACKAGES)]
+        for stream in streams:
+            stream.await_end()
+        self.answers = [tuple(stream.token_ids) for stream in streams]
+        assert len({answer[: SHORT["max_tokens"]] for answer in self.answers}) == NUM_PACKAGES, (
             "two packages answer alike; no test could tell them apart"
         )
+        for number in range(NUM_KEPT, NUM_PACKAGES):
+            self.client.adapters.delete(f"reference/p{number}")
+
+    def stream(self, adapter: str) -> RunningStream:
+        return RunningStream(
+            self.client, self.threads, PROMPT, adapter=adapter, **GREEDY, max_tokens=LONG_TOKENS
+        )
+
+    def check_accounts(self, model: ModelRegistry) -> None:
+        """Of an idle server."""
+        referred = set(range(NUM_KEPT)).union(*(adapter.versions for adapter in model.adapters.values()))
+        pinned = {
+            package
+            for adapter in model.adapters.values()
+            if adapter.is_pinned
+            for package in adapter.served(None)
+        }
+        digest_of_bytes = {rank * RANK_BYTES: d for rank, d in zip(RANKS, self.digests, strict=True)}
+        expected = Expected(
+            frozenset(self.digests[each] for each in referred),
+            frozenset(self.digests[each] for each in pinned),
+        )
+        Accounts(self.server, self.client, digest_of_bytes).check(expected)
 
     def restart(self, *, kill: bool) -> None:
         """Another server process on the same data."""
@@ -68,8 +107,12 @@ class Stage:
             self.server.kill()
         else:
             self.server.stop()
+        self._begin()
+
+    def _begin(self) -> None:
         self.server = self._start()
         self.client = self.server.client(timeout_s=120)
+        self.num_shadowed = dict.fromkeys(["one", "team/two"], 0)  # requests with a shadow
 
 
 class Releases(RuleBasedStateMachine):
@@ -86,9 +129,12 @@ class Releases(RuleBasedStateMachine):
     def client(self) -> LoraplexClient:
         return self.stage.client
 
-    @initialize(name=NAMES, package=PACKAGES)
-    def first(self, name: str, package: int) -> None:
-        self.register(name, package, "refuse", "")
+    @initialize(first=PACKAGES, second=PACKAGES, other=PACKAGES)
+    def begin(self, first: int, second: int, other: int) -> None:
+        """Both names are there, and one has something to change to."""
+        self.register("one", first, "refuse", "")
+        self.register("one", second, "add_version", "canary")
+        self.register("team/two", other, "refuse", "")
 
     @rule(
         name=NAMES,
@@ -104,11 +150,11 @@ class Releases(RuleBasedStateMachine):
             ),
         )
 
-    @rule(name=NAMES, package=PACKAGES, alias=ALIASES)
-    def promote(self, name: str, package: int, alias: str) -> None:
+    @rule(name=NAMES, version=VERSIONS, alias=ALIASES)
+    def promote(self, name: str, version: str | int, alias: str) -> None:
         self._both(
-            lambda: self.model.promote(name, package, alias),
-            lambda: self.client.adapters.promote(name, self.stage.digests[package], alias=alias),
+            lambda: self.model.promote(name, version, alias),
+            lambda: self.client.adapters.promote(name, self._wire_target(version), alias=alias),
         )
 
     @rule(name=NAMES, alias=ALIASES)
@@ -117,16 +163,24 @@ class Releases(RuleBasedStateMachine):
             lambda: self.model.rollback(name, alias), lambda: self.client.adapters.rollback(name, alias=alias)
         )
 
-    @rule(name=NAMES, package=PACKAGES, weight=st.integers(1, 5))
-    def split(self, name: str, package: int, weight: int) -> None:
+    @rule(name=NAMES, version=VERSIONS, weight=st.integers(1, 5))
+    def split(self, name: str, version: str | int, weight: int) -> None:
         self._both(
-            lambda: self.model.split(name, [("stable", 3), (package, weight)]),
-            lambda: self.client.adapters.split(name, {"stable": 3, self.stage.digests[package]: weight}),
+            lambda: self.model.split(name, [("stable", 3), (version, weight)]),
+            lambda: self.client.adapters.split(name, {"stable": 3, self._wire_target(version): weight}),
         )
 
     @rule(name=NAMES)
     def end_split(self, name: str) -> None:
         self._both(lambda: self.model.split(name, []), lambda: self.client.adapters.split(name, {}))
+
+    @rule(name=NAMES, asked=TARGETS)
+    def shadow(self, name: str, asked: str | int | None) -> None:
+        """None ends it."""
+        self._both(
+            lambda: self.model.set_shadow(name, asked),
+            lambda: self.client.adapters.set_shadow(name, self._wire_target(asked)),
+        )
 
     @rule(name=NAMES, package=PACKAGES, undo=st.booleans())
     def deprecate(self, name: str, package: int, undo: bool) -> None:
@@ -148,52 +202,84 @@ class Releases(RuleBasedStateMachine):
 
     @rule(name=NAMES, is_pinned=st.booleans())
     def pin(self, name: str, is_pinned: bool) -> None:
-        if name in self.model.adapters:
-            if is_pinned and any(adapter.is_pinned for adapter in self.model.adapters.values()):
-                return  # two pinned splits may be more than the slots leave
-            self.model.adapters[name].is_pinned = is_pinned
-            (self.client.adapters.pin if is_pinned else self.client.adapters.unpin)(name)
+        others = (adapter for each, adapter in self.model.adapters.items() if each != name)
+        if is_pinned and any(adapter.is_pinned for adapter in others):
+            return  # two pinned splits may be more than the slots leave
+        self._both(
+            lambda: self.model.pin(name, is_pinned),
+            lambda: (self.client.adapters.pin if is_pinned else self.client.adapters.unpin)(name),
+        )
 
-    @rule(
-        name=NAMES,
-        asked=TARGETS,
-        key=st.text(max_size=3),
-    )
+    @rule(name=NAMES, asked=TARGETS)
+    def warm(self, name: str, asked: str | int | None) -> None:
+        """What is warmed is in its slot when the call returns; of a split, one may have gone for the other."""
+        eventually(lambda: not self.stage.server.metric("loraplex_package_leases"))  # nor any shadow
+        warmed: list[Tier] = []
+        self._both(
+            lambda: self.model.get(name).served(asked),
+            lambda: warmed.extend(
+                version.residency.tier for version in self.client.adapters.warm(self._asked(name, asked))
+            ),
+        )
+        assert not warmed or Tier.SLOT in warmed
+
+    @rule(name=NAMES, asked=TARGETS, key=st.text(max_size=3))
     def generate(self, name: str, asked: str | int | None, key: str) -> None:
         """The right digest, and that digest's tokens."""
-        suffix = "" if asked is None else f"@{asked if isinstance(asked, str) else self.stage.digests[asked]}"
-        allowed: set[int] = set()
+        expected: list[ModelAnswers] = []
         answers = []
-
-        def model() -> None:
-            allowed.update(self.model.get(name).served(asked))
-
         self._both(
-            model,
+            lambda: expected.append(self.model.get(name).answers(asked)),
             lambda: answers.append(
-                self.client.generate(PROMPT, adapter=name + suffix, routing_key=key, **SHORT)
+                self.client.generate(PROMPT, adapter=self._asked(name, asked), routing_key=key, **SHORT)
             ),
         )
         for answer in answers:
-            package = self.stage.digests.index(answer.adapter_digest)
-            assert package in allowed
-            assert answer.token_ids == self.stage.answers[package]
+            package = self._answered(name, expected[0], answer.adapter_digest)
+            assert answer.token_ids == self.stage.answers[package][: SHORT["max_tokens"]]
+
+    @rule(
+        asked=st.lists(st.tuples(NAMES, st.sampled_from([None, "stable", "canary"])), min_size=1, max_size=3),
+        changes=st.lists(st.tuples(CHANGES, NAMES, PACKAGES), min_size=1, max_size=2),
+    )
+    def change_under_streams(
+        self, asked: list[tuple[str, str | None]], changes: list[tuple[str, str, int]]
+    ) -> None:
+        """What runs finishes on the version it began with; who comes after a change gets what holds then."""
+        running: list[tuple[int, RunningStream]] = []
+        for name, target in asked:
+            try:
+                expected = self.model.get(name).answers(target)
+            except Refused:
+                continue
+            stream = self.stage.stream(self._asked(name, target))
+            stream.await_begun()
+            running.append((self._answered(name, expected, stream.digest), stream))
+        for change, name, package in changes:
+            self._change(change, name, package)
+            self.generate(name, None, "")
+        for package, stream in running:
+            stream.end()
+            assert tuple(stream.token_ids) == self.stage.answers[package][: len(stream.token_ids)]
+            assert not stream.is_whole or len(stream.token_ids) == LONG_TOKENS
 
     @rule()
     def evict(self) -> None:
         """More adapters than slots, so that whatever was resident was not for long."""
-        for number in range(NUM_PACKAGES):
+        for number in range(NUM_KEPT):
             answer = self.client.generate(PROMPT, adapter=f"reference/p{number}", **SHORT)
-            assert answer.token_ids == self.stage.answers[number]
+            assert answer.token_ids == self.stage.answers[number][: SHORT["max_tokens"]]
 
     @precondition(lambda self: self.restarts < MAX_RESTARTS)
     @rule(kill=st.booleans())
     def restart(self, kill: bool) -> None:
         self.restarts += 1
+        self.stage.check_accounts(self.model)
         self.stage.restart(kill=kill)
 
     def teardown(self) -> None:
         """The registry says what the model says, and nothing is held any more."""
+        self.stage.check_accounts(self.model)
         found = {adapter.name: adapter for adapter in self.client.adapters.list()}
         digests = self.stage.digests
         mine = {name: adapter for name, adapter in found.items() if not name.startswith("reference/")}
@@ -203,11 +289,48 @@ class Releases(RuleBasedStateMachine):
             assert mine[name].aliases == {alias: digests[each] for alias, each in expected.aliases.items()}
             assert len(mine[name].traffic) == len(expected.traffic)
             assert mine[name].pinned == expected.is_pinned
+            shadow = mine[name].shadow
+            assert (shadow.target if shadow else "") == self._wire_target(expected.shadow)
+            if shadow is not None:
+                assert shadow.compared + shadow.dropped == self.stage.num_shadowed[name]
+                assert shadow.equal == 0
             self.client.adapters.delete(name)
-        await_idle(self.client)
-        eventually(lambda: stored(self.stage.server) == set(digests))
+        self.stage.check_accounts(ModelRegistry())
 
-    def _both(self, model: Callable[[], None], server: Callable[[], object]) -> None:
+    def _change(self, change: str, name: str, package: int) -> None:
+        """One of CHANGES."""
+        match change:
+            case "add_version":
+                self.register(name, package, "add_version", "")
+            case "promote":
+                self.register(name, package, "promote", "")
+            case "rollback":
+                self.rollback(name, "stable")
+            case "split":
+                self.split(name, "canary", 3)
+            case "delete_version":
+                self.delete_version(name, package)
+            case "delete":
+                self.delete(name)
+            case "evict":
+                self.evict()
+            case _:
+                self.pin(name, change == "pin")
+
+    def _answered(self, name: str, expected: ModelAnswers, digest: str) -> int:
+        """The package that answers."""
+        package = self.stage.digests.index(digest)
+        assert package in expected.allowed
+        self.stage.num_shadowed[name] += expected.is_shadowed(package)
+        return package
+
+    def _wire_target(self, target: str | int | None) -> str:
+        return self.stage.digests[target] if isinstance(target, int) else target or ""
+
+    def _asked(self, name: str, target: str | int | None) -> str:
+        return name if target is None else f"{name}@{self._wire_target(target)}"
+
+    def _both(self, model: Callable[[], object], server: Callable[[], object]) -> None:
         """The server does what the model does, or refuses for the model's reason."""
         reason = ""
         try:
@@ -222,21 +345,20 @@ class Releases(RuleBasedStateMachine):
         assert caught.value.reason == reason
 
 
-def stored(server: LiveServer) -> set[str]:
-    """Digests in the package store."""
-    return {name for name in os.listdir(server.data_dir / "adapters") if len(name) == 64}
-
-
 @pytest.fixture
 def stage(tiny_base: Path, packages: Path, new_adapter: NewAdapter, tmp_path: Path) -> Iterator[Stage]:
-    folders = [new_adapter(f"released{number}", r=2 + number) for number in range(NUM_PACKAGES)]
+    folders = [new_adapter(f"released{rank}", r=rank, lora_alpha=2 * rank) for rank in RANKS]
+    settings = {
+        "adapter_slots": SLOTS,
+        "adapter_arena_bytes": ARENA_RANKS * RANK_BYTES,
+        "host_cache_bytes": HOST_CACHE_BYTES,
+        "adapter_roots": packages,
+    }
     with ExitStack() as running:
 
         def start() -> LiveServer:
             running.close()
-            return running.enter_context(
-                running_server(tiny_base, tmp_path, adapter_slots=SLOTS, adapter_roots=packages)
-            )
+            return running.enter_context(running_server(tiny_base, tmp_path, **settings))
 
         made = Stage(start, folders)
         yield made
@@ -248,10 +370,12 @@ def test_every_answer_comes_from_the_digest_that_the_releases_say(stage: Stage) 
     run_state_machine_as_test(
         Releases,
         settings=settings(
-            max_examples=15,
+            max_examples=22,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             print_blob=False,
+            report_multiple_bugs=False,
+            phases=(Phase.generate,),  # a course takes seconds: shrinking one takes minutes
         ),
     )

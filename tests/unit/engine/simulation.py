@@ -7,8 +7,8 @@ from hashlib import blake2b
 from loraplex_adapters.errors import AdapterUnavailableError
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.messages import AddSequence, FinishReason, SamplingParams, TokenOutput
-from loraplex_server.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
-from loraplex_server.engine.scheduler import SampledToken, Scheduler, SchedulerLimits
+from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch, ScheduledSequence
+from loraplex_server.engine.scheduler import Scheduler, SchedulerLimits
 
 VOCAB_SIZE = 8
 EOS = 0

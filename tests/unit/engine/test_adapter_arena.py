@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.compatibility import LoraModule, LoraWeights
 from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout, Extent, FreeExtents, Placement
+from loraplex_server.kernels.lora import LoraSegment, SegmentedLora
 from loraplex_server.model.projections import PROJECTIONS, module_slices
 from tests.support.tiny_peft import FFN, HIDDEN, KV, NUM_LAYERS
 
@@ -142,6 +146,39 @@ def test_an_extent_is_as_long_as_its_matrices_together(ranks: dict[tuple[int, st
     assert packed.flat.dtype == torch.bfloat16
     assert packed.ranks == ranks
     assert packed.digest == weights.digest
+
+
+def test_a_row_costs_the_products_of_its_own_adapter_s_rank_whatever_others_have() -> None:
+    """vLLM #13204, #14435: LoRA's price grew with the largest rank that was configured."""
+    rows_of_rank = {1: 5, 4: 2, 64: 3}
+    layout = AdapterLayout(SPEC)
+    arena = AdapterArena(10 * layout.num_elements(full_rank(64)), torch.float32, layout)
+    segments, start = [], 0
+    for slot, (rank, num_rows) in enumerate(rows_of_rank.items()):
+        extent = arena.allocate(layout.num_elements(full_rank(rank)))
+        assert extent is not None
+        assert extent.length == rank * layout.num_elements(full_rank(1))
+        arena.publish(slot, Placement.at(extent.start, full_rank(rank)))
+        segments.append(LoraSegment(start, start + num_rows, arena.layers_of_slot(slot)))
+        start += num_rows
+    lora = SegmentedLora(segments)
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_flop}) as counter:
+        for layer in range(NUM_LAYERS):
+            lora.add(layer, "down", torch.zeros(start, FFN), torch.zeros(start, HIDDEN))
+
+    per_rank = 2 * (FFN + HIDDEN) * NUM_LAYERS
+    assert counter.get_total_flops() == per_rank * sum(rank * rows for rank, rows in rows_of_rank.items())
+
+
+def in_place_flop(out: list[int], a: list[int], b: list[int], **_: Any) -> int:
+    """Of out += a @ b, which the counter does not know."""
+    return int(mm_flop(a, b))
+
+
+def full_rank(rank: int) -> dict[tuple[int, str], int]:
+    """Of every module."""
+    return {(layer, module): rank for layer in range(NUM_LAYERS) for module in LORA_MODULES}
 
 
 def test_module_slices_tile_the_projections() -> None:

@@ -11,10 +11,12 @@ import torch
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.errors import AdapterInvalidError, AdapterTooLargeError, AdapterUnavailableError
+from loraplex_server.engine import adapter_residency
 from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout
 from loraplex_server.engine.adapter_loader import HostPlace
 from loraplex_server.engine.adapter_residency import AdapterResidency
 from loraplex_server.engine.host_cache import HostCache
+from loraplex_server.errors import SequenceFailedError
 
 SPEC = BaseSpec("LlamaForCausalLM", "f" * 64, 1, dict.fromkeys(LORA_MODULES, (4, 4)))
 UNIT = 8  # elements of an adapter of rank 1 on one module
@@ -26,7 +28,7 @@ class Packages:
     def __init__(self) -> None:
         self.rank_of: dict[str, int] = {}
         self.reads: list[str] = []
-        self.failures: dict[str, Exception] = {}
+        self.failures: dict[str, BaseException] = {}
         self.may_read = threading.Event()
         self.may_read.set()
 
@@ -100,6 +102,7 @@ def acquire(residency: AdapterResidency, digest: str) -> int | None:
         residency.advance()
         slot = residency.acquire(digest)
         if slot is not None:
+            residency.cancel_prefetch(digest)
             return slot
         residency.copy(is_idle=False)
         is_quiet = not (residency.is_loading(digest) or residency.is_busy)
@@ -157,7 +160,12 @@ def test_a_copy_takes_no_more_of_a_step_than_it_may(build: Build, packages: Pack
     assert residency.acquire("a") is not None
 
 
+def test_copies_go_on_however_little_a_step_may_take(build: Build) -> None:
+    touch(build(copy_units=0), "a")
+
+
 def test_an_idle_engine_copies_all_at_once(build: Build, packages: Packages) -> None:
+    """LoRAX #395: one request after another waited long for its adapter, until a burst of them came."""
     packages.rank_of = {"a": 5}
     residency = build(copy_units=1)
     residency.prefetch("a")
@@ -198,6 +206,18 @@ def test_the_least_recently_used_adapter_is_evicted_and_comes_back_from_the_host
     touch(residency, "b")
 
     assert packages.reads == ["a", "b", "c"]
+
+
+def test_an_adapter_that_is_on_the_host_waits_for_nobody_s_read(build: Build, packages: Packages) -> None:
+    residency = build(num_slots=1)
+    touch(residency, "a")
+    touch(residency, "b")
+    packages.may_read.clear()
+    residency.prefetch("slow")
+
+    touch(residency, "a")
+
+    assert residency.is_loading("slow")
 
 
 def test_an_adapter_that_left_the_host_too_is_read_again(build: Build, packages: Packages) -> None:
@@ -291,6 +311,32 @@ def test_room_that_an_adapter_in_use_cuts_in_pieces_is_moved_together(
     assert residency.take_events().compacted_bytes == UNIT * 4
 
 
+def test_no_more_is_moved_in_a_step_than_steps_can_bear(
+    build: Build, packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_residency, "_MAX_MOVED_BYTES", UNIT * 4)
+    residency = build(8, make_arena(5))
+    packages.rank_of["large"] = 3
+    for digest in "abcde":
+        touch(residency, digest)
+    for digest in "bd":
+        acquire(residency, digest)
+    residency.take_events()
+    residency.prefetch("large")
+    wait_until(lambda: not residency.is_loading("large"), residency)
+
+    moved = []
+    for is_idle in (False, True, True):
+        residency.advance()
+        assert residency.acquire("large") is None
+        residency.copy(is_idle=is_idle)
+        moved.append(residency.take_events().compacted_bytes)
+        assert residency.is_busy, "an idle engine would sleep"
+
+    assert moved == [UNIT * 4, UNIT * 4, 0]
+    assert acquire(residency, "large") is not None
+
+
 def test_an_adapter_larger_than_the_arena_is_refused_and_evicts_nobody(
     build: Build, packages: Packages
 ) -> None:
@@ -315,6 +361,32 @@ def test_a_package_that_cannot_be_read_is_tried_again_by_the_next_request(
         acquire(residency, "a")
     del packages.failures["a"]
 
+    assert acquire(residency, "a") is not None
+
+
+class Panic(BaseException):
+    """As Rust's panics come to Python: no Exception."""
+
+
+@pytest.mark.parametrize(
+    "failure", [MemoryError(), RuntimeError("no pinned memory"), KeyError("a bug"), Panic("in native code")]
+)
+def test_a_load_that_failed_for_no_fault_of_the_package_fails_for_who_waits_and_is_tried_again(
+    build: Build, packages: Packages, failure: BaseException
+) -> None:
+    residency = build()
+    packages.failures["a"] = failure
+    packages.may_read.clear()
+    residency.warm("a")
+    residency.prefetch("a")
+    packages.may_read.set()
+
+    with pytest.raises(SequenceFailedError, match="could not load the adapter"):
+        acquire(residency, "a")
+
+    assert [told.reason for told in residency.take_events().failures] == ["SEQUENCE_FAILED"]
+    assert residency.num_slots_used == residency.num_loading == residency.host_bytes_used == 0
+    del packages.failures["a"]
     assert acquire(residency, "a") is not None
 
 
@@ -373,6 +445,22 @@ def test_forgetting_an_adapter_on_its_way_leaves_nothing_of_it(build: Build, pac
     assert residency.num_slots_used == residency.arena_bytes_used == residency.host_bytes_used == 0
 
 
+def test_an_adapter_on_its_way_that_is_named_again_is_no_longer_forgotten(
+    build: Build, packages: Packages
+) -> None:
+    residency = build()
+    packages.may_read.clear()
+    residency.prefetch("a")
+    residency.forget("a")
+    residency.prefetch("a")
+    packages.may_read.set()
+
+    touch(residency, "a")
+
+    assert residency.active_digests == ["a"]
+    assert residency.host_bytes_used == UNIT * 4
+
+
 @pytest.mark.parametrize("is_read", [False, True])
 @pytest.mark.parametrize("drop", ["cancel_prefetch", "forget"])
 def test_an_adapter_that_nobody_waits_for_any_more_is_not_waited_for(
@@ -413,11 +501,87 @@ def test_warming_waits_while_every_slot_is_in_use_and_holds_no_host_memory(
     residency.prefetch("c")
     wait_until(lambda: packages.reads == ["a", "b", "c"], residency)
     residency.cancel_prefetch("c")
+    settle(residency)
+    assert packages.reads == ["a", "b", "c"]  # nothing is read for which there is no slot
+    assert residency.tier("b") == "disk"
 
     residency.release("a")
     settle(residency)
 
     assert residency.active_digests == ["b"]
+
+
+def test_what_a_sequence_waits_for_is_read_before_what_is_warmed_or_pinned(
+    build: Build, packages: Packages
+) -> None:
+    residency = build(num_slots=4)
+    packages.may_read.clear()
+    residency.prefetch("a")
+    residency.warm("warmed")
+    residency.pin(["pinned"])
+    residency.prefetch("b")
+    packages.may_read.set()
+    wait_until(lambda: len(packages.reads) == 4, residency)
+
+    assert packages.reads[:2] == ["a", "b"]
+    assert sorted(packages.reads[2:]) == ["pinned", "warmed"]
+
+
+def test_a_warmed_adapter_takes_no_slot_of_one_that_a_sequence_waits_for(build: Build) -> None:
+    residency = build(num_slots=1)
+    touch(residency, "a")
+    residency.prefetch("a")
+
+    residency.warm("b")
+    settle(residency)
+
+    assert residency.active_digests == ["a"]
+    residency.cancel_prefetch("a")
+    settle(residency)
+    assert residency.active_digests == ["b"]
+
+
+def test_an_adapter_that_came_before_its_sequence_could_begin_stays_for_it(build: Build) -> None:
+    residency = build(num_slots=1)
+    residency.prefetch("a")
+    wait_until(lambda: not residency.is_loading("a"), residency)
+    residency.bring("a")
+    wait_until(lambda: residency.tier("a") == "slot", residency)
+
+    residency.warm("b")
+    settle(residency)
+
+    assert residency.active_digests == ["a"]
+
+
+def test_a_warmed_adapter_waits_behind_one_that_a_sequence_waits_for(build: Build) -> None:
+    residency = build(num_slots=1)
+    acquire(residency, "a")
+    residency.warm("warmed")
+    settle(residency)
+    assert acquire(residency, "b") is None
+    residency.release("a")
+
+    residency.advance()
+
+    assert residency.num_slots_used == 1
+    assert acquire(residency, "b") is not None
+    assert residency.take_events().evictions == 1
+
+
+def test_what_was_read_for_an_operator_is_not_read_again_for_a_sequence(
+    build: Build, packages: Packages
+) -> None:
+    residency = build(num_slots=1)
+    acquire(residency, "a")
+    residency.warm("b")
+    settle(residency)
+
+    assert acquire(residency, "b") is None
+    residency.release("a")
+    assert acquire(residency, "b") is not None
+
+    assert packages.reads == ["a", "b"]
 
 
 def test_pinned_adapters_are_loaded_and_stay_until_they_are_no_longer_pinned(build: Build) -> None:
@@ -435,6 +599,46 @@ def test_pinned_adapters_are_loaded_and_stay_until_they_are_no_longer_pinned(bui
     assert residency.active_digests == ["e", "f"]
 
 
+def test_an_adapter_that_is_pinned_is_no_longer_forgotten(build: Build) -> None:
+    residency = build()
+    acquire(residency, "a")
+    residency.forget("a")
+    residency.pin(["a"])
+
+    residency.release("a")
+
+    assert residency.active_digests == ["a"]
+
+
+def test_an_adapter_that_is_forgotten_is_no_longer_pinned_when_it_comes_back(build: Build) -> None:
+    residency = build(num_slots=1)
+    residency.pin(["a"])
+    settle(residency)
+    residency.forget("a")
+    assert not residency.is_pinned("a")
+    assert residency.active_digests == []
+
+    touch(residency, "a")
+    touch(residency, "b")
+
+    assert residency.active_digests == ["b"]
+
+
+def test_what_is_no_longer_pinned_before_it_came_does_not_come(build: Build) -> None:
+    residency = build(num_slots=1)
+    acquire(residency, "a")
+    residency.pin(["b"])
+    settle(residency)
+    assert residency.num_loading == residency.is_pin_waiting == 1
+
+    residency.pin([])
+
+    assert residency.num_loading == residency.is_pin_waiting == 0
+    residency.release("a")
+    settle(residency)
+    assert residency.active_digests == ["a"]
+
+
 def test_what_pinned_adapters_leave_no_room_for_fails_at_once(build: Build, packages: Packages) -> None:
     residency = build(num_slots=1)
     residency.pin(["a", "b"])
@@ -446,6 +650,19 @@ def test_what_pinned_adapters_leave_no_room_for_fails_at_once(build: Build, pack
     assert residency.active_digests == ["a"]
     assert [(f.digest, f.reason) for f in residency.take_events().failures] == [("b", "ADAPTER_TOO_LARGE")]
     assert not residency.is_pin_waiting
+
+
+def test_a_pinned_adapter_that_can_never_come_keeps_nobody_waiting(build: Build, packages: Packages) -> None:
+    residency = build(2, make_arena(2))
+    packages.rank_of["large"] = 3
+    residency.prefetch("large")
+    residency.pin(["large"])
+    wait_until(lambda: not residency.is_loading("large"), residency)
+    step(residency)
+
+    assert not residency.is_pin_waiting
+    with pytest.raises(AdapterTooLargeError):
+        acquire(residency, "large")
 
 
 def test_a_pinned_adapter_waits_for_a_slot_in_use_and_says_so(build: Build) -> None:
@@ -491,8 +708,9 @@ def test_events_tell_each_read_copy_eviction_and_move_once(build: Build) -> None
     assert {move.digest: move.tier for move in events.moves} == {"a": "host", "b": "slot"}
     assert all(move.read_seconds > 0 and move.copy_seconds > 0 for move in events.moves)
     assert residency.take_events().moves == []
-    residency.forget("a")
-    assert not residency.has_news or residency.take_events().moves
+    residency.forget("b")
+    assert residency.has_news
+    assert [move.tier for move in residency.take_events().moves] == ["disk"]
 
 
 def test_an_adapter_that_leaves_the_host_cache_is_told_to_be_on_disk(build: Build) -> None:

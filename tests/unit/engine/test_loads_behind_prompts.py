@@ -1,4 +1,4 @@
-"""Adapters come into their slots while the steps are full of other requests' prompts."""
+"""Adapters come into their slots, and stay there, while the steps are full of others' requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.messages import SamplingParams
 from loraplex_server.engine.prefill_budget import PrefillSpread
-from loraplex_server.engine.scheduler import SampledToken, Scheduler, SchedulerLimits
+from loraplex_server.engine.scheduled_batch import SampledToken
+from loraplex_server.engine.scheduler import Scheduler, SchedulerLimits
 from tests.unit.engine.simulation import EOS, add_command
 from tests.unit.engine.slow_memory import SlowMemory
 
@@ -23,6 +24,7 @@ SPEC = BaseSpec("LlamaForCausalLM", "f" * 64, 1, dict.fromkeys(LORA_MODULES, (4,
 ELEMENTS = 8  # of every adapter
 ENDLESS = SamplingParams(max_tokens=10_000, ignore_eos=True)
 PROMPT_STEPS = 20
+NUM_BLOCKS = 1000
 
 
 def read(digest: str, place: HostPlace) -> None:
@@ -32,13 +34,13 @@ def read(digest: str, place: HostPlace) -> None:
 class Steps:
     """A scheduler over a real residency, as the engine runs them."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, max_running: int = 50) -> None:
         memory = SlowMemory(8 * ELEMENTS, SPEC)
         cache = HostCache(8 * ELEMENTS, torch.float32, pin_memory=False)
         self.memory = memory
         self.residency = AdapterResidency(num_slots, memory, cache, read, copy_bytes=2**20)
-        limits = SchedulerLimits(50, 1000, 10_000, PrefillSpread(PROMPT_STEPS, 1))
-        blocks = BlockManager(1000, 4)
+        limits = SchedulerLimits(max_running, 1000, 10_000, PrefillSpread(PROMPT_STEPS, 1))
+        blocks = BlockManager(NUM_BLOCKS, 4)
         self.scheduler = Scheduler(limits, blocks, self.residency, [EOS])
         self._num_sequences = 0
 
@@ -86,6 +88,55 @@ def steps() -> Iterator[Steps]:
     made = Steps(num_slots=1)
     yield made
     made.residency.close()
+
+
+@pytest.fixture
+def steps_of_one() -> Iterator[Steps]:
+    """With room for one sequence."""
+    made = Steps(num_slots=1, max_running=1)
+    yield made
+    made.residency.close()
+
+
+def test_an_adapter_is_read_from_the_moment_its_request_is_queued_whoever_is_before_it(
+    steps_of_one: Steps,
+) -> None:
+    steps_of_one.add(1)
+    steps_of_one.step()
+
+    steps_of_one.add(1, "a")
+
+    steps_of_one.await_read("a")
+
+
+def test_an_adapter_stays_in_its_slot_while_any_request_waits_for_it(steps_of_one: Steps) -> None:
+    steps = steps_of_one
+    steps.load("c")
+    steps.load("a")
+    first, second = steps.add(1, "a"), steps.add(1, "a")
+    assert steps.step() == {first}
+
+    steps.residency.warm("c")
+    steps.scheduler.abort([first])
+
+    assert steps.step() == {second}
+
+
+def test_an_adapter_of_a_request_that_waits_for_blocks_stays_in_its_slot(steps: Steps) -> None:
+    steps.load("c")
+    steps.load("a")
+    steps.add(4 * NUM_BLOCKS - 100)
+    for _ in range(5):
+        steps.step()
+    large = steps.add(400, "a")
+    for _ in range(3):
+        assert large not in steps.step()
+
+    steps.residency.warm("c")
+
+    for _ in range(3):
+        steps.step()
+        assert steps.residency.active_digests == ["a"]
 
 
 def test_an_adapter_is_in_its_slot_when_the_prompt_before_its_request_ends(steps: Steps) -> None:

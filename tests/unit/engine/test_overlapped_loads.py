@@ -99,9 +99,10 @@ class LoadWorld:
         self.residency.prefetch(digest)
         self.waiting.append(digest)
 
-    def give_up(self, digest: str) -> None:
+    def leave_queue(self, digest: str) -> None:
         self.waiting.remove(digest)
-        self.residency.cancel_prefetch(digest)
+        if digest not in self.waiting:
+            self.residency.cancel_prefetch(digest)
 
     def step(self) -> dict[str, int]:
         """As the engine does; who got a slot."""
@@ -110,7 +111,7 @@ class LoadWorld:
         for digest in list(self.waiting):
             slot = self.residency.acquire(digest)
             if slot is not None:
-                self.waiting.remove(digest)
+                self.leave_queue(digest)
                 slots[digest] = slot
         self.residency.copy(is_idle=False)
         return slots
@@ -186,6 +187,24 @@ def test_what_was_checked_is_copied_while_the_rest_is_being_read(build: Build) -
     assert torch.all(world.serve("a") == 1.0)
 
 
+def test_what_is_copied_beside_the_reading_takes_no_time_of_its_own(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = build()
+    world.begin("a", 2)
+    world.disk.fill("a", 1, 1.0)
+    world.step()
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 1000.0)  # the disk is slow
+    world.disk.fill("a", 2, 1.0)
+    world.disk.end("a")
+    world.serve("a")
+
+    [seconds] = world.residency.take_events().copy_seconds
+
+    assert seconds < 1000.0
+
+
 def test_an_adapter_is_not_served_before_its_reader_says_that_all_is_well(build: Build) -> None:
     world = build()
     world.begin("a", 2)
@@ -231,11 +250,15 @@ def test_slot_and_extent_of_a_damaged_image_come_free_once_nothing_lands_there_a
         world.step()
     assert world.bytes_used == (4 * UNIT_BYTES, 0)
     assert world.residency.num_slots_used == 1
+    world.residency.take_events()
     world.memory.land()
     world.step()
 
     assert world.bytes_used == (0, 0)
     assert world.residency.num_slots_used == 0
+    assert world.residency.has_news  # else nobody would be told that the slot is free
+    world.residency.take_events()
+    assert not world.residency.has_news
     world.load("b")  # while the package of the first one is being read
     assert world.residency.active_digests == ["b"]
 
@@ -284,7 +307,7 @@ def test_a_request_that_is_aborted_while_its_adapter_is_half_copied_leaves_an_id
     world.disk.fill("a", 2, 1.0)
     world.step()
 
-    world.give_up("a")
+    world.leave_queue("a")
     world.disk.fill("a", 4, 1.0)
     world.disk.end("a")
     world.step_until(lambda: world.memory.num_ahead == 4 * UNIT)
@@ -302,7 +325,7 @@ def test_forgetting_a_half_copied_adapter_leaves_nothing_of_it(build: Build) -> 
     world.disk.fill("a", 2, 1.0)
     world.step()
 
-    world.give_up("a")
+    world.leave_queue("a")
     world.residency.forget("a")
     world.disk.end("a")
     world.step_until(lambda: world.memory.num_ahead == 4 * UNIT)
@@ -318,7 +341,7 @@ def test_a_pinned_adapter_that_is_forgotten_while_it_is_copied_makes_no_other_to
     world.begin("a", 4)
     world.disk.fill("a", 2, 1.0)
     world.step()
-    world.give_up("a")
+    world.leave_queue("a")
     world.residency.forget("a")
 
     world.begin("b", 1)
@@ -459,3 +482,6 @@ def test_an_idle_engine_queues_all_and_the_next_step_only_what_the_bound_leaves(
     world.memory.land()
     world.step()
     assert world.memory.num_ahead == 2 * UNIT
+    for digest, value in (("a", 1.0), ("b", 2.0)):
+        world.disk.end(digest)
+        assert torch.all(world.serve(digest) == value)

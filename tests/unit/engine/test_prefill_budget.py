@@ -233,6 +233,22 @@ def test_a_budget_never_exceeds_what_the_step_holds() -> None:
     assert PrefillBudget.shared(20, spread, [3]).left == 8
 
 
+def test_what_is_found_in_the_cache_makes_a_share_smaller_but_not_a_step_that_takes_prompts_whole() -> None:
+    spread = PrefillSpread(steps=2, min_rows=1)
+    sequence = Sequence.of(add_command(0, [1] * 20), 0)
+    sequence.num_tokens_to_prefill = 4
+    budgets = [
+        PrefillBudget.shared(100, spread, [10]),
+        PrefillBudget.shared(10, spread, [10]),
+        PrefillBudget.whole(10),
+    ]
+
+    for budget in budgets:
+        budget.correct(sequence)
+
+    assert [budget.left for budget in budgets] == [2, 10, 10]
+
+
 @pytest.mark.parametrize("name", ["steps", "min_rows"])
 def test_a_spread_over_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):

@@ -175,7 +175,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @invariant()
     def disk_rests(self) -> None:
         if hasattr(self, "residency"):
-            loads = self.residency._loads.values()
+            loads = self.residency._loads
             self.disk.settle(lambda: sum(bool(load.reading and not load.reading.is_over) for load in loads))
 
     @invariant()

@@ -7,9 +7,11 @@ import math
 import msgspec
 import pytest
 
-from loraplex_server.engine import scheduler
+from loraplex_server.engine import background_pace
+from loraplex_server.engine.background_pace import BACKGROUND_EVERY
 from loraplex_server.engine.messages import AddSequence, FinishReason, SamplingParams, SequenceTimings
-from loraplex_server.engine.scheduler import BACKGROUND_EVERY, MAX_BYPASSES, SchedulerLimits
+from loraplex_server.engine.scheduler import SchedulerLimits
+from loraplex_server.engine.slot_turns import MAX_BYPASSES
 from tests.unit.engine.simulation import FakeResidency, Simulation, add_command, naive_completion
 
 ENDLESS = SamplingParams(max_tokens=10_000, ignore_eos=True)
@@ -183,7 +185,7 @@ def test_a_background_sequence_begins_at_once_where_nobody_else_runs() -> None:
 def test_beside_others_background_sequences_begin_together_once_in_many_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scheduler, "BACKGROUND_AFTER_S", math.inf)
+    monkeypatch.setattr(background_pace, "BACKGROUND_AFTER_S", math.inf)
     sim = Simulation(num_blocks=200, limits=limits())
     sim.add(add_command(0, [1, 2], sampling=ENDLESS))
     sim.step()

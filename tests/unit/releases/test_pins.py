@@ -63,6 +63,24 @@ async def test_a_new_engine_is_told_at_once_though_the_database_is_lost(
     await pins.close()
 
 
+async def test_what_the_engine_forgot_is_told_again_if_it_is_pinned_again_before_anybody_looked(
+    open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
+) -> None:
+    here = await pinned_front_end(open_front_end, package_folders)
+    pins, told = watch(here)
+    here.packages.on_retired = pins.package_retired
+    pins.refresh()
+    await until(told, [[digests[0]]])
+
+    await here.delete("faq")
+    await here.register("faq", package_folders[0])
+    here.registry.set_pinned(FAQ, True, max_pinned=8)
+    pins.refresh()
+
+    await until(told, [[digests[0]], [digests[0]]])
+    await pins.close()
+
+
 async def test_pins_leave_a_slot_and_room_for_the_largest_adapter(
     open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
 ) -> None:
@@ -83,3 +101,23 @@ async def test_pins_leave_a_slot_and_room_for_the_largest_adapter(
     here.registry.promote(FAQ, digests[1])
     here.registry.pin_limits = PinLimits(0, 0)
     assert here.registry.rollback(FAQ).stable.digest == digests[0]  # must always be possible
+
+
+async def test_a_registration_that_promotes_a_pinned_name_leaves_room_as_any_promotion_does(
+    open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
+) -> None:
+    here = await pinned_front_end(open_front_end, package_folders)
+    size = here.registry.get(FAQ).stable.num_elements
+
+    here.registry.pin_limits = PinLimits(8, 2 * size - 1)
+    with pytest.raises(TooManyPinnedError, match="no room for the largest"):
+        await here.register("faq", package_folders[1], OnExisting.PROMOTE)
+    assert [version.digest for version in here.registry.get(FAQ).versions] == [digests[0]]
+
+    await here.register("faq", package_folders[1], OnExisting.ADD_VERSION)
+    with pytest.raises(TooManyPinnedError, match="no room for the largest"):
+        await here.register("faq", package_folders[1], OnExisting.PROMOTE)
+
+    here.registry.pin_limits = PinLimits(8, 2 * size)
+    promoted = await here.register("faq", package_folders[1], OnExisting.PROMOTE)
+    assert promoted.stable.digest == digests[1]

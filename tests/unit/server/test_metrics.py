@@ -20,7 +20,7 @@ def deleted() -> set[str]:
 @pytest.fixture
 def metrics(deleted: set[str]) -> Metrics:
     metrics = Metrics()
-    metrics.watch_adapters(lambda: 5, lambda name: name not in deleted)
+    metrics.watch_adapters(lambda: 5, lambda name: name not in deleted, num_leases=lambda: 6)
     return metrics
 
 
@@ -101,7 +101,10 @@ def test_a_step_of_the_engine_sets_gauges_and_counts_what_it_did(metrics: Metric
         num_running=3,
         num_waiting=2,
         kv_blocks_used=17,
+        kv_blocks_cached=9,
         adapter_slots_used=4,
+        adapter_slots_pinned=1,
+        adapter_leases=3,
         step_seconds=0.02,
         batch_sequences=3,
         batch_adapters=2,
@@ -123,7 +126,11 @@ def test_a_step_of_the_engine_sets_gauges_and_counts_what_it_did(metrics: Metric
         "running_sequences": 3,
         "waiting_sequences": 2,
         "kv_blocks_used": 17,
+        "kv_blocks_cached": 9,
         "adapter_slots_used": 4,
+        "adapter_slots_pinned": 1,
+        "adapter_leases": 3,
+        "package_leases": 6,
         "adapters_loading": 5,
         "adapter_arena_used_bytes": 600,
         "host_cache_used_bytes": 700,

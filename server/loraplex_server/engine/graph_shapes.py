@@ -1,0 +1,135 @@
+"""The few padded shapes that steps are rounded up to, each captured as a graph before the first request."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape, aligned
+from loraplex_server.kernels.decode_attention import PART_TOKENS
+from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, PREFILL_TILE_ROWS
+from loraplex_server.kernels.prefill_attention import TILE_ROWS
+
+_ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+_TILE_BUCKETS = (1, 4, 8, 16, 32, 64, 128, 256)
+_CONTEXT_FACTOR = 4  # between two buckets of context
+_PROMPT_ROWS = 32  # that a full batch of decodes still takes along
+_MIXED_ROW_BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+
+
+class ShapeBuckets:
+    """Those of decode steps.
+
+    `max_rows` is the most that one of them holds: a decode of every running sequence, and some rows of prompts unless
+    the step itself is smaller. `contexts` are the limits of their contexts.
+    """
+
+    def __init__(self, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
+        """`max_rows` of any step."""
+        self.max_rows = min(max_running + _PROMPT_ROWS, max_rows)
+        fewer = (rows for rows in _ROW_BUCKETS if rows < self.max_rows)
+        self._rows = sorted({*fewer, max_running, self.max_rows})
+        self.contexts = _context_buckets(max_context)
+        self._block_size = block_size
+
+    def all_shapes(self) -> Iterator[StepShape]:
+        """Largest first: what later graphs need is allocated by then."""
+        for rows in reversed(self._rows):
+            for max_context in reversed(self.contexts):
+                for tiles in reversed(self._tiles(rows)):
+                    yield self._shape(rows, max_context, tiles)
+
+    def shape_of(self, plan: StepPlan) -> StepShape:
+        """The smallest shape that holds a plan of decode rows alone."""
+        rows = self._rows[bisect_left(self._rows, plan.num_rows)]
+        tiles = self._tiles(rows)
+        return self._shape(rows, self.context_of(plan), tiles[bisect_left(tiles, len(plan.row_tiles))])
+
+    def context_of(self, plan: StepPlan) -> int:
+        """The bucket of a plan's decode contexts."""
+        return self.contexts[bisect_left(self.contexts, plan.max_context)]
+
+    def _tiles(self, rows: int) -> list[int]:
+        """Numbers of row tiles of a step with so many rows; 0 is the base alone."""
+        fewest = -(-rows // DECODE_TILE_ROWS)
+        # Each row an adapter of its own is the most there can be.
+        between = [tiles for tiles in _TILE_BUCKETS if fewest < tiles < rows]
+        return sorted({0, fewest, *between, rows})
+
+    def _shape(self, rows: int, max_context: int, tiles: int) -> StepShape:
+        return StepShape(
+            rows=rows,
+            decodes=rows,
+            sequences=rows,
+            row_tiles=tiles,
+            query_tiles=0,
+            max_context=max_context,
+            max_blocks=aligned(-(-max_context // self._block_size)),
+            logit_rows=None,
+        )
+
+
+class MixedShapes:
+    """Those of steps with short prefills, in which a decode is a chunk of one row."""
+
+    def __init__(self, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
+        self._rows = [rows for rows in _MIXED_ROW_BUCKETS if rows <= max_rows]
+        self._max_running = max_running
+        self._max_context = max_context
+        self._max_blocks = aligned(-(-max_context // block_size))
+
+    def all_shapes(self) -> Iterator[StepShape]:
+        """Largest first."""
+        for rows in reversed(self._rows):
+            for has_adapters in (True, False):
+                yield self._shape(rows, has_adapters)
+
+    def shape_of(self, plan: StepPlan) -> StepShape | None:
+        """The smallest shape that holds a plan with prefills; None if there is none."""
+        index = bisect_left(self._rows, plan.num_rows)
+        if index == len(self._rows):
+            return None
+        return self._shape(self._rows[index], bool(plan.row_tiles))
+
+    def _shape(self, rows: int, has_adapters: bool) -> StepShape:
+        sequences = min(rows, self._max_running)
+        return StepShape(
+            rows=rows,
+            decodes=0,
+            sequences=sequences,
+            row_tiles=min(rows, sequences + rows // PREFILL_TILE_ROWS) if has_adapters else 0,
+            query_tiles=min(rows, sequences + rows // TILE_ROWS),
+            max_context=self._max_context,
+            max_blocks=self._max_blocks,
+            logit_rows=sequences,
+        )
+
+
+class GraphShapes:
+    """All of them. Their number depends on the rows and the context of a step, not on how many adapters there are."""
+
+    def __init__(self, *, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
+        """`max_rows` of any step."""
+        self.max_rows = max_rows
+        self.max_running = max_running
+        self.max_context = max_context
+        self.block_size = block_size
+        self.decodes = ShapeBuckets(max_rows, max_running, max_context, block_size)
+        self.mixed = MixedShapes(max_rows, max_running, max_context, block_size)
+
+    def all_shapes(self) -> list[StepShape]:
+        """Of both kinds, largest first."""
+        return [*self.mixed.all_shapes(), *self.decodes.all_shapes()]
+
+    def shape_of(self, plan: StepPlan) -> StepShape | None:
+        """The smallest shape that holds a plan; None for prefills too long for any."""
+        return self.mixed.shape_of(plan) if plan.prefills else self.decodes.shape_of(plan)
+
+
+def _context_buckets(max_context: int) -> list[int]:
+    buckets = []
+    bucket = PART_TOKENS
+    while bucket < max_context:
+        buckets.append(bucket)
+        bucket *= _CONTEXT_FACTOR
+    return [*buckets, max_context]

@@ -1,0 +1,26 @@
+"""What the scheduler asks of those who know where adapters are."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class AdapterResidency(Protocol):
+    """See `loraplex_server.engine.adapter_residency`."""
+
+    def prefetch(self, digest: str) -> None: ...
+
+    def cancel_prefetch(self, digest: str) -> None: ...
+
+    def acquire(self, digest: str) -> int | None: ...
+
+    def bring(self, digest: str) -> None: ...
+
+    def release(self, digest: str) -> None: ...
+
+    def is_loading(self, digest: str) -> bool: ...
+
+    def is_pinned(self, digest: str) -> bool: ...
+
+    @property
+    def is_pin_waiting(self) -> bool: ...
