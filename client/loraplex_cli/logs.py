@@ -9,8 +9,18 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 # A lost database is told once, with its cause; the pool would add a traceback for each connection. Migrations that find
-# nothing to do are no news.
-_QUIETER = {"sqlalchemy.pool": logging.CRITICAL, "alembic": logging.WARNING}
+# nothing to do are no news. What failed at a bucket is told by its kind; the libraries would add URLs and tracebacks,
+# for each attempt.
+_QUIETER = {
+    "sqlalchemy.pool": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    "gcsfs": logging.CRITICAL,
+    "s3fs": logging.CRITICAL,
+    "aiobotocore": logging.CRITICAL,
+    "botocore": logging.CRITICAL,
+    "google.auth": logging.CRITICAL,
+    "fsspec": logging.WARNING,
+}
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from loraplex_adapters.errors import LoraplexError
+from loraplex_server.admission.url_policy import check_prefix
 from loraplex_server.engine.config import Device, EngineConfig, Quantization
 
 ENVIRONMENT_PREFIX = "LORAPLEX_"
@@ -82,6 +83,9 @@ class ServerConfig(BaseModel):
     )
     adapter_url_schemes: tuple[str, ...] = Field(
         ("file", "s3", "gs", "http", "https"), description="Schemes of the URLs that CreateAdapter may read."
+    )
+    adapter_url_prefixes: tuple[str, ...] = Field(
+        (), description="Beginnings of the URLs that CreateAdapter may read; empty: any of the schemes."
     )
     allow_private_hosts: bool = Field(
         False, description="Let CreateAdapter read URLs of hosts in private networks."
@@ -239,12 +243,19 @@ class ServerConfig(BaseModel):
     def _split_paths(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
-    @field_validator("adapter_url_schemes", mode="before")
+    @field_validator("adapter_url_schemes", "adapter_url_prefixes", mode="before")
     @classmethod
-    def _split_schemes(cls, value: Any) -> Any:
+    def _split_by_commas(cls, value: Any) -> Any:
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
+
+    @field_validator("adapter_url_prefixes")
+    @classmethod
+    def _check_prefixes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in value:
+            check_prefix(prefix)
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> ServerConfig:

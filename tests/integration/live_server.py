@@ -39,6 +39,7 @@ SETTINGS: dict[str, Any] = {
 }
 _FLAGS = {
     "adapter_roots": "--adapter-root",
+    "adapter_url_prefixes": "--adapter-url-prefix",
     "signature_keys": "--signature-key",
     "training_roots": "--training-root",
 }
@@ -162,7 +163,8 @@ def start_server(
         if isinstance(value, bool):
             command.append(flag if value else flag.replace("--", "--no-", 1))
         else:
-            command += [flag, str(value)]
+            for each in value if isinstance(value, tuple) else (value,):
+                command += [flag, str(each)]
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             command,

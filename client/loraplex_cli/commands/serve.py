@@ -91,6 +91,14 @@ def serve(
             "--adapter-url-scheme",
         ),
     ] = None,
+    adapter_url_prefixes: Annotated[
+        list[str] | None,
+        _flag(
+            "Beginnings of the URLs that CreateAdapter may read; empty: any of the schemes.",
+            "empty",
+            "--adapter-url-prefix",
+        ),
+    ] = None,
     allow_private_hosts: Annotated[
         bool | None, _flag("Let CreateAdapter read URLs of hosts in private networks.", "false")
     ] = None,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
 import fsspec
 
@@ -26,14 +26,12 @@ from loraplex_adapters.package import open_package_file
 from loraplex_adapters.storage_faults import disk_faults
 from loraplex_server.admission.file_names import OPTIONAL_FILES, PACKAGE_FILES
 from loraplex_server.admission.http_source import HttpFolder, PrivateHostError
+from loraplex_server.admission.source_faults import Fault, explanation, fault_of, missing_library, silence
+from loraplex_server.admission.url_policy import UrlPolicy
 
-DEFAULT_SCHEMES = frozenset({"file", "s3", "gs", "gcs", "http", "https"})
-MAX_URL_CHARACTERS = 2048
-_MAX_LABEL = 512  # characters
 _CHUNK_BYTES = 1024 * 1024
 _BLOCK_BYTES = 4 * 1024 * 1024  # what a remote file system reads ahead
 _PARTING_S = 2.0  # how long a thread that was told to stop may keep its caller
-_PACKAGE_OF_SCHEME = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +58,10 @@ def confined(path: str, roots: Iterable[Path], field: str = "path") -> Path:
     raise _invalid(field, "must be an absolute path of a folder under one of the server's adapter_roots")
 
 
-def source_label(url: str) -> str:
-    """`url` without user, password, query and fragment: what may be stored and shown."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port is not None else ""
-    except ValueError:
-        return "url"
-    return f"{parts.scheme}://{host}{port}{parts.path}"[:_MAX_LABEL]
-
-
 async def fetch_url(
     url: str,
     into: Path,
-    schemes: frozenset[str],
+    policy: UrlPolicy,
     roots: Iterable[Path],
     max_bytes: int,
     timeout_s: float,
@@ -84,17 +71,20 @@ async def fetch_url(
     """Copy the package files of the folder at `url` into the empty folder `into`; no others are looked at.
 
     `max_bytes` bounds all files together, whatever sizes the source claims; `timeout_s` bounds the time in which
-    nothing arrives. `file` is confined to `roots`, as a path is. For `http` and `https`, see `http_source` for what
-    hosts are refused. What other schemes reach is up to their libraries' own settings on this machine, which a URL
-    cannot change: it may have no user, query or fragment there, nor chain file systems ("a::b").
+    nothing arrives. `policy` says which URLs are allowed; `file` is confined to `roots`, as a path is; for `http` and
+    `https`, see `http_source` for what hosts are refused. With whose credentials other schemes are read, and where, is
+    up to their libraries' own settings on this machine, which a URL cannot change: it may have no user, query or
+    fragment there, nor chain file systems ("a::b").
 
     Cancelling ends the copy at its next piece. Raises InvalidRequestError for a URL that is not allowed,
     SourceUnavailableError for what cannot be read, AdapterInvalidError for more than `max_bytes`, StorageError.
     """
-    parts = _parse(url, schemes)
+    parts = policy.parse(url)
     loop = asyncio.get_running_loop()
     copied: asyncio.Future[None] = loop.create_future()
-    copy = _Copy(lambda: _open_folder(url, parts, roots, timeout_s, allow_private_hosts), into, max_bytes)
+    copy = _Copy(
+        lambda: _open_folder(url, parts, roots, timeout_s, allow_private_hosts), into, parts.scheme, max_bytes
+    )
 
     def run() -> None:
         error = copy.run()
@@ -107,7 +97,7 @@ async def fetch_url(
         while not copied.done():
             idle_s = time.monotonic() - copy.last_progress
             if idle_s >= timeout_s:
-                raise SourceUnavailableError(f"the source sent nothing for {timeout_s:g} s; try again later")
+                raise SourceUnavailableError(silence(timeout_s, parts.scheme))
             await asyncio.wait({copied}, timeout=timeout_s - idle_s)
         copied.result()
     finally:
@@ -121,9 +111,12 @@ async def fetch_url(
 class _Copy:
     """One copy, in a thread of its own. The event loop reads `last_progress` and sets `is_cancelled`."""
 
-    def __init__(self, open_folder: Callable[[], SourceFolder], into: Path, max_bytes: int) -> None:
+    def __init__(
+        self, open_folder: Callable[[], SourceFolder], into: Path, scheme: str, max_bytes: int
+    ) -> None:
         self._open_folder = open_folder
         self._into = into
+        self._scheme = scheme
         self._max_bytes = max_bytes
         self._left = max_bytes
         self.last_progress = time.monotonic()
@@ -131,17 +124,16 @@ class _Copy:
 
     def run(self) -> LoraplexError | None:
         """What went wrong, as an error of ours; None where all is copied or nobody waits any more."""
+        name = PACKAGE_FILES[0]
         try:
             folder = self._open_folder()
             for name in PACKAGE_FILES:
                 self._copy_file(folder, name)
         except LoraplexError as error:
             return error
-        except Exception as error:  # every library has errors of its own; their texts may hold URLs and keys
+        except Exception as error:  # every library has errors of its own
             log.warning("an adapter's source cannot be read", extra={"cause": type(error).__name__})
-            return SourceUnavailableError(
-                f"the source cannot be read ({type(error).__name__}); try again later"
-            )
+            return SourceUnavailableError(explanation(fault_of(error), error, self._scheme, name))
         return None
 
     def _copy_file(self, folder: SourceFolder, name: str) -> None:
@@ -152,11 +144,12 @@ class _Copy:
             raise SourceUnavailableError(
                 "the URL leads to a private address, which this server's settings do not allow"
             ) from None
-        except (FileNotFoundError, PermissionError) as error:
+        except LoraplexError:
+            raise
+        except Exception as error:
             # Some stores answer "forbidden" for what does not exist.
-            if name not in OPTIONAL_FILES:
-                what = "has no" if isinstance(error, FileNotFoundError) else "does not let this server read"
-                raise SourceUnavailableError(f"the source {what} {name}; check the URL") from None
+            if name not in OPTIONAL_FILES or fault_of(error) not in (Fault.MISSING, Fault.FORBIDDEN):
+                raise
 
     def _write(self, reader: Any, name: str) -> None:
         with disk_faults():
@@ -193,7 +186,10 @@ class _RemoteFolder:
     def open(self, name: str) -> AbstractContextManager[Any]:
         self._files.invalidate_cache()  # the folder may have been written since it was last listed
         reader: AbstractContextManager[Any] = self._files.open(
-            f"{self._root}/{name}", "rb", block_size=_BLOCK_BYTES
+            f"{self._root}/{name}",
+            "rb",
+            block_size=_BLOCK_BYTES,
+            cache_type="readahead",  # some read ahead by hundreds of megabytes of themselves
         )
         return reader
 
@@ -202,10 +198,7 @@ def _file_system(scheme: str) -> Any:
     try:
         return fsspec.filesystem(scheme)
     except ImportError:
-        package = _PACKAGE_OF_SCHEME.get(scheme, f"that fsspec needs for {scheme}")
-        raise SourceUnavailableError(
-            f"URLs of {scheme} need the Python package {package} on the server; install it there"
-        ) from None
+        raise SourceUnavailableError(missing_library(scheme)) from None
 
 
 def _open_folder(
@@ -219,29 +212,6 @@ def _open_folder(
             return HttpFolder(parts, timeout_s, allow_private_hosts)
         case scheme:
             return _RemoteFolder(url, scheme)
-
-
-def _parse(url: str, schemes: frozenset[str]) -> SplitResult:
-    if len(url) > MAX_URL_CHARACTERS or not url.isprintable() or " " in url:
-        raise _invalid("url", f"must have at most {MAX_URL_CHARACTERS} characters, no spaces among them")
-    try:
-        parts = urlsplit(url)
-        host, user = parts.hostname, parts.username
-        _ = parts.port  # reading it checks it
-    except ValueError:
-        raise _invalid("url", "is malformed") from None
-    if "::" in url.partition("?")[0].replace(f"[{host}]", ""):  # an IPv6 host is no chain
-        raise _invalid("url", "must not chain file systems with '::'")
-    if parts.scheme not in schemes:
-        raise _invalid("url", f"must be of one of the schemes {', '.join(sorted(schemes))}")
-    if parts.scheme in ("http", "https"):
-        if not host:
-            raise _invalid("url", "must name a host")
-    elif user is not None or parts.query or parts.fragment:
-        raise _invalid("url", f"must have no user, query or fragment in the scheme {parts.scheme}")
-    elif parts.scheme in ("file", "local") and host not in (None, "localhost"):
-        raise _invalid("url", "must name a folder of the server's machine, as in file:///adapters/faq")
-    return parts
 
 
 def _settle(copied: asyncio.Future[None], error: LoraplexError | None) -> None:

@@ -17,6 +17,7 @@ from loraplex_server.admission.jobs import AdmissionBudget, AdmissionJob
 from loraplex_server.admission.pool import AdmissionPool
 from loraplex_server.admission.signature_trust import SignatureTrust, check_signature_settings
 from loraplex_server.admission.uploads import UploadStaging
+from loraplex_server.admission.url_policy import UrlPolicy
 from loraplex_server.base.fingerprint import template_hash, tokenizer_hash
 from loraplex_server.config import ConfigError, ServerConfig
 from loraplex_server.engine.messages import EngineReady
@@ -83,7 +84,7 @@ def build_releases(
         admission=admission,
         sources=PackageSources(
             roots=config.adapter_roots,
-            schemes=frozenset(config.adapter_url_schemes),
+            urls=UrlPolicy(frozenset(config.adapter_url_schemes), config.adapter_url_prefixes),
             max_bytes=config.max_adapter_bytes,
             idle_timeout_s=config.upload_idle_timeout_s,
             allow_private_hosts=config.allow_private_hosts,

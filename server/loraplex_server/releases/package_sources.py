@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraplex_server.admission.sources import confined, fetch_url
+from loraplex_server.admission.url_policy import UrlPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageSources:
-    """Folders under the roots, and URLs of the allowed schemes."""
+    """Folders under the roots, and allowed URLs."""
 
     roots: tuple[Path, ...]
-    schemes: frozenset[str]
+    urls: UrlPolicy
     max_bytes: int
     idle_timeout_s: float  # that a source may send nothing
     allow_private_hosts: bool
@@ -28,7 +29,7 @@ class PackageSources:
         await fetch_url(
             url,
             into,
-            self.schemes,
+            self.urls,
             self.roots,
             self.max_bytes,
             self.idle_timeout_s,

@@ -12,7 +12,7 @@ from loraplex.v1 import adapter_pb2_grpc
 from loraplex_adapters.filters import AdapterFilter
 from loraplex_adapters.names import STABLE, AdapterName, AdapterReference
 from loraplex_adapters.releases import Adapter, Shadow
-from loraplex_server.admission.sources import source_label
+from loraplex_server.admission.url_policy import source_label
 from loraplex_server.releases.plan import plan_adapters
 from loraplex_server.releases.registration import Registered
 from loraplex_server.releases.service import Releases
