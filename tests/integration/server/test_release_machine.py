@@ -131,10 +131,11 @@ class Releases(RuleBasedStateMachine):
 
     @initialize(first=PACKAGES, second=PACKAGES, other=PACKAGES)
     def begin(self, first: int, second: int, other: int) -> None:
-        """Both names are there, and one has something to change to."""
+        """Both names are there, and one has something to change to, which answers unseen."""
         self.register("one", first, "refuse", "")
         self.register("one", second, "add_version", "canary")
         self.register("team/two", other, "refuse", "")
+        self.shadow("one", "canary")
 
     @rule(
         name=NAMES,
