@@ -39,10 +39,12 @@ CASES = {
 
 
 def test_every_case_is_named_by_the_tests_that_prove_it() -> None:
+    texts = (path.read_text() for path in TESTS.rglob("test_*.py"))
     docstrings = "\n".join(
         ast.get_docstring(node) or ""
-        for path in TESTS.rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for text in texts
+        if re.search(r"#\d{3}|LMDeploy", text)  # the others need no parsing
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     )
     named = set(re.findall(r"#\d+", docstrings))

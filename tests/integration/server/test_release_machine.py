@@ -7,10 +7,8 @@ acknowledged survives a kill; no lease, slot, block, byte or file is left over.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -23,27 +21,26 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from loraplex_client import LoraplexApiError, LoraplexClient, PlannedAdapters, Tier
+from loraplex_client import LoraplexApiError, LoraplexClient, Tier
 from tests.integration.conftest import NewAdapter
 from tests.integration.live_server import LiveServer, eventually, running_server
-from tests.integration.server.release_accounts import Accounts, Expected
+from tests.integration.server.release_stage import (
+    ADAPTERS,
+    LONG_TOKENS,
+    NUM_KEPT,
+    NUM_PACKAGES,
+    RANKS,
+    SETTINGS,
+    SHORT,
+    Stage,
+)
 from tests.integration.server.running_stream import RunningStream
 from tests.integration.streams import PROMPT
 from tests.support.release_model import ModelAnswers, ModelRegistry, Refused
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-RANKS = (4, 8, 16, 32, 64, 128)  # of the packages; see `release_accounts`
-RANK_BYTES = 7424  # of one rank on all linear modules of the tiny base
-NUM_PACKAGES = len(RANKS)
-NUM_KEPT = 4  # packages that an adapter of the stage refers to; the others come and go with the course
-SLOTS = 3  # fewer than these, so that requests evict
-ARENA_RANKS = 320  # room for the largest beside any two pinned ones
-HOST_CACHE_BYTES = 2**20  # of 141 ranks: it evicts as well
-LONG_TOKENS = 1000  # of a stream that is to run while something changes
-GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "include_token_ids": True}
-SHORT: dict[str, Any] = {**GREEDY, "max_tokens": 6}
-NAMES = st.sampled_from(["one", "team/two"])
+NAMES = st.sampled_from(ADAPTERS)
 ALIASES = st.sampled_from(["stable", "canary"])
 PACKAGES = st.integers(0, NUM_PACKAGES - 1)
 VERSIONS: st.SearchStrategy[str | int] = st.one_of(st.just("canary"), PACKAGES)
@@ -54,65 +51,6 @@ CHANGES = st.sampled_from(
     ["add_version", "promote", "rollback", "split", "delete_version", "delete", "evict", "pin", "unpin"]
 )
 MAX_RESTARTS = 1  # of one course: each takes seconds
-
-
-class Stage:
-    """The server that all courses use, one after another, and what each package answers."""
-
-    def __init__(self, start: Callable[[], LiveServer], folders: list[Path]) -> None:
-        self._start = start
-        self.folders = folders
-        self.threads = ThreadPoolExecutor()
-        self._begin()
-        [of_rank_1] = self.client.adapters.plan([PlannedAdapters(rank=1)]).groups
-        assert of_rank_1.bytes_each == RANK_BYTES
-        self.digests: list[str] = []
-        for number, folder in enumerate(folders):
-            self.digests.append(self.client.adapters.upload(f"reference/p{number}", folder).digest)
-        streams = [self.stream(f"reference/p{number}") for number in range(NUM_PACKAGES)]
-        for stream in streams:
-            stream.await_end()
-        self.answers = [tuple(stream.token_ids) for stream in streams]
-        assert len({answer[: SHORT["max_tokens"]] for answer in self.answers}) == NUM_PACKAGES, (
-            "two packages answer alike; no test could tell them apart"
-        )
-        for number in range(NUM_KEPT, NUM_PACKAGES):
-            self.client.adapters.delete(f"reference/p{number}")
-
-    def stream(self, adapter: str) -> RunningStream:
-        return RunningStream(
-            self.client, self.threads, PROMPT, adapter=adapter, **GREEDY, max_tokens=LONG_TOKENS
-        )
-
-    def check_accounts(self, model: ModelRegistry) -> None:
-        """Of an idle server."""
-        referred = set(range(NUM_KEPT)).union(*(adapter.versions for adapter in model.adapters.values()))
-        pinned = {
-            package
-            for adapter in model.adapters.values()
-            if adapter.is_pinned
-            for package in adapter.served(None)
-        }
-        digest_of_bytes = {rank * RANK_BYTES: d for rank, d in zip(RANKS, self.digests, strict=True)}
-        expected = Expected(
-            frozenset(self.digests[each] for each in referred),
-            frozenset(self.digests[each] for each in pinned),
-        )
-        Accounts(self.server, self.client, digest_of_bytes).check(expected)
-
-    def restart(self, *, kill: bool) -> None:
-        """Another server process on the same data."""
-        self.client.close()
-        if kill:
-            self.server.kill()
-        else:
-            self.server.stop()
-        self._begin()
-
-    def _begin(self) -> None:
-        self.server = self._start()
-        self.client = self.server.client(timeout_s=120)
-        self.num_shadowed = dict.fromkeys(["one", "team/two"], 0)  # requests with a shadow
 
 
 class Releases(RuleBasedStateMachine):
@@ -131,10 +69,11 @@ class Releases(RuleBasedStateMachine):
 
     @initialize(first=PACKAGES, second=PACKAGES, other=PACKAGES)
     def begin(self, first: int, second: int, other: int) -> None:
-        """Both names are there, and one has something to change to."""
+        """Both names are there, and one has something to change to, which answers unseen."""
         self.register("one", first, "refuse", "")
         self.register("one", second, "add_version", "canary")
         self.register("team/two", other, "refuse", "")
+        self.shadow("one", "canary")
 
     @rule(
         name=NAMES,
@@ -348,17 +287,13 @@ class Releases(RuleBasedStateMachine):
 @pytest.fixture
 def stage(tiny_base: Path, packages: Path, new_adapter: NewAdapter, tmp_path: Path) -> Iterator[Stage]:
     folders = [new_adapter(f"released{rank}", r=rank, lora_alpha=2 * rank) for rank in RANKS]
-    settings = {
-        "adapter_slots": SLOTS,
-        "adapter_arena_bytes": ARENA_RANKS * RANK_BYTES,
-        "host_cache_bytes": HOST_CACHE_BYTES,
-        "adapter_roots": packages,
-    }
     with ExitStack() as running:
 
         def start() -> LiveServer:
             running.close()
-            return running.enter_context(running_server(tiny_base, tmp_path, **settings))
+            return running.enter_context(
+                running_server(tiny_base, tmp_path, adapter_roots=packages, **SETTINGS)
+            )
 
         made = Stage(start, folders)
         yield made

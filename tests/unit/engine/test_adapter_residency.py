@@ -457,7 +457,7 @@ def test_an_adapter_on_its_way_that_is_named_again_is_no_longer_forgotten(
 
     touch(residency, "a")
 
-    assert residency.active_digests == ["a"]
+    assert residency.active_digests == packages.reads == ["a"]
     assert residency.host_bytes_used == UNIT * 4
 
 

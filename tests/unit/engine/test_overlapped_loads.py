@@ -471,7 +471,7 @@ def test_an_idle_engine_queues_all_and_the_next_step_only_what_the_bound_leaves(
     world.disk.fill("a", 3, 1.0)
     world.begin("b", 3)
     world.residency.advance()
-    for digest in "ab":
+    for digest in "ba":
         world.residency.acquire(digest)
     world.residency.copy(is_idle=True)
     assert world.memory.num_ahead == 3 * UNIT
