@@ -115,8 +115,8 @@ def report_row(quiet: Seen, warm: Seen, cold: Seen, prompt_tokens: int) -> dict[
     """The figures that the module's docstring names, for arrivals with prompts of one length."""
     return {
         "arrival_prompt": prompt_tokens,
-        "itl_p99_ratio": round(_ms(cold.gaps, 99) / _ms(quiet.gaps, 99), 3),
-        "itl_p99_ratio_to_arrivals": round(_ms(cold.gaps, 99) / _ms(warm.gaps, 99), 3),
+        "itl_p99_ratio": round(_ms(cold.gaps, 99) / _ms(quiet.gaps, 99), 4),
+        "itl_p99_ratio_to_arrivals": round(_ms(cold.gaps, 99) / _ms(warm.gaps, 99), 4),
         "itl_resident_arrivals_ms": _itl(warm.gaps),
         "itl_cold_arrivals_ms": _itl(cold.gaps),
         "cold_first_token_ms": _ms(cold.first_tokens, 50),

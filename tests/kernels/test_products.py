@@ -149,7 +149,12 @@ def test_the_order_of_summation_is_the_same_at_all_row_counts_of_a_range(outputs
 
 @pytest.mark.parametrize(
     "plan",
-    [nf4_plan(4096, 8, True), nf4_plan(4096, 64, False), int8_plan(4096, 4096, 128)],
+    [
+        nf4_plan(4096, 8, True),
+        nf4_plan(4096, 64, False),
+        int8_plan(4096, 4096, 1),
+        int8_plan(4096, 4096, 128),
+    ],
     ids=lambda plan: plan.source,
 )
 def test_the_sources_compile_for_hopper_without_a_gpu_or_a_toolkit(plan: ProductPlan, tmp_path: Path) -> None:

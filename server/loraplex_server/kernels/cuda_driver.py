@@ -82,11 +82,20 @@ class CudaKernel:
         check(driver().cuLaunchKernelEx(ctypes.byref(config), self._function, addresses, None))
 
 
+def has_capture_edges() -> bool:
+    """Whether a captured kernel can depend on others in another way than by their end: from CUDA 12.3 on."""
+    return all(
+        hasattr(driver(), name)
+        for name in ("cuStreamGetCaptureInfo_v3", "cuStreamUpdateCaptureDependencies_v2")
+    )
+
+
 def overlap_captured_kernels(before: torch.cuda.Stream, stream: torch.cuda.Stream) -> None:
     """The next kernel captured on `stream` follows those that `before` ends with, and may start before they have ended.
 
     As `overlap` of a launch, which a kernel with several predecessors, or with one on another stream, is not granted.
-    Nothing happens outside a capture. All of these kernels must wait as programmatic dependent launch wants it.
+    Nothing happens outside a capture. All of these kernels must wait as programmatic dependent launch wants it, and the
+    driver must have edges of captures.
     """
     status, count = ctypes.c_int(), ctypes.c_size_t()
     identity, graph = ctypes.c_uint64(), ctypes.c_void_p()

@@ -19,9 +19,9 @@ _SHRINK_INPUTS = _WARPS * 128  # of one block
 _SHRINK_RANKS = 16  # that a block takes at once
 _SHRINK_GROUPS = 4  # blocks that share the ranks of one row tile
 _MORE_GROUPS, _FEW_TILES = 8, 4  # up to so many row tiles, which would not fill the device
-_SHRINK = {"DEPTH": 1, "MINB": 5}
-_EXPAND = {"GROUPS": 2, "DEPTH": 1, "MINB": 6}
-_EXPAND_COLUMNS = _WARPS * 32 * _EXPAND["GROUPS"]  # of one block
+SHRINK_DEFINES = {"DEPTH": 1, "MINB": 5}
+EXPAND_DEFINES = {"GROUPS": 2, "DEPTH": 1, "MINB": 6}
+_EXPAND_COLUMNS = _WARPS * 32 * EXPAND_DEFINES["GROUPS"]  # of one block
 
 
 def has_cuda_lora(rows: Tensor) -> bool:
@@ -95,10 +95,10 @@ def _device_index(tensor: Tensor) -> int:
 @functools.cache
 def _shrink_kernel(device_index: int) -> CudaKernel:
     with torch.cuda.device(device_index):
-        return load_kernel("lora_shrink.cu", "lora_shrink", _SHRINK, 32 * _WARPS)
+        return load_kernel("lora_shrink.cu", "lora_shrink", SHRINK_DEFINES, 32 * _WARPS)
 
 
 @functools.cache
 def _expand_kernel(device_index: int, adds: bool) -> CudaKernel:
     with torch.cuda.device(device_index):
-        return load_kernel("lora_expand.cu", "lora_expand", _EXPAND | {"ADD": int(adds)}, 32 * _WARPS)
+        return load_kernel("lora_expand.cu", "lora_expand", EXPAND_DEFINES | {"ADD": int(adds)}, 32 * _WARPS)

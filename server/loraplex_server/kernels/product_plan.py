@@ -123,7 +123,7 @@ def int8_plan(out_features: int, in_features: int, rows: int) -> ProductPlan:
     if bucket == 1 or (bucket == 8 and share <= 2):
         return _plan("int8.cu", bucket, mt=1, wn=1, wk=4, ks=4, stages=4)
     if share > 2:
-        # Also at 8 rows: as fast, and all blocks start at once, which leaves what runs beside them its turn.
+        # From 2 rows on: all blocks start at once, which leaves what runs beside them its turn.
         return _int8_wide(share, max(bucket, 32))
     if bucket == 32 and share == 2 and in_features >= _LONG_INPUTS:
         return _int8_wide(share, 64)

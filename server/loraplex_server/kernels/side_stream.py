@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from loraplex_server.kernels.cuda_driver import overlap_captured_kernels
+from loraplex_server.kernels.cuda_driver import has_capture_edges, overlap_captured_kernels
 
 
 class SideStream:
@@ -18,7 +18,7 @@ class SideStream:
         self._overlaps = False  # whether kernels start while those before them end
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._overlaps = torch.cuda.get_device_capability(device) >= (9, 0)
+            self._overlaps = torch.cuda.get_device_capability(device) >= (9, 0) and has_capture_edges()
 
     def fork(self) -> None:
         """Work on the side runs after what the main stream holds so far, beside what it is given from now on.

@@ -1,0 +1,41 @@
+"""LoRA's products in CUDA C++: what can be held without a GPU. On one, tests/kernels/test_lora.py runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from loraplex_server.kernels import cuda_driver
+from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, SHRINK_DEFINES
+from loraplex_server.kernels.nvrtc import compile_cubin
+
+SOURCES = [
+    ("lora_shrink", SHRINK_DEFINES),
+    ("lora_expand", EXPAND_DEFINES | {"ADD": 0}),
+    ("lora_expand", EXPAND_DEFINES | {"ADD": 1}),
+]
+
+
+@pytest.mark.parametrize(("function", "defines"), SOURCES)
+def test_the_sources_compile_for_hopper(function: str, defines: dict[str, int], tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.cu13", reason="needs NVRTC")
+    assert function.encode() in compile_cubin(f"{function}.cu", defines, "sm_90a", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "has_edges"),
+    [
+        ([], False),
+        (["cuStreamGetCaptureInfo_v3"], False),
+        (["cuStreamGetCaptureInfo_v3", "cuStreamUpdateCaptureDependencies_v2"], True),
+    ],
+)
+def test_an_older_driver_has_no_edges_of_captures(
+    symbols: list[str], has_edges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimpleNamespace(**dict.fromkeys(symbols))
+    monkeypatch.setattr(cuda_driver, "driver", lambda: driver)
+
+    assert cuda_driver.has_capture_edges() is has_edges
