@@ -27,7 +27,7 @@ RUN python -m venv /opt/loraplex \
     && /opt/loraplex/bin/python -m pip install --no-cache-dir --constraint constraints/constraints.txt \
         --index-url "${TORCH_CPU_INDEX}" torch \
     && for wheel in /wheels/*.whl; do \
-        /opt/loraplex/bin/python -m pip install --no-cache-dir --constraint constraints/constraints.txt "${wheel}[server]"; \
+        /opt/loraplex/bin/python -m pip install --no-cache-dir --constraint constraints/constraints.txt "${wheel}[server,s3,gcs]"; \
     done
 
 FROM wheel AS cuda-environment
@@ -35,7 +35,7 @@ RUN python -m venv /opt/loraplex \
     && /opt/loraplex/bin/python -m pip install --no-cache-dir --requirement constraints/pip.txt \
     && /opt/loraplex/bin/python -m pip install --no-cache-dir --constraint constraints/constraints.txt torch \
     && for wheel in /wheels/*.whl; do \
-        /opt/loraplex/bin/python -m pip install --no-cache-dir --constraint constraints/constraints.txt "${wheel}[server]"; \
+        /opt/loraplex/bin/python -m pip install --no-cache-dir --constraint constraints/constraints.txt "${wheel}[server,s3,gcs]"; \
     done
 
 FROM ${PYTHON_IMAGE} AS runtime

@@ -112,7 +112,7 @@ def test_a_target_carries_the_environment_that_was_made_for_it(target: str) -> N
     (copied,) = [rest for name, rest in STAGES[target].instructions if name == "COPY"]
 
     assert copied == f"--from={target}-environment /opt/loraplex /opt/loraplex"
-    assert "[server]" in STAGES[f"{target}-environment"].instructions[-1][1]
+    assert "[server,s3,gcs]" in STAGES[f"{target}-environment"].instructions[-1][1]
 
 
 def test_images_have_tags_that_are_not_latest() -> None:
