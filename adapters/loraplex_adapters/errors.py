@@ -5,7 +5,10 @@ LoraplexError
 ├── AdapterError
 │   ├── AdapterNotFoundError     no adapter, version or alias of that name
 │   ├── AdapterExistsError       the name is taken by other weights
-│   ├── AdapterInvalidError      the package itself is malformed or uses an unsupported PEFT feature
+│   ├── AdapterInvalidError      the package itself is malformed, or over a budget
+│   │   ├── UnsupportedFormatError  it holds a pickle, or names code to run
+│   │   ├── UnsupportedPeftFeatureError  it is sound, and uses what is not served
+│   │   ├── NonFiniteWeightsError  a weight is NaN or infinite
 │   │   └── DigestMismatchError  it is another package than the caller expected
 │   ├── AdapterIncompatibleError the package is sound but does not fit this base
 │   ├── AdapterTooLargeError     it does not fit the memory for resident adapters
@@ -81,9 +84,32 @@ class AdapterExistsError(AdapterError):
 
 
 class AdapterInvalidError(AdapterError):
-    """The package is malformed, over a budget, or uses a PEFT feature that is not served."""
+    """The package is malformed or over a budget, or one of the kinds that the subclasses tell apart."""
 
     reason = "ADAPTER_INVALID"
+
+    def __init__(self, message: str, field: str = "") -> None:
+        """`field` of adapter_config.json, e.g. "r", where one is at fault. It is sent as google.rpc.BadRequest."""
+        super().__init__(message)
+        self.field = field
+
+
+class UnsupportedFormatError(AdapterInvalidError):
+    """The package holds a file whose loading would run code, or names code to run. Neither is opened."""
+
+    reason = "UNSUPPORTED_FORMAT"
+
+
+class UnsupportedPeftFeatureError(AdapterInvalidError):
+    """The package uses features of PEFT that are not served; the message lists them."""
+
+    reason = "UNSUPPORTED_PEFT_FEATURE"
+
+
+class NonFiniteWeightsError(AdapterInvalidError):
+    """A weight of the package is NaN or infinite; the message names its tensor."""
+
+    reason = "NON_FINITE_WEIGHTS"
 
 
 class AdapterIncompatibleError(AdapterError):

@@ -16,7 +16,12 @@ from typing import BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from loraplex_adapters.errors import AdapterInvalidError
+from loraplex_adapters.errors import (
+    AdapterInvalidError,
+    NonFiniteWeightsError,
+    UnsupportedFormatError,
+    UnsupportedPeftFeatureError,
+)
 from loraplex_adapters.lora_settings import LoraSettings
 from loraplex_adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_peft_config
 from loraplex_adapters.safetensors_header import SafetensorsHeader, TensorInfo, read_header
@@ -66,14 +71,15 @@ def read_package(folder: Path, limits: PackageLimits = DEFAULT_LIMITS) -> Adapte
     """Check the PEFT folder completely and compute its digest. Reads every byte of the weights once.
 
     Only `adapter_config.json` and `adapter_model.safetensors` are opened, and both must be regular files
-    that lie in the folder. Raises AdapterInvalidError.
+    that lie in the folder. Raises AdapterInvalidError, or the one of its subclasses that tells the kind.
     """
     refuse_pickles(folder)
     with open_package_file(folder, CONFIG_FILE) as file:
         config = parse_peft_config(file.read(MAX_CONFIG_BYTES + 1))
     if config.max_rank() > limits.max_rank:
         raise AdapterInvalidError(
-            f"{CONFIG_FILE}: rank {config.max_rank()} is above the limit of {limits.max_rank}"
+            f"{CONFIG_FILE}: rank {config.max_rank()} is above the limit of {limits.max_rank}",
+            "r" if config.rank > limits.max_rank else "rank_pattern",
         )
     try:
         with open_package_file(folder, WEIGHTS_FILE) as file:
@@ -88,8 +94,8 @@ def read_package(folder: Path, limits: PackageLimits = DEFAULT_LIMITS) -> Adapte
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Raise AdapterInvalidError if `folder` is no readable folder or holds a file whose loading would run
-    code.
+    """Raise AdapterInvalidError if `folder` is no readable folder, UnsupportedFormatError if it holds a file whose
+    loading would run code.
     """
     try:
         names = sorted(os.listdir(folder))
@@ -99,7 +105,7 @@ def refuse_pickles(folder: Path) -> None:
         raise AdapterInvalidError("the adapter folder's name is malformed") from error
     for name in names:
         if Path(name).suffix.lower() in _PICKLE_SUFFIXES and not _TRAINER_LEFTOVER.fullmatch(name):
-            raise AdapterInvalidError(
+            raise UnsupportedFormatError(
                 f"{name[:80]!r} is a pickle file, which can run code when it is loaded; save the adapter as "
                 f"{WEIGHTS_FILE} and remove it"
             )
@@ -140,19 +146,23 @@ def _check_ranks(header: SafetensorsHeader, config: LoraSettings) -> None:
     for key, tensor in header.tensors.items():
         match = LORA_KEY.fullmatch(key)
         if match is None or len(tensor.shape) != 2:
-            raise AdapterInvalidError(f"{WEIGHTS_FILE}: {key[:120]!r} {_why_no_matrix(key)}")
+            raise _no_matrix(key)
         rank = tensor.shape[0] if match["part"] == "A" else tensor.shape[1]
         expected = config.rank_of(match["path"])
         if rank != expected:
             raise AdapterInvalidError(
-                f"{WEIGHTS_FILE}: {key!r} has rank {rank}, but {CONFIG_FILE} gives its module rank {expected}"
+                f"{WEIGHTS_FILE}: {key!r} has rank {rank}, but {CONFIG_FILE} gives its module rank {expected}",
+                "r" if expected == config.rank else "rank_pattern",
             )
 
 
-def _why_no_matrix(key: str) -> str:
+def _no_matrix(key: str) -> AdapterInvalidError:
+    tensor = f"{WEIGHTS_FILE}: {key[:120]!r}"
     if "embed_tokens" in key or "lm_head" in key:
-        return "changes the embedding or the output layer; only modules of decoder layers are served"
-    return "is not the A or B matrix of a LoRA module"
+        return UnsupportedPeftFeatureError(
+            f"{tensor} changes the embedding or the output layer; only modules of decoder layers are served"
+        )
+    return AdapterInvalidError(f"{tensor} is not the A or B matrix of a LoRA module")
 
 
 class _Effect:
@@ -194,7 +204,7 @@ def _digest_and_check_finite(
         digest.update(tensor.num_bytes.to_bytes(8, "little"))
         for chunk in _chunks(file, header.data_offset + tensor.begin, tensor.num_bytes):
             if not _is_finite(chunk, tensor.dtype):
-                raise AdapterInvalidError(f"{WEIGHTS_FILE}: {key!r} holds NaN or infinity")
+                raise NonFiniteWeightsError(f"{WEIGHTS_FILE}: {key!r} holds NaN or infinity")
             effect.look(key, chunk, tensor.dtype)
             digest.update(chunk)
     return digest.hexdigest()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from loraplex_adapters.errors import AdapterInvalidError
+from loraplex_adapters.errors import (
+    AdapterInvalidError,
+    UnsupportedFormatError,
+    UnsupportedPeftFeatureError,
+)
 from loraplex_adapters.lora_settings import ALL_LINEAR, LoraSettings, as_layers_prefix, as_suffix
 from loraplex_adapters.module_patterns import MAX_COMPLEX_PATTERNS, compile_pattern, is_complex
 from loraplex_adapters.strict_json import parse_object
@@ -79,15 +83,17 @@ _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 def parse_peft_config(raw: bytes) -> LoraSettings:
     """Read the bytes of `adapter_config.json`.
 
-    Raises AdapterInvalidError for anything malformed or out of range, and for every feature that is not
-    served; all unsupported features are listed at once.
+    Raises AdapterInvalidError for anything malformed or out of range, with the field where one is at fault;
+    UnsupportedPeftFeatureError for features that are not served, all listed at once; UnsupportedFormatError where code
+    to run is among them.
     """
     if len(raw) > MAX_CONFIG_BYTES:
         raise AdapterInvalidError(f"{CONFIG_FILE} has more than {MAX_CONFIG_BYTES} bytes")
     config = parse_object(raw, CONFIG_FILE)
     unsupported = _unsupported_features(config)
     if unsupported:
-        raise AdapterInvalidError(f"{CONFIG_FILE} uses what is not supported: " + "; ".join(unsupported))
+        kind = UnsupportedFormatError if config.get("auto_map") else UnsupportedPeftFeatureError
+        raise kind(f"{CONFIG_FILE} uses what is not supported: " + "; ".join(unsupported))
     return LoraSettings(
         rank=_rank(config.get("r"), "r"),
         alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
@@ -132,26 +138,26 @@ def _shown(value: Any) -> str:
 def _rank(value: Any, field: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CONFIG_RANK:
         return value
-    raise AdapterInvalidError(f"{CONFIG_FILE}: {field} must be an integer in [1, {MAX_CONFIG_RANK}]")
+    raise _at_fault(field, f"must be an integer in [1, {MAX_CONFIG_RANK}]")
 
 
 def _alpha(value: Any, field: str) -> float:
     # Zero would be the bare base under the adapter's name.
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < abs(value) <= MAX_ABS_ALPHA:
         return float(value)
-    raise AdapterInvalidError(f"{CONFIG_FILE}: {field} must be a number, not 0, of at most {MAX_ABS_ALPHA:g}")
+    raise _at_fault(field, f"must be a number, not 0, of at most {MAX_ABS_ALPHA:g}")
 
 
 def _flag(value: Any, field: str) -> bool:
     if value is None or isinstance(value, bool):
         return bool(value)
-    raise AdapterInvalidError(f"{CONFIG_FILE}: {field} must be true or false")
+    raise _at_fault(field, "must be true or false")
 
 
 def _pattern(config: dict[str, Any], field: str) -> list[tuple[str, Any]]:
     value = config.get(field) or {}
     if not isinstance(value, dict) or len(value) > _MAX_LIST:
-        raise AdapterInvalidError(f"{CONFIG_FILE}: {field} must be an object of at most {_MAX_LIST} entries")
+        raise _at_fault(field, f"must be an object of at most {_MAX_LIST} entries")
     _check_patterns(list(value), [as_suffix(key) for key in value], field)
     return list(value.items())
 
@@ -159,7 +165,7 @@ def _pattern(config: dict[str, Any], field: str) -> list[tuple[str, Any]]:
 def _target_modules(config: dict[str, Any]) -> tuple[str, ...] | str:
     names = _module_names(config.get("target_modules"), "target_modules")
     if not names:
-        raise AdapterInvalidError(f"{CONFIG_FILE}: target_modules must name at least one module")
+        raise _at_fault("target_modules", "must name at least one module")
     return ALL_LINEAR if isinstance(names, str) and names.lower() == ALL_LINEAR else names
 
 
@@ -172,9 +178,7 @@ def _module_names(value: Any, field: str) -> tuple[str, ...] | str:
         return value
     if isinstance(value, list) and len(value) <= _MAX_LIST and all(isinstance(v, str) and v for v in value):
         return tuple(sorted(set(value)))
-    raise AdapterInvalidError(
-        f"{CONFIG_FILE}: {field} must be a list of module names or one regular expression"
-    )
+    raise _at_fault(field, "must be a list of module names or one regular expression")
 
 
 def _layers(value: Any) -> tuple[int, ...] | None:
@@ -185,7 +189,7 @@ def _layers(value: Any) -> tuple[int, ...] | None:
         isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in layers
     ):
         return tuple(sorted(set(layers)))
-    raise AdapterInvalidError(f"{CONFIG_FILE}: layers_to_transform must be a layer number or a list of them")
+    raise _at_fault("layers_to_transform", "must be a layer number or a list of them")
 
 
 def _layers_pattern(value: Any) -> tuple[str, ...]:
@@ -195,7 +199,7 @@ def _layers_pattern(value: Any) -> tuple[str, ...]:
         or len(patterns) > _MAX_LIST
         or not all(isinstance(p, str) for p in patterns)
     ):
-        raise AdapterInvalidError(f"{CONFIG_FILE}: layers_pattern must be a name or a list of names")
+        raise _at_fault("layers_pattern", "must be a name or a list of names")
     patterns = [pattern for pattern in patterns if pattern]
     _check_patterns(patterns, [as_layers_prefix(pattern) for pattern in patterns], "layers_pattern")
     return tuple(patterns)
@@ -203,8 +207,10 @@ def _layers_pattern(value: Any) -> tuple[str, ...]:
 
 def _check_patterns(keys: list[str], patterns: list[str], field: str) -> None:
     if sum(is_complex(key) for key in keys) > MAX_COMPLEX_PATTERNS:
-        raise AdapterInvalidError(
-            f"{CONFIG_FILE}: {field} has more than {MAX_COMPLEX_PATTERNS} regular expressions"
-        )
+        raise _at_fault(field, f"has more than {MAX_COMPLEX_PATTERNS} regular expressions")
     for pattern in patterns:
         compile_pattern(pattern)
+
+
+def _at_fault(field: str, problem: str) -> AdapterInvalidError:
+    return AdapterInvalidError(f"{CONFIG_FILE}: {field} {problem}", field)

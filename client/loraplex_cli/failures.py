@@ -94,6 +94,7 @@ INPUT_REASONS = frozenset(
         "INVALID_CONFIG",
         "INVALID_REQUEST",
         "MERGE_REFUSED",
+        "NON_FINITE_WEIGHTS",
         "QUANT_BACKEND_UNAVAILABLE",
         "RECIPE_INVALID",
         "RUN_FOLDER_INVALID",
@@ -101,6 +102,8 @@ INPUT_REASONS = frozenset(
         "SUITE_UNAVAILABLE",
         "TRAINING_DATA_INVALID",
         "UNSUPPORTED_ARCHITECTURE",
+        "UNSUPPORTED_FORMAT",
+        "UNSUPPORTED_PEFT_FEATURE",
     }
 )
 """Reasons whose cause is what the user gave, not what happened."""

@@ -219,6 +219,15 @@ INVALID: dict[int, tuple[Spoil, ...]] = {
     ),
 }
 """What is malformed in itself, by row of the list of faults."""
+FAULTY_FIELDS: dict[Spoil, str] = {
+    rank_0: "r",
+    a_negative_rank: "r",
+    a_rank_above_any_limit: "r",
+    another_rank_than_the_tensors: "r",
+    a_rank_pattern_that_the_tensors_do_not_have: "rank_pattern",
+    a_huge_alpha: "lora_alpha",
+}
+"""Which field of the configuration is at fault, for those of row 10 that are JSON at all, which NaN is not."""
 FOREIGN: tuple[Spoil, ...] = (
     a_pattern_that_never_ends,
     shapes_of_another_base,

@@ -34,6 +34,8 @@ INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED
 EXHAUSTED, LATE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED
 EXISTS, ABORTED = grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.ABORTED
 WEIGHTS = "adapter_model.safetensors"
+REASONS = {7: "UNSUPPORTED_FORMAT", 9: "NON_FINITE_WEIGHTS", 11: "UNSUPPORTED_PEFT_FEATURE"}
+"""Of what is malformed in itself, by row; ADAPTER_INVALID for the others."""
 NEW = "bad/refused"
 """A name of a tenant whose quota is far away."""
 
@@ -50,6 +52,7 @@ class BadRegistration:
     call: Attempt
     code: grpc.StatusCode
     reason: str
+    fields: tuple[str, ...] | None = None  # of its violations; None: whichever
 
     def refusal(self, client: LoraplexClient) -> LoraplexApiError | None:
         """What it fails with; None: it was taken."""
@@ -67,6 +70,9 @@ class BadRegistration:
             return f"row {self.row}: {self.title} was taken"
         if (refusal.code, refusal.reason) != (self.code, self.reason):
             return f"row {self.row}: {self.title}: {refusal.code} {refusal.reason}: {refusal.message}"
+        fields = tuple(violation.field for violation in refusal.violations)
+        if self.fields is not None and fields != self.fields:
+            return f"row {self.row}: {self.title} named the fields {fields}, not {self.fields}"
         return ""
 
 
@@ -126,13 +132,14 @@ def b_of_zeros(folder: Path) -> None:
 def bad_contents(sound: Path, place: Path) -> Iterator[BadRegistration]:
     """Every damaged package, by the folder and by an upload where a client can send it."""
     rows: list[tuple[int, Spoil, grpc.StatusCode, str]] = [
-        (row, spoil, INVALID, "ADAPTER_INVALID")
+        (row, spoil, INVALID, REASONS.get(row, "ADAPTER_INVALID"))
         for row, spoils in bad_packages.INVALID.items()
         for spoil in spoils
     ]
     rows += [(11, spoil, PRECONDITION, "BASE_MISMATCH") for spoil in bad_packages.FOREIGN]
     rows += [(9, b_of_zeros, PRECONDITION, "NO_EFFECT")]
     for row, spoil, code, reason in rows:
+        fields = (bad_packages.FAULTY_FIELDS[spoil],) if spoil in bad_packages.FAULTY_FIELDS else None
         folder = place / spoil.__name__ / "package"
         shutil.copytree(sound, folder)
         spoil(folder)
@@ -141,7 +148,7 @@ def bad_contents(sound: Path, place: Path) -> Iterator[BadRegistration]:
         )
         for way, call in ways(NEW, folder):
             if way == "folder" or (can_be_sent and (folder / WEIGHTS).exists()):
-                yield BadRegistration(row, f"{spoil.__name__} by {way}", call, code, reason)
+                yield BadRegistration(row, f"{spoil.__name__} by {way}", call, code, reason, fields)
     for way, call in ways(NEW, sound, expected_digest="0" * 64):
         yield BadRegistration(12, f"another digest by {way}", call, INVALID, "DIGEST_MISMATCH")
 

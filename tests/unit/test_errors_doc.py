@@ -16,8 +16,11 @@ from loraplex_adapters.errors import (
     DigestMismatchError,
     InvalidRequestError,
     LoraplexError,
+    NonFiniteWeightsError,
     QuotaExceededError,
     SignatureRequiredError,
+    UnsupportedFormatError,
+    UnsupportedPeftFeatureError,
 )
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import INPUT_REASONS, LOADTEST_EXIT_CODES, exit_code_of
@@ -27,8 +30,15 @@ from loraplex_server.rpc.status import STATUS_OF, internal_status, malformed_sta
 
 ROOT = Path(__file__).parents[2]
 AGAIN = ("yes", "no", "maybe")
-# The last two have reasons of their own, and an ancestor's status.
-SENT: list[type[LoraplexError]] = [*STATUS_OF, DigestMismatchError, SignatureRequiredError]
+# Those that are named have reasons of their own, and an ancestor's status.
+SENT: list[type[LoraplexError]] = [
+    *STATUS_OF,
+    DigestMismatchError,
+    NonFiniteWeightsError,
+    SignatureRequiredError,
+    UnsupportedFormatError,
+    UnsupportedPeftFeatureError,
+]
 
 
 def _table(heading: str) -> list[list[str]]:

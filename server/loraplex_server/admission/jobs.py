@@ -71,6 +71,7 @@ class Refusal(msgspec.Struct, tag=True):
 
     error: str  # name of the error's class
     message: str
+    field: str = ""  # of an AdapterInvalidError that has one
     is_worker_spent: bool = False  # the process is in no state to check another package
 
 

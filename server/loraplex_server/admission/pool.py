@@ -16,9 +16,12 @@ from loraplex_adapters.errors import (
     DigestMismatchError,
     LoraplexError,
     NoEffectError,
+    NonFiniteWeightsError,
     SignatureError,
     SignatureRequiredError,
     StorageError,
+    UnsupportedFormatError,
+    UnsupportedPeftFeatureError,
 )
 from loraplex_server.admission.jobs import (
     AdmissionBudget,
@@ -50,9 +53,12 @@ _ERRORS: dict[str, type[LoraplexError]] = {
         AdapterTooLargeError,
         DigestMismatchError,
         NoEffectError,
+        NonFiniteWeightsError,
         SignatureError,
         SignatureRequiredError,
         StorageError,
+        UnsupportedFormatError,
+        UnsupportedPeftFeatureError,
     )
 }
 
@@ -104,7 +110,7 @@ class AdmissionPool:
         finally:
             self._give_back(worker)
         if isinstance(answer, Refusal):
-            raise _ERRORS.get(answer.error, AdapterInvalidError)(answer.message)
+            raise _error_of(answer)
         if answer.package.warning:
             log.warning(
                 "a package's signature is not in order",
@@ -132,6 +138,13 @@ class AdmissionPool:
                 await worker.start()
         finally:
             self._free.put_nowait(worker)
+
+
+def _error_of(refusal: Refusal) -> LoraplexError:
+    kind = _ERRORS.get(refusal.error, AdapterInvalidError)
+    if issubclass(kind, AdapterInvalidError):
+        return kind(refusal.message, refusal.field)
+    return kind(refusal.message)
 
 
 class _Worker:

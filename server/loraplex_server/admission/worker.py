@@ -53,6 +53,8 @@ def _answer(line: bytes, budget: AdmissionBudget) -> Answer:
     except OSError as error:  # of writing: what cannot be read is the package's fault
         name = error.strerror or type(error).__name__
         return Refusal(StorageError.__name__, f"the server's disk fails ({name}); try again later")
+    except AdapterInvalidError as error:
+        return Refusal(type(error).__name__, str(error)[:_MAX_MESSAGE], field=error.field)
     except LoraplexError as error:
         return Refusal(type(error).__name__, str(error)[:_MAX_MESSAGE])
 

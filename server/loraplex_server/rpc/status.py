@@ -24,6 +24,7 @@ from loraplex_adapters.errors import (
     AliasInUseError,
     EtagMismatchError,
     EventsExpiredError,
+    FieldViolation,
     InvalidRequestError,
     LoraplexError,
     NoEffectError,
@@ -122,9 +123,10 @@ def rich_status(error: LoraplexError, request_id: str) -> grpc.Status:
         error_details_pb2.RequestInfo(request_id=request_id),
     ]
     budget = _MAX_MESSAGE_BYTES
-    if isinstance(error, InvalidRequestError):
+    violations = _violations_of(error)
+    if violations is not None:
         budget = _MAX_MESSAGE_BESIDE_VIOLATIONS_BYTES
-        details.append(_bad_request(error))
+        details.append(_bad_request(violations))
     if isinstance(error, QuotaExceededError):
         violation = error_details_pb2.QuotaFailure.Violation(
             subject=error.subject, description=error.description
@@ -167,10 +169,19 @@ def _retry_after_s(error: LoraplexError) -> float | None:
     return None
 
 
-def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
+def _violations_of(error: LoraplexError) -> list[FieldViolation] | None:
+    """None for an error that is not about fields."""
+    if isinstance(error, InvalidRequestError):
+        return error.violations
+    if isinstance(error, AdapterInvalidError) and error.field:
+        return [FieldViolation(error.field, str(error))]
+    return None
+
+
+def _bad_request(violations: list[FieldViolation]) -> error_details_pb2.BadRequest:
     """The violations in order, as far as there is room."""
     listed = error_details_pb2.BadRequest()
-    for violation in error.violations:
+    for violation in violations:
         entry = error_details_pb2.BadRequest.FieldViolation(
             field=_shortened(violation.field, _MAX_FIELD_BYTES),
             description=_shortened(violation.description, _MAX_DESCRIPTION_BYTES),

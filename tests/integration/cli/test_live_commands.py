@@ -165,7 +165,7 @@ def test_a_refused_package_ends_with_4_and_says_why(run: Any, packages: Path, tm
     refused = run("adapters", "register", "dora", str(folder), "--json")
     mismatch = run("adapters", "register", "x", str(packages / "red"), "--expect-digest", "0" * 64, "--json")
 
-    assert (refused.exit_code, document(refused)["error"]["reason"]) == (4, "ADAPTER_INVALID")
+    assert (refused.exit_code, document(refused)["error"]["reason"]) == (4, "UNSUPPORTED_PEFT_FEATURE")
     assert "DoRA" in refused.stderr
     assert (mismatch.exit_code, document(mismatch)["error"]["reason"]) == (4, "DIGEST_MISMATCH")
 

@@ -262,7 +262,7 @@ def test_every_feature_that_is_not_served_is_named_when_an_adapter_comes(
     with pytest.raises(LoraplexApiError) as caught:
         client.adapters.create("unserved", copy_of_red)
 
-    assert caught.value.reason == "ADAPTER_INVALID"
+    assert caught.value.reason == "UNSUPPORTED_PEFT_FEATURE"
     assert all(word in caught.value.message for word in ("DoRA", "modules_to_save", "lora_bias", "bias"))
 
 

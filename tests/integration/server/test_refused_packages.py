@@ -60,11 +60,16 @@ def _embedding(key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
 
 
 REFUSED: dict[str, tuple[Damage, grpc.StatusCode, str, str]] = {
-    "DoRA": (with_config(use_dora=True), INVALID, "ADAPTER_INVALID", "DoRA"),
-    "trained head": (with_config(modules_to_save=["lm_head"]), INVALID, "ADAPTER_INVALID", "modules_to_save"),
-    "bias": (with_config(bias="all"), INVALID, "ADAPTER_INVALID", "bias"),
-    "aLoRA": (with_config(alora_invocation_tokens=[1]), INVALID, "ADAPTER_INVALID", "aLoRA"),
-    "code": (with_config(auto_map={"AutoModel": "x.y"}), INVALID, "ADAPTER_INVALID", "auto_map"),
+    "DoRA": (with_config(use_dora=True), INVALID, "UNSUPPORTED_PEFT_FEATURE", "DoRA"),
+    "trained head": (
+        with_config(modules_to_save=["lm_head"]),
+        INVALID,
+        "UNSUPPORTED_PEFT_FEATURE",
+        "modules_to_save",
+    ),
+    "bias": (with_config(bias="all"), INVALID, "UNSUPPORTED_PEFT_FEATURE", "bias"),
+    "aLoRA": (with_config(alora_invocation_tokens=[1]), INVALID, "UNSUPPORTED_PEFT_FEATURE", "aLoRA"),
+    "code": (with_config(auto_map={"AutoModel": "x.y"}), INVALID, "UNSUPPORTED_FORMAT", "auto_map"),
     "rank of 0": (with_config(r=0), INVALID, "ADAPTER_INVALID", r"\br\b"),
     "rank of others": (with_config(r=5), INVALID, "ADAPTER_INVALID", "rank"),
     "config no JSON": (with_bytes(CONFIG, lambda raw: raw[:-1]), INVALID, "ADAPTER_INVALID", CONFIG),
@@ -76,7 +81,7 @@ REFUSED: dict[str, tuple[Damage, grpc.StatusCode, str, str]] = {
         WEIGHTS,
     ),
     "no header": (with_bytes(WEIGHTS, lambda raw: b""), INVALID, "ADAPTER_INVALID", WEIGHTS),
-    "NaN": (with_tensors(_with_nan), INVALID, "ADAPTER_INVALID", "NaN"),
+    "NaN": (with_tensors(_with_nan), INVALID, "NON_FINITE_WEIGHTS", "NaN"),
     "embedding": (with_tensors(_embedding), MISMATCH, "BASE_MISMATCH", "embed_tokens"),
     "more layers": (
         with_tensors(lambda key, tensor: (key.replace("layers.1", "layers.7"), tensor)),
@@ -125,8 +130,10 @@ def test_a_folder_with_a_pickle_is_refused_though_a_sound_file_lies_beside_it(
     """Row 7. TensorRT-LLM #13391: weights were unpickled from a path of the caller's choice."""
     torch.save({"x": torch.zeros(1)}, copy_of_red / "adapter_model.bin")
 
-    with pytest.raises(InvalidRequestError, match=r"adapter_model\.bin"):
+    with pytest.raises(InvalidRequestError, match=r"adapter_model\.bin") as caught:
         client.adapters.create("refused", copy_of_red)
+
+    assert caught.value.reason == "UNSUPPORTED_FORMAT"
 
 
 def test_a_rank_above_the_servers_limit_is_refused(
@@ -135,8 +142,10 @@ def test_a_rank_above_the_servers_limit_is_refused(
     """Row 10. vLLM #2847: told when it is registered, not when it is asked for."""
     folder = new_adapter("high-rank", r=17, target_modules=["q_proj"])
 
-    with pytest.raises(InvalidRequestError, match="rank 17 is above the limit of 16"):
+    with pytest.raises(InvalidRequestError, match="rank 17 is above the limit of 16") as caught:
         tight_client.adapters.upload("refused", folder)
+
+    assert [violation.field for violation in caught.value.violations] == ["r"]
 
 
 def _outside(folder: Path) -> str:

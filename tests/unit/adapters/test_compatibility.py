@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from loraplex_adapters.base_spec import LORA_MODULES, BaseSpec
 from loraplex_adapters.compatibility import load_lora_weights, match_to_base, module_path
-from loraplex_adapters.errors import AdapterIncompatibleError, AdapterInvalidError
+from loraplex_adapters.errors import AdapterIncompatibleError, UnsupportedPeftFeatureError
 from loraplex_adapters.package import WEIGHTS_FILE, read_package
 from tests.support.tiny_peft import SaveAdapter, SavedAdapter, with_config, with_tensors
 
@@ -137,7 +137,7 @@ def test_weights_of_the_embedding_or_the_output_layer_are_refused(
 ) -> None:
     folder = save_adapter(target_modules=["q_proj", module]).folder
 
-    with pytest.raises(AdapterInvalidError, match="embedding or the output layer"):
+    with pytest.raises(UnsupportedPeftFeatureError, match="embedding or the output layer"):
         read_package(folder)
 
 

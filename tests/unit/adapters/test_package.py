@@ -16,7 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.compatibility import load_lora_weights
-from loraplex_adapters.errors import AdapterInvalidError, LoraplexError
+from loraplex_adapters.errors import (
+    AdapterInvalidError,
+    LoraplexError,
+    NonFiniteWeightsError,
+    UnsupportedFormatError,
+)
 from loraplex_adapters.package import PackageLimits, read_package
 from tests.support.tiny_peft import SaveAdapter, SavedAdapter, with_config, with_tensors
 
@@ -76,7 +81,7 @@ def test_a_pickle_file_is_refused_by_name(plain: SavedAdapter, tmp_path: Path, n
     folder = with_config(plain, tmp_path)
     (folder / name).write_bytes(b"")
 
-    with pytest.raises(AdapterInvalidError, match=f"{name}.*pickle"):
+    with pytest.raises(UnsupportedFormatError, match=f"{name}.*pickle"):
         read_package(folder)
 
 
@@ -147,7 +152,7 @@ def test_weights_that_are_not_finite_are_refused(
     tensors = {k: t.to(dtype) for k, t in load_file(plain.folder / WEIGHTS).items()}
     next(iter(tensors.values()))[-1, -1] = value
 
-    with pytest.raises(AdapterInvalidError, match="NaN or infinity"):
+    with pytest.raises(NonFiniteWeightsError, match="NaN or infinity"):
         read_package(with_tensors(plain, tmp_path, tensors))
 
 
@@ -167,8 +172,10 @@ def test_another_dtype_is_refused(plain: SavedAdapter, tmp_path: Path, dtype: to
 
 
 def test_a_rank_other_than_the_configuration_says_is_refused(plain: SavedAdapter, tmp_path: Path) -> None:
-    with pytest.raises(AdapterInvalidError, match=r"has rank 4, but .* rank 5"):
+    with pytest.raises(AdapterInvalidError, match=r"has rank 4, but .* rank 5") as caught:
         read_package(with_config(plain, tmp_path, r=5))
+
+    assert caught.value.field == "r"
 
 
 LIMITS = [

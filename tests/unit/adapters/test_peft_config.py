@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex_adapters.errors import AdapterInvalidError
+from loraplex_adapters.errors import AdapterInvalidError, UnsupportedFormatError, UnsupportedPeftFeatureError
 from loraplex_adapters.peft_config import parse_peft_config
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -75,12 +75,13 @@ REFUSED: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("field", "value"), REFUSED, ids=[f"{f}={v}" for f, v in REFUSED])
 def test_what_is_not_served_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(AdapterInvalidError, match=field):
+    kind = UnsupportedFormatError if field == "auto_map" else UnsupportedPeftFeatureError
+    with pytest.raises(kind, match=field):
         parse_peft_config(config(**{field: value}))
 
 
 def test_all_unsupported_features_are_listed_at_once() -> None:
-    with pytest.raises(AdapterInvalidError, match=r"bias 'all'.*use_dora \(DoRA\).*lora_bias"):
+    with pytest.raises(UnsupportedPeftFeatureError, match=r"bias 'all'.*use_dora \(DoRA\).*lora_bias"):
         parse_peft_config(config(use_dora=True, bias="all", lora_bias=True))
 
 
@@ -119,8 +120,10 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE, ids=[f"{f}={v}" for f, v in OUT_OF_RANGE])
 def test_a_value_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(AdapterInvalidError, match=field):
+    with pytest.raises(AdapterInvalidError, match=field) as caught:
         parse_peft_config(config(**{field: value}))
+
+    assert caught.value.field.startswith(field)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ from loraplex_adapters.errors import (
     DigestMismatchError,
     LoraplexError,
     NoEffectError,
+    NonFiniteWeightsError,
     SignatureRequiredError,
+    UnsupportedFormatError,
+    UnsupportedPeftFeatureError,
 )
 from loraplex_adapters.package import PackageLimits, read_package
 from loraplex_server.admission.jobs import AdmissionBudget, encode
@@ -50,6 +53,8 @@ def a_rank_above_the_servers(folder: Path) -> None:
 
 
 INVALID = [spoil for spoils in bad_packages.INVALID.values() for spoil in spoils]
+KINDS = {7: UnsupportedFormatError, 9: NonFiniteWeightsError, 11: UnsupportedPeftFeatureError}
+"""By row, what is told apart of INVALID."""
 FOREIGN = [*bad_packages.FOREIGN, a_rank_above_the_servers]
 
 
@@ -80,6 +85,7 @@ async def test_every_malformed_package_is_refused_quickly_in_bounded_memory_by_t
     """Rows 6 to 12 of the list of faults; then 50 more in a row, and a sound one is still admitted."""
     (process_id,) = pool.process_ids
     refusals: dict[str, tuple[type[LoraplexError], float]] = {}
+    fields: dict[str, str] = {}
     for spoil in (*INVALID, *FOREIGN):
         folder = write_package(tmp_path / spoil.__name__)
         spoil(folder)
@@ -87,14 +93,19 @@ async def test_every_malformed_package_is_refused_quickly_in_bounded_memory_by_t
         with pytest.raises((AdapterInvalidError, AdapterIncompatibleError)) as refused:
             await pool.check(job(folder))
         refusals[spoil.__name__] = (type(refused.value), time.monotonic() - begin)
+        fields[spoil.__name__] = getattr(refused.value, "field", "")
         assert str(tmp_path) not in str(refused.value)
     for _ in range(50):
         with pytest.raises(AdapterInvalidError):
             await pool.check(job(tmp_path / bad_packages.duplicate_keys.__name__))
 
     expected: dict[str, type[LoraplexError]] = {spoil.__name__: AdapterInvalidError for spoil in INVALID}
+    expected |= {spoil.__name__: error for row, error in KINDS.items() for spoil in bad_packages.INVALID[row]}
     expected |= {spoil.__name__: AdapterIncompatibleError for spoil in FOREIGN}
     assert {name: error for name, (error, _) in refusals.items()} == expected
+    assert {name: field for name, field in fields.items() if field} == {
+        spoil.__name__: field for spoil, field in bad_packages.FAULTY_FIELDS.items()
+    }
     assert max(seconds for _, seconds in refusals.values()) < _ANY_TIME_S
     assert peak_bytes(process_id) < 300 * _MIB
     assert (await pool.check(job(write_package(tmp_path / "good")))).rank == 4

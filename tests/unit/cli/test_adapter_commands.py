@@ -186,7 +186,7 @@ def test_a_folder_with_a_pickle_is_not_sent(
 
     assert result.exit_code == ExitCode.BAD_INPUT
     error = document(result)["error"]
-    assert error["reason"] == "ADAPTER_INVALID"
+    assert error["reason"] == "UNSUPPORTED_FORMAT"
     assert f"'{name}' is a pickle file" in error["message"]
     assert server.num_calls == 0
 
@@ -279,14 +279,14 @@ def test_a_package_that_verify_refuses_is_bad_input(
     run: Any, server: ScriptedServer, status: grpc.StatusCode
 ) -> None:
     request_info = error_details_pb2.RequestInfo(request_id="q")
-    server.faults = [Fault(status, "NaN in q_proj", (error_info("ADAPTER_INVALID"), request_info))]
+    server.faults = [Fault(status, "NaN in q_proj", (error_info("NON_FINITE_WEIGHTS"), request_info))]
 
     result = run("verify", PACKAGE, "--json")
 
     assert result.exit_code == ExitCode.BAD_INPUT
     error = document(result)["error"]
     assert (error["reason"], error["message"], error["request_id"]) == (
-        "ADAPTER_INVALID",
+        "NON_FINITE_WEIGHTS",
         "NaN in q_proj",
         "q",
     )

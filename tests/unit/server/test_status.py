@@ -16,6 +16,7 @@ import loraplex_adapters.errors
 import loraplex_server.errors
 from loraplex_adapters.errors import (
     AdapterIncompatibleError,
+    AdapterInvalidError,
     AdapterNotFoundError,
     FieldViolation,
     InvalidRequestError,
@@ -199,6 +200,13 @@ def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
 TEXTS = st.text(max_size=50) | st.sampled_from(
     ["x" * 9000, "中" * 3000, "%" * 3000, "\ud800" * 10, "😀" * 2000]
 )
+
+
+def test_a_package_whose_configuration_is_at_fault_names_the_field() -> None:
+    _, details = status_of(AdapterInvalidError("r must be positive", "r"))
+
+    [violation] = details["BadRequest"].field_violations
+    assert (violation.field, violation.description) == ("r", "r must be positive")
 
 
 @settings(deadline=None)

@@ -29,5 +29,5 @@ def refuse_pickles(folder: Path) -> None:
                 f"'{name[:80]}' is a pickle file, which can run code when it is loaded, and pickles are refused; save "
                 "the adapter as adapter_model.safetensors and remove it",
                 ExitCode.BAD_INPUT,
-                "ADAPTER_INVALID",
+                "UNSUPPORTED_FORMAT",
             )

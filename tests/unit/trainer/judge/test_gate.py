@@ -205,8 +205,8 @@ def another_system_prompt(package: Path) -> None:
     [
         (of_another_base, "BASE_MISMATCH", "base model's weights"),
         (of_another_template, "BASE_MISMATCH", "chat template"),
-        (not_finite, "ADAPTER_INVALID", "NaN"),
-        (a_pickle, "ADAPTER_INVALID", "pickle"),
+        (not_finite, "NON_FINITE_WEIGHTS", "NaN"),
+        (a_pickle, "UNSUPPORTED_FORMAT", "pickle"),
         (another_system_prompt, "ADAPTER_INVALID", "system"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
