@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NUM_FEW, NUM_ADAPTERS, NUM_SLOTS = 200, 2000, 16
 NUM_ADDED = NUM_ADAPTERS - NUM_FEW
 NUM_REQUESTS, CONCURRENCY = 2000, 48
-MAX_OVERTAKERS = NUM_REQUESTS // 4
+NUM_TOKENS = 32  # fewer, and the engine is never so busy that anything waits in it
+MAX_OVERTAKERS = NUM_REQUESTS // 8  # measured: up to 54; over 700 where the last to come goes first
 MAX_BYTES_PER_ADAPTER = 2 * 2**10
 SETTINGS = {"adapter_slots": NUM_SLOTS, "max_running": 32, "golden_prompts": False}
 
@@ -87,7 +88,7 @@ def test_a_start_reads_a_small_part_of_the_registry(adapters: ManyAdapters) -> N
 
 def test_memory_does_not_grow_with_what_is_registered(adapters: ManyAdapters) -> None:
     """Measured: 0.6 to 1.1 KB an adapter in the front end, which the sweep's list of names leaves free behind it, and
-    0.4 KB at most in the engine; what requests need to know of an adapter takes more than twice MAX_BYTES_PER_ADAPTER.
+    0.4 KB in the engine; the registry's rows of an adapter take 5.9 KB of the front end's memory.
     """
     few, many = adapters.few, adapters.many
     assert many.front_end_bytes - few.front_end_bytes < NUM_ADDED * MAX_BYTES_PER_ADAPTER
@@ -138,9 +139,9 @@ async def ask(server: LiveServer, asked: Sequence[str]) -> list[int]:
     async def answer(client: AsyncLoraplexClient, number: int) -> None:
         async with gate:
             completion = await client.generate(
-                PROMPT, adapter=asked[number], temperature=0, max_tokens=4, ignore_eos=True
+                PROMPT, adapter=asked[number], temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True
             )
-            assert completion.usage.completion_tokens == 4
+            assert completion.usage.completion_tokens == NUM_TOKENS
             ended.append(number)
 
     async with AsyncLoraplexClient(server.target, timeout_s=600) as client:
