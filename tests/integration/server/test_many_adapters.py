@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ NUM_ADDED = NUM_ADAPTERS - NUM_FEW
 NUM_REQUESTS, CONCURRENCY = 2000, 48
 NUM_TOKENS = 32  # with four the engine is never so busy that anything waits in it
 MAX_OVERTAKERS = NUM_REQUESTS // 8  # measured: up to 57; over 700 where the last to come goes first
-MAX_BYTES_PER_ADAPTER = 2 * 2**10
+MAX_BYTES_PER_ADAPTER = 3 * 2**10
 SETTINGS = {"adapter_slots": NUM_SLOTS, "max_running": 32, "golden_prompts": False}
 
 
@@ -76,6 +77,8 @@ def adapters(
 
 
 def test_a_start_opens_no_package_and_no_image(adapters: ManyAdapters) -> None:
+    if not keeps_access_times(adapters.server.data_dir):
+        pytest.skip("the file system does not tell what is read")
     assert adapters.read_at_start == set()
 
 
@@ -110,10 +113,8 @@ def test_two_thousand_adapters_share_sixteen_slots(adapters: ManyAdapters) -> No
     assert server.metric("loraplex_adapters_registered") == NUM_ADAPTERS
     assert server.metric("loraplex_adapter_evictions_total") > NUM_SLOTS
     assert most_overtakers(ended) < MAX_OVERTAKERS
-    read = read_files(server.data_dir)
-    assert len(read) == len(set(asked)), (
-        "the images of those asked for, if the file system tells what is read"
-    )
+    if keeps_access_times(server.data_dir):
+        assert len(read_files(server.data_dir)) == len(set(asked)), "the images of those asked for"
 
 
 async def register(
@@ -188,6 +189,16 @@ def mark_unread(data_dir: Path) -> None:
     """So that any read shows, also where only the first after a change is recorded (relatime)."""
     for path in stored_files(data_dir):
         os.utime(path, (0, path.stat().st_mtime))
+
+
+def keeps_access_times(folder: Path) -> bool:
+    """Whether a file that is read shows it: not where the mount has `noatime`."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(b"x")
+        file.flush()
+        os.utime(file.name, (0, 1))
+        Path(file.name).read_bytes()
+        return Path(file.name).stat().st_atime > 0
 
 
 def read_files(data_dir: Path) -> set[Path]:
