@@ -305,7 +305,7 @@ def test_every_answer_comes_from_the_digest_that_the_releases_say(stage: Stage) 
     run_state_machine_as_test(
         Releases,
         settings=settings(
-            max_examples=22,
+            max_examples=14,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),
