@@ -40,6 +40,7 @@ from benchmarks.churn_storm import Source, Storm, run_storm
 from benchmarks.churn_streams import Gap, StreamsProcess
 from benchmarks.churn_visits import Visits, visit_and_delete
 from benchmarks.shapes import SHAPES
+from benchmarks.workload import add_adapters_option
 from loraplex_cli.demo.server_process import ServerAddress, running_server
 from loraplex_client import LoraplexClient
 
@@ -246,12 +247,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=max(1, (os.cpu_count() or 1) - 1),
         help="of the engine on a CPU; default: all cores but one, which the storm's work has to itself",
     )
-    parser.add_argument(
-        "--adapters",
-        type=Path,
-        default=Path(__file__).parents[1] / "adapters",
-        help="folder of the three domains (default: the source tree's)",
-    )
+    add_adapters_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -34,7 +34,7 @@ from benchmarks.plan import MAX_ROWS, PROMPT_TOKENS, QUICK_PROMPT_TOKENS, Compar
 from benchmarks.report import Results, document, table
 from benchmarks.served import SERVER_ARGUMENTS
 from benchmarks.subject import SubjectProcess
-from benchmarks.workload import adapter_packages, read_prompts
+from benchmarks.workload import adapter_packages, add_adapters_option, read_prompts
 from loraplex_cli.demo.server_process import running_server
 from loraplex_server.base.resolve import resolve_base
 from loraplex_server.tokenizer import BaseTokenizer
@@ -65,12 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="one short round of everything: does it run, not how fast"
     )
-    parser.add_argument(
-        "--adapters",
-        type=Path,
-        default=Path(__file__).parents[1] / "adapters",
-        help="folder of the three domains (default: the source tree's)",
-    )
+    add_adapters_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -36,7 +36,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from benchmarks.process_memory import AdmissionPeak, resident_bytes
-from benchmarks.workload import ADAPTERS, adapter_packages
+from benchmarks.workload import ADAPTERS, adapter_packages, add_adapters_option
 from loraplex_client import LoraplexClient
 from loraplex_server.base.fetch import DEFAULT_BASE_ID
 from tests.integration.live_server import LiveServer, running_server
@@ -184,12 +184,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=os.cpu_count() or 1,
         help="of the engine; default: all cores, as a server takes them, so that nothing is left for the checks",
     )
-    parser.add_argument(
-        "--adapters",
-        type=Path,
-        default=Path(__file__).parents[1] / "adapters",
-        help="folder of the three domains (default: the source tree's)",
-    )
+    add_adapters_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,3 +105,13 @@ def _interleaved_questions(adapters_folder: Path) -> Iterator[str]:
     ]
     for lines in zip(*by_domain, strict=False):
         yield from (json.loads(line)["question"] for line in lines)
+
+
+def add_adapters_option(parser: argparse.ArgumentParser) -> None:
+    """Where `adapter_packages` and `read_prompts` look."""
+    parser.add_argument(
+        "--adapters",
+        type=Path,
+        default=Path(__file__).parents[1] / "adapters",
+        help="folder of the three domains (default: the source tree's)",
+    )

@@ -136,6 +136,11 @@ def load_kernel(
     return CudaKernel(handle, threads, shared_bytes)
 
 
+def device_index(device: torch.device) -> int:
+    """Of the device, or of the current one where it has none."""
+    return device.index if device.index is not None else torch.cuda.current_device()
+
+
 def device_arch(device: torch.device) -> str:
     """What NVRTC compiles for, such as "sm_90a"."""
     major, minor = torch.cuda.get_device_capability(device)

@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.cuda_driver import CudaKernel, load_kernel
+from loraplex_server.kernels.cuda_driver import CudaKernel, device_index, load_kernel
 from loraplex_server.kernels.product_kernels import has_cuda_products
 
 _WARPS = 4
@@ -45,7 +45,7 @@ def launch_shrink(
     rank_stride = shrunk.shape[1]
     groups = _MORE_GROUPS if row_tiles.shape[0] <= _FEW_TILES else _SHRINK_GROUPS
     groups = min(groups, -(-rank_stride // _SHRINK_RANKS))
-    _shrink_kernel(_device_index(x)).launch(
+    _shrink_kernel(device_index(x.device)).launch(
         (-(-in_features // _SHRINK_INPUTS), groups * row_tiles.shape[0]),
         (
             *(x, shrunk, parts, counters, arena, records, row_tiles),
@@ -77,7 +77,7 @@ def launch_expand(
     """Operands as `lora_expand` has checked them."""
     end_0, end_1, end_2 = column_ends
     widths = (end_0, end_1 - end_0, end_2 - end_1)
-    _expand_kernel(_device_index(y), adds).launch(
+    _expand_kernel(device_index(y.device), adds).launch(
         (sum(-(-width // _EXPAND_COLUMNS) for width in widths), row_tiles.shape[0]),
         (
             *(y, shrunk, arena, records, row_tiles, record_start, slot_stride),
@@ -87,18 +87,13 @@ def launch_expand(
     )
 
 
-def _device_index(tensor: Tensor) -> int:
-    index = tensor.device.index
-    return torch.cuda.current_device() if index is None else index
-
-
 @functools.cache
-def _shrink_kernel(device_index: int) -> CudaKernel:
-    with torch.cuda.device(device_index):
+def _shrink_kernel(device: int) -> CudaKernel:
+    with torch.cuda.device(device):
         return load_kernel("lora_shrink.cu", "lora_shrink", SHRINK_DEFINES, 32 * _WARPS)
 
 
 @functools.cache
-def _expand_kernel(device_index: int, adds: bool) -> CudaKernel:
-    with torch.cuda.device(device_index):
+def _expand_kernel(device: int, adds: bool) -> CudaKernel:
+    with torch.cuda.device(device):
         return load_kernel("lora_expand.cu", "lora_expand", EXPAND_DEFINES | {"ADD": int(adds)}, 32 * _WARPS)

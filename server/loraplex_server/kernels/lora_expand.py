@@ -12,7 +12,6 @@ from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_expand
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
-    RECORD_FIELDS,
     LoraTables,
     ProjectionShape,
 )
@@ -168,9 +167,7 @@ def lora_expand(
     require(
         row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
     )
-    _, num_layers, num_projections, _ = tables.records.shape
-    record_start = (layer * num_projections + projection.index) * RECORD_FIELDS
-    slot_stride = num_layers * num_projections * RECORD_FIELDS
+    record_start, slot_stride = tables.record_start(layer, projection), tables.slot_stride
     if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(y):
         require(y.stride(0) % 8 == 0 and y.data_ptr() % 16 == 0, "rows of y must be aligned to 16 bytes")
         operands = (y, shrunk, tables.arena, tables.records, row_tiles)

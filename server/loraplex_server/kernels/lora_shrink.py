@@ -17,7 +17,6 @@ from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_shrink
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
-    RECORD_FIELDS,
     LoraTables,
     ProjectionShape,
 )
@@ -296,9 +295,7 @@ def lora_shrink(
     require(
         row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
     )
-    _, num_layers, num_projections, _ = tables.records.shape
-    slot_stride = num_layers * num_projections * RECORD_FIELDS
-    record_start = (layer * num_projections + projection.index) * RECORD_FIELDS
+    record_start, slot_stride = tables.record_start(layer, projection), tables.slot_stride
     operands = (x, shrunk, scratch.parts, scratch.counters, tables.arena, tables.records, row_tiles)
     if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(x):
         launch_shrink(*operands, record_start, slot_stride)

@@ -86,6 +86,15 @@ class LoraTables:
     records: Tensor  # [slots, layers, 4, RECORD_FIELDS] int32
     host_records: Tensor  # the same on the host
 
+    @property
+    def slot_stride(self) -> int:
+        """Elements of `records` per slot."""
+        return self.records.shape[1] * self.records.shape[2] * RECORD_FIELDS
+
+    def record_start(self, layer: int, projection: ProjectionShape) -> int:
+        """Element of `records` where slot 0's record of this layer and projection begins."""
+        return (layer * self.records.shape[2] + projection.index) * RECORD_FIELDS
+
 
 def projection_record(a_offset: int, b_offsets: list[int], ranks: list[int]) -> list[int]:
     """A record; offsets in elements from the start of the arena, one rank and B per module of the projection.

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from loraplex_server.kernels.cuda_driver import CudaKernel, device_arch, load_kernel
+from loraplex_server.kernels.cuda_driver import CudaKernel, device_arch, device_index, load_kernel
 from loraplex_server.kernels.nvrtc import compile_cubin
 from loraplex_server.kernels.product_plan import ROW_BUCKETS, ProductPlan, int8_plan, nf4_plan
 
@@ -24,12 +24,12 @@ def product_kernel(plan: ProductPlan, device: torch.device) -> CudaKernel:
 
     Raises KernelError.
     """
-    return _kernel(plan, device.index if device.index is not None else torch.cuda.current_device())
+    return _kernel(plan, device_index(device))
 
 
 @functools.cache
-def _kernel(plan: ProductPlan, device_index: int) -> CudaKernel:
-    with torch.cuda.device(device_index):
+def _kernel(plan: ProductPlan, device: int) -> CudaKernel:
+    with torch.cuda.device(device):
         return load_kernel(plan.source, plan.function, plan.defines, plan.threads, plan.shared_bytes)
 
 

@@ -77,6 +77,18 @@ __device__ __forceinline__ uint4 load_shared16(u32 address) {
     return v;
 }
 
+// 16 bytes, or zeros. Volatile: what is requested before the wait for the previous kernel stays before it, and the rest
+// behind it.
+__device__ __forceinline__ uint4 load_global16(const u16* from, bool is_there) {
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (is_there)
+        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                     : "l"(from)
+                     : "memory");
+    return v;
+}
+
 __device__ __forceinline__ float2 load_shared_pair(u32 address) {
     float2 v;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));

@@ -15,16 +15,6 @@
 #define BLOCK_COLUMNS (WARPS * COLUMNS)
 #define STEP 16  // ranks
 
-__device__ __forceinline__ uint4 load16(const u16* from, bool is_there) {
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (is_there)
-        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "l"(from)
-                     : "memory");
-    return v;
-}
-
 __device__ __forceinline__ u32 load_half(const u16* from, bool is_there) {
     u16 v = 0;
     if (is_there) asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
@@ -67,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_expand(
         for (int half = 0; half < 2; ++half)
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group)
-                to[half][group] = load16(b_rows + (long long)(first + half * 8 + g) * width + group * 32,
+                to[half][group] = load_global16(b_rows + (long long)(first + half * 8 + g) * width + group * 32,
                                          first + half * 8 + g < rank && column + group * 32 < width);
     };
 #pragma unroll

@@ -16,17 +16,6 @@
 #define TILE_ROWS 16
 #define TILE_RANKS 16
 
-// Volatile: what is requested before the wait for the previous kernel stays before it, and the rest behind it.
-__device__ __forceinline__ uint4 load16(const u16* from, bool is_there) {
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (is_there)
-        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "l"(from)
-                     : "memory");
-    return v;
-}
-
 // Past the first-level cache, which other blocks' stores do not reach.
 __device__ __forceinline__ float load_part_of_sum(const float* from) {
     float v;
@@ -57,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_shrink(
             const int rank = first + half * 8 + g;
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c)
-                to[half][c] = load16(a_rows + (long long)rank * in_features + c * 32,
+                to[half][c] = load_global16(a_rows + (long long)rank * in_features + c * 32,
                                      rank < total_rank && feature + c * 32 < in_features);
         }
     };
@@ -71,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_shrink(
     for (int nt = 0; nt < TILE_ROWS / 8; ++nt)
 #pragma unroll
         for (int c = 0; c < CHUNKS; ++c)
-            b[nt][c] = load16(x + (long long)(row_start + nt * 8 + g) * x_stride + feature + c * 32,
+            b[nt][c] = load_global16(x + (long long)(row_start + nt * 8 + g) * x_stride + feature + c * 32,
                               nt * 8 + g < num_rows && feature + c * 32 < in_features);
 
     for (int begin = first_rank; begin < total_rank; begin += DEPTH * step) {
