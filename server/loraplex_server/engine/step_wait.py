@@ -7,6 +7,7 @@ when that copy is over. So the last piece is in its slot by the time when the ne
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -39,13 +40,16 @@ class StepWait:
         self._clock = clock
         self._sleep = sleep
         self._began_s = 0.0  # when the device was done with the step before, as far as is known here
-        self._length_s = 0.0  # of that step; the next one is taken to be no shorter
+        # Of that step and the one before it. The next one is taken to be as long as the shorter of them: a step with a
+        # prompt in it is longer than those around it.
+        self._lengths_s = deque([0.0, 0.0], maxlen=2)
 
     def tokens_of(self, step: Step) -> list[SampledToken]:
         """Of the oldest step in flight, when it is over."""
-        self._copy_beside(step, self._began_s + self._length_s - _MARGIN_S)
+        self._copy_beside(step, self._began_s + min(self._lengths_s) - _MARGIN_S)
         tokens = step.tokens()
-        self._began_s, self._length_s = self._clock(), step.device_seconds
+        self._began_s = self._clock()
+        self._lengths_s.append(step.device_seconds)
         return tokens
 
     def _copy_beside(self, step: Step, until_s: float) -> None:

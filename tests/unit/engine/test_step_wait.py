@@ -82,25 +82,31 @@ def run_steps(has_some: bool, *lengths: float) -> tuple[list[float], list[float]
 
 
 def test_copies_go_on_until_shortly_before_the_step_ends() -> None:
-    late, before = run_steps(True, 0.004, 0.004, 0.0045)
+    late, before = run_steps(True, 0.004, 0.004, 0.004, 0.0045)
 
-    assert late == [0, 0, 0]
-    assert before[0] == float("inf")  # nothing is known yet of how long steps are
-    assert before[1] <= 0.0005
-    assert before[2] <= 0.001  # half a millisecond longer than was known
+    assert late == [0, 0, 0, 0]
+    assert before[:2] == [float("inf")] * 2  # too little is known yet of how long steps are
+    assert before[2] <= 0.0005
+    assert before[3] <= 0.001  # half a millisecond longer than was known
 
 
-def test_a_step_that_is_shorter_than_the_one_before_it_is_hardly_kept_waiting() -> None:
-    late, _ = run_steps(True, 0.1, 0.004)
+def test_a_step_that_is_shorter_than_those_before_it_is_hardly_kept_waiting() -> None:
+    late, _ = run_steps(True, 0.1, 0.1, 0.004)
 
-    assert late[1] <= 0.0003
+    assert late[2] <= 0.0003
+
+
+def test_a_step_behind_one_with_a_prompt_is_not_kept_waiting_at_all() -> None:
+    late, _ = run_steps(True, 0.004, 0.004, 0.0048, 0.004)
+
+    assert late == [0, 0, 0, 0]
 
 
 def test_without_anything_to_copy_nobody_sleeps_beside_a_step() -> None:
-    late, before = run_steps(False, 0.004, 0.004)
+    late, before = run_steps(False, 0.004, 0.004, 0.004)
 
-    assert late == [0, 0]
-    assert before == [float("inf")] * 2
+    assert late == [0, 0, 0]
+    assert before == [float("inf")] * 3
 
 
 class WatchedStep:
@@ -169,7 +175,8 @@ class EngineWorld:
         config = EngineConfig(base_path=Path("base"), store_path=Path("store"), adapter_slots=2)
         self.engine = Engine(config, parts=EngineParts(backend, "base", self.disk.read))
         self.add(1, None)
-        self.engine.step()
+        for _ in range(3):  # of which the last one is in flight
+            self.engine.step()
 
     def add(self, sequence_id: int, digest: str | None) -> None:
         sampling = SamplingParams(temperature=0.0, max_tokens=500, ignore_eos=True)
