@@ -82,8 +82,10 @@ def server_rows(churn: dict[str, Any]) -> Iterator[Row]:
     """Of `benchmarks.churn --shape`: a whole server, in which adapters of rank 64 are registered as well."""
     goal = churn.get("goal", 1.10)
     yield Row("a server, p99 between tokens: storm / quiet", goal, churn.get("itl_p99_ratio"), unit="×")
-    allowed, cold = churn.get("cold_first_token_goal_ms", 0.0), churn.get("cold_first_token_ms")
-    yield Row("a server, first token of a cold adapter", allowed, cold, unit="ms")
+    for row in churn.get("first_tokens", [{}]):
+        prompt = f", prompt {row['prompt_tokens']}" if row else ""
+        allowed, cold = row.get("cold_first_token_goal_ms", 0.0), row.get("cold_first_token_ms")
+        yield Row(f"a server, first token of a cold adapter{prompt}", allowed, cold, unit="ms")
 
 
 def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
