@@ -275,10 +275,10 @@ def lora_shrink(
 ) -> None:
     """A x of each row, for all modules of a projection at once.
 
-    x          [n, in], rows contiguous, in the arena's dtype
+    x          [n, in], rows contiguous and 16-byte aligned, in the arena's dtype
     shrunk     [>= n, rank_stride] contiguous, in the arena's dtype; rank_stride is at least the largest sum of ranks of
                an adapter's modules. Written where the row's adapter has a rank, else left as it is
-    scratch    parts for num_splits(in, tile_rows) · n · rank_stride elements, max_rank_groups(rank_stride) counters per tile
+    scratch    num_splits(in, tile_rows) · n · rank_stride parts, max_rank_groups(rank_stride) counters per row tile
     row_tiles  [tiles, 4] int32 of `row_tile_table`, planned with `tile_rows`
     tile_rows  DECODE_TILE_ROWS or PREFILL_TILE_ROWS
     """
@@ -286,7 +286,8 @@ def lora_shrink(
     splits = num_splits(in_features, tile_rows)
     rank_stride = shrunk.shape[1]
     require(in_features == projection.in_features, f"x {tuple(x.shape)} is not [n, {projection.in_features}]")
-    require(x.stride(1) == 1 and x.stride(0) % 8 == 0, "rows of x must be contiguous and 16-byte aligned")
+    is_aligned = x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    require(x.stride(1) == 1 and is_aligned, "rows of x must be contiguous and 16-byte aligned")
     require(in_features % 8 == 0, f"in_features {in_features} is not a multiple of 8")
     require(x.dtype == tables.arena.dtype, f"x is {x.dtype}, the arena {tables.arena.dtype}")
     require(
