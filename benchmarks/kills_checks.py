@@ -16,6 +16,7 @@ from benchmarks.kills_writes import received
 from loraplex.v1 import adapter_pb2_grpc
 from loraplex_adapters.package import read_package
 from loraplex_client import LoraplexClient
+from loraplex_client.adapter_results import STABLE
 from loraplex_client.upload import UPLOAD_FILES
 from tests.integration.live_server import LiveServer, eventually
 
@@ -27,11 +28,12 @@ _OF_SQLITE = {"registry.sqlite3-wal", "registry.sqlite3-shm"}
 def check_restarted(
     stage: Stage, server: LiveServer, client: LoraplexClient, writers: Sequence[Writer]
 ) -> None:
-    """All of it: registry, packages, answers, uploads, and nothing else left."""
+    """All of it: registry, packages, pins, answers, uploads, and nothing else left."""
     check_registry(stage, client, writers)
     check_packages(stage, client)
     check_uploads(stage, server, writers)
     check_scratch(stage)
+    check_pins(client)
     for writer in writers:
         writer.ask_all(client)
 
@@ -78,6 +80,21 @@ def check_uploads(stage: Stage, server: LiveServer, writers: Sequence[Writer]) -
                 writer.counts.resumed += 1
                 writer.counts.resumed_bytes += sum(had.values())
     check_upload_folders(stage, unanswered)
+
+
+def check_pins(client: LoraplexClient) -> None:
+    """What a pinned adapter serves comes into slots, though nobody asks for it."""
+
+    def missing() -> set[str]:
+        pinned = [adapter for adapter in client.adapters.list() if adapter.pinned]
+        served = {
+            adapter.version(target)
+            for adapter in pinned
+            for target in ([share.target for share in adapter.traffic] or [STABLE])
+        }
+        return {version.digest for version in served if not version.is_resident}
+
+    await_equal("pinned versions in no slot", missing, set())
 
 
 def check_upload_folders(stage: Stage, unanswered: Iterable[str]) -> None:

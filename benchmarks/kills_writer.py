@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,18 @@ class Counts:
     resumed: int = 0  # uploads that went on from bytes of an earlier life
     resumed_bytes: int = 0
     answers: int = 0
+
+
+class Aim:
+    """The kind of change that a kill is to come into. Set by who kills, heeded by all writers."""
+
+    def __init__(self) -> None:
+        self.kind = ""  # none yet
+        self.is_sent = threading.Event()
+
+    def sending(self, write: Write) -> None:
+        if write.kind == self.kind:
+            self.is_sent.set()
 
 
 class Writer:
@@ -71,8 +84,9 @@ class Writer:
             self.has_taken_effect = True
             self.counts.took_effect += 1
 
-    def run(self, server: LiveServer, acknowledged: Callable[[], None]) -> None:
-        """Write until the server is gone. Any other failure ends it too, and is kept."""
+    def run(self, server: LiveServer, acknowledged: Callable[[], None], aim: Aim) -> None:
+        """Write until the server is gone, without asking once there is an aim. Any other failure ends it too, and is
+        kept."""
         try:
             with (
                 server.client(timeout_s=self._stage.timeout_s) as client,
@@ -80,11 +94,13 @@ class Writer:
             ):
                 while True:
                     if self.pending is not None:
+                        aim.sending(self.pending)
                         self.finish_pending(client, channel)
                         acknowledged()
-                    if self._choice.random() < _ASKED_SHARE:
+                    if self._choice.random() < _ASKED_SHARE and not aim.kind:
                         self._ask_one(client)
-                    self.pending = draw(self._choice, self.tenant, self.model, len(self._stage.folders))
+                    num_packages = len(self._stage.folders)
+                    self.pending = draw(self._choice, self.tenant, self.model, num_packages, aim.kind)
         except UnavailableError:
             return
         except Exception as error:
@@ -130,19 +146,27 @@ def seen_state(adapter: Adapter) -> State:
         "versions": [(version.digest, version.state.value) for version in adapter.versions],
         "aliases": dict(adapter.aliases),
         "traffic": [(share.target, share.weight) for share in adapter.traffic],
+        "shadow": adapter.shadow and adapter.shadow.target,
+        "pinned": adapter.pinned,
+        "labels": dict(adapter.labels),
     }
 
 
 def model_state(adapter: ModelAdapter, digests: list[str]) -> State:
     """The same of what must be there."""
+
+    def written(target: str | int) -> str:
+        """As it is listed."""
+        return target if isinstance(target, str) else digests[target]
+
     return {
         "versions": [
             (digests[package], "deprecated" if package in adapter.deprecated else "ready")
             for package in adapter.versions
         ],
         "aliases": {alias: digests[package] for alias, package in adapter.aliases.items()},
-        "traffic": [
-            (target if isinstance(target, str) else digests[target], weight)
-            for target, weight in adapter.traffic
-        ],
+        "traffic": [(written(target), weight) for target, weight in adapter.traffic],
+        "shadow": None if adapter.shadow is None else written(adapter.shadow),
+        "pinned": adapter.is_pinned,
+        "labels": adapter.labels,
     }

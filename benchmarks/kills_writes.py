@@ -23,11 +23,13 @@ from tests.support.release_model import ModelRegistry, Refused
 CHUNK_BYTES = 4096
 ALIASES = ("stable", "canary")
 _REGISTRATIONS = ("stream", "stream", "upload", "folder")
-_CHANGES = (
-    *("promote", "promote", "rollback", "split", "end_split", "deprecate"),
-    *("delete_version", "delete_version", "delete"),
+CHANGES = (
+    *("promote", "rollback", "split", "end_split", "shadow", "end_shadow", "pin", "unpin", "labels"),
+    *("deprecate", "undeprecate", "delete_version", "delete"),
 )
 _REGISTRATION_SHARE = 0.6
+_WANTED_TRIES = 50  # drawings of a kind that is wanted, until another one is taken
+_PINNING_TENANT = "t0"
 _PAUSES_S = (0.0, 0.001, 0.005)  # between two chunks: some clients are slow
 
 Message = adapter_pb2.UploadAdapterRequest
@@ -42,7 +44,7 @@ class Write:
     package: int = 0
     alias: str = "stable"  # of a registration: "" or another one
     how: str = "refuse"  # on_existing of a registration
-    weight: int = 1
+    weight: int = 1  # of a split; it is also the label's
     pause_s: float = 0.0  # between the chunks of a stream
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -50,6 +52,10 @@ class Write:
     def upload_id(self) -> str:
         """Empty where nothing is kept to go on with."""
         return f"of-{self.request_id}" if self.kind == "stream" else ""
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        return {"weight": str(self.weight)}
 
     def apply(self, model: ModelRegistry) -> None:
         """Raises Refused, and changes nothing, where the server must refuse."""
@@ -62,8 +68,16 @@ class Write:
                 model.split(self.name, [("stable", 3), (self.package, self.weight)])
             case "end_split":
                 model.split(self.name, [])
-            case "deprecate":
-                model.deprecate(self.name, self.package, undo=False)
+            case "shadow":
+                model.set_shadow(self.name, self.package)
+            case "end_shadow":
+                model.set_shadow(self.name, None)
+            case "pin" | "unpin":
+                model.pin(self.name, self.kind == "pin")
+            case "labels":
+                model.update_labels(self.name, self._labels)
+            case "deprecate" | "undeprecate":
+                model.deprecate(self.name, self.package, undo=self.kind == "undeprecate")
             case "delete_version":
                 model.delete_version(self.name, self.package)
             case "delete":
@@ -98,20 +112,35 @@ class Write:
                 adapters.split(self.name, {"stable": 3, digest: self.weight}, request_id=once)
             case "end_split":
                 adapters.split(self.name, {}, request_id=once)
-            case "deprecate":
-                adapters.deprecate(self.name, digest, request_id=once)
+            case "shadow":
+                adapters.set_shadow(self.name, digest, request_id=once)
+            case "end_shadow":
+                adapters.set_shadow(self.name, "", request_id=once)
+            case "pin":
+                adapters.pin(self.name, request_id=once)
+            case "unpin":
+                adapters.unpin(self.name, request_id=once)
+            case "labels":
+                adapters.update_labels(self.name, self._labels, request_id=once)
+            case "deprecate" | "undeprecate":
+                undo = self.kind == "undeprecate"
+                adapters.deprecate(self.name, digest, undo=undo, request_id=once)
             case "delete_version":
                 adapters.delete_version(self.name, digest, request_id=once)
             case "delete":
                 adapters.delete(self.name, request_id=once)
 
 
-def draw(choice: random.Random, tenant: str, model: ModelRegistry, num_packages: int) -> Write:
-    """A write that takes effect on `model`, drawn at random."""
+def draw(
+    choice: random.Random, tenant: str, model: ModelRegistry, num_packages: int, wanted: str = ""
+) -> Write:
+    """A write that takes effect on `model`, drawn at random; of the kind that is wanted where one is found."""
+    num_drawn = 0
     while True:
         is_registration = choice.random() < _REGISTRATION_SHARE
+        kind = choice.choice(_REGISTRATIONS if is_registration else CHANGES)
         write = Write(
-            kind=choice.choice(_REGISTRATIONS if is_registration else _CHANGES),
+            kind=wanted if wanted and num_drawn < _WANTED_TRIES else kind,
             name=f"{tenant}/{choice.choice(('one', 'two'))}",
             package=choice.randrange(num_packages),
             alias=choice.choice(ALIASES),
@@ -119,13 +148,25 @@ def draw(choice: random.Random, tenant: str, model: ModelRegistry, num_packages:
             weight=choice.randint(1, 5),
             pause_s=choice.choice(_PAUSES_S),
         )
-        if is_registration and write.alias == "stable":
+        if write.kind in _REGISTRATIONS and write.alias == "stable":
             write = replace(write, alias="")
-        try:
-            write.after(model)
-        except Refused:
-            continue
-        return write
+        if _takes_effect(write, tenant, model):
+            return write
+        num_drawn += 1
+
+
+def _takes_effect(write: Write, tenant: str, model: ModelRegistry) -> bool:
+    """A registration may also find its version there already."""
+    # One adapter of one tenant: with a split it holds two slots, and answers by other packages need one as well.
+    if write.kind == "pin" and (
+        tenant != _PINNING_TENANT or any(adapter.is_pinned for adapter in model.adapters.values())
+    ):
+        return False
+    try:
+        after = write.after(model)
+    except Refused:
+        return False
+    return write.kind in _REGISTRATIONS or after.adapters != model.adapters
 
 
 def send_stream(

@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.bandwidth import copy_bandwidth
 from loraplex_server.kernels.decode_attention import decode_attention, num_parts
 from loraplex_server.kernels.lora_expand import lora_expand
-from loraplex_server.kernels.lora_shrink import MAX_RANK_GROUPS, ShrinkScratch, lora_shrink, num_splits
+from loraplex_server.kernels.lora_shrink import ShrinkScratch, lora_shrink, max_rank_groups, num_splits
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -112,7 +112,8 @@ def decode_tiles(rows: int, adapters: int) -> Tensor:
 
 def scratch_for(shape: ProjectionShape, shrunk: Tensor, tiles: Tensor, tile_rows: int) -> ShrinkScratch:
     num_parts = num_splits(shape.in_features, tile_rows) * shrunk.numel()
-    return ShrinkScratch.allocate(num_parts, tiles.shape[0] * MAX_RANK_GROUPS, DEVICE)
+    num_counters = tiles.shape[0] * max_rank_groups(shrunk.shape[1])
+    return ShrinkScratch.allocate(num_parts, num_counters, DEVICE)
 
 
 def lora_bytes(shape: ProjectionShape, ranks: list[int]) -> tuple[int, int]:

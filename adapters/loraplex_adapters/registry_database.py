@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,10 +23,12 @@ _SOCKET_TIMEOUT_S = (
 _STATEMENT_TIMEOUT_MS = 4_000  # shorter, so that waiting for another writer ends with an answer
 # A writer whose machine was lost in mid-transaction must not hold up all others until TCP notices.
 _IDLE_IN_TRANSACTION_TIMEOUT_MS = 10_000
+_SILENCE_S = 1.0  # that nobody asks a database which has just kept somebody waiting in vain
 _POSTGRESQL_OPTIONS = {"application_name", "sslmode", "sslrootcert", "unix_sock"}
 _WAL_ATTEMPTS = 100
 _WAL_PAUSE_S = 0.1
 _IS_WRITING = "is_writing"
+_SILENCE = "silence"
 
 
 def to_us(moment: datetime) -> int:
@@ -54,10 +56,38 @@ def open_engine(url: str) -> Engine:
     raise StorageError("the registry's database must be SQLite or PostgreSQL; correct its URL")
 
 
+class _Silence:
+    """A database that let a call wait in vain is not asked for a moment: those who queued behind that call, for a turn
+    or for a thread, hear it at once, and do not wait one after another. Any thread may use it.
+    """
+
+    def __init__(self) -> None:
+        self._ends_s = 0.0  # of time.monotonic
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Raises StorageError while nobody asks."""
+        if time.monotonic() < self._ends_s:
+            raise StorageError("the registry does not answer; try again later")
+        try:
+            yield
+        except StorageError as error:
+            if _waited_in_vain(error):
+                self._ends_s = time.monotonic() + _SILENCE_S
+            raise
+
+
+def _waited_in_vain(error: BaseException | None) -> bool:
+    """Whether a message was not answered in time, whatever driver and SQLAlchemy made of that."""
+    while error is not None and not isinstance(error, TimeoutError):
+        error = error.__cause__
+    return error is not None
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """One state of the database, whatever is committed meanwhile. Raises StorageError."""
-    with database_faults(), engine.connect() as connection, connection.begin():
+    with _heeding_silence(engine), database_faults(), engine.connect() as connection, connection.begin():
         yield connection
 
 
@@ -65,11 +95,17 @@ def reading(engine: Engine) -> Iterator[Connection]:
 def writing(engine: Engine) -> Iterator[Connection]:
     """Committed, durably, at the end of the block, or undone. Raises StorageError."""
     with (
+        _heeding_silence(engine),
         database_faults(),
         engine.connect().execution_options(**{_IS_WRITING: True}) as connection,
         connection.begin(),
     ):
         yield connection
+
+
+def _heeding_silence(engine: Engine) -> AbstractContextManager[None]:
+    silence = engine.get_execution_options().get(_SILENCE)
+    return nullcontext() if silence is None else silence.heeded()
 
 
 def _sqlite_engine(url: URL) -> Engine:
@@ -133,6 +169,7 @@ def _postgresql_engine(url: URL) -> Engine:
             pool_pre_ping=True,
             pool_timeout=_SOCKET_TIMEOUT_S,
             connect_args=options,
+            execution_options={_SILENCE: _Silence()},
         )
     except ModuleNotFoundError as error:
         raise StorageError("PostgreSQL needs a driver: pip install 'loraplex[postgres]'") from error

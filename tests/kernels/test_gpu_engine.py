@@ -263,3 +263,13 @@ def test_sequences_that_end_early_are_left_out_of_the_step_in_flight(
     for completion, tokens in zip(ended, expected, strict=False):
         cut = tokens.index(stop) + 1 if stop in tokens else len(tokens)
         assert completion.tokens == tokens[:cut]
+
+
+def test_an_engine_for_ranks_of_hundreds_says_what_the_reference_says(
+    world: World, device: torch.device, expected: list[list[int]]
+) -> None:
+    with warmed_run(start_gpu_engine(world, device, max_lora_rank=256), world) as run:
+        add(run, world, [PROMPTS[5]], max_tokens=2)
+        (completion,) = run.finish(timeout_s=120)
+
+    assert completion.tokens == expected[5][:2]

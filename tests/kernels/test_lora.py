@@ -46,7 +46,7 @@ def run(
     splits = num_splits(adapters.projection.in_features, tile_rows)
     rank_stride = adapters.max_total_rank + 3
     shrunk = torch.full((x.shape[0] + 1, rank_stride), torch.nan, dtype=x.dtype, device=x.device)
-    scratch = poisoned_scratch(splits * x.shape[0] * rank_stride, tiles.shape[0], x.device)
+    scratch = poisoned_scratch(splits, shrunk, x.shape[0], tiles.shape[0])
     lora_shrink(x, shrunk, scratch, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
     assert not scratch.counters.any()
     lora_expand(shrunk, y, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows, adds=adds)
@@ -138,6 +138,13 @@ def test_every_rank_matches_the_reference(
     check(projection, ranks, "distinct", 5, DECODE_TILE_ROWS, torch.bfloat16, device)
 
 
+@pytest.mark.parametrize("tile_rows", [DECODE_TILE_ROWS, PREFILL_TILE_ROWS])
+def test_ranks_beyond_what_one_round_of_programs_takes_match_the_reference(
+    tile_rows: int, device: torch.device
+) -> None:
+    check(QKV, [(256, 256, 256), (8, 0, 8)], "uniform", 5, tile_rows, torch.bfloat16, device)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("tile_rows", [DECODE_TILE_ROWS, PREFILL_TILE_ROWS])
 def test_every_dtype_matches_the_reference(dtype: torch.dtype, tile_rows: int, device: torch.device) -> None:
@@ -222,6 +229,15 @@ def test_activations_of_another_dtype_than_the_arena_are_refused(device: torch.d
 
     with pytest.raises(ValueError, match="the arena"):
         run(adapters, x, torch.zeros(1, 72, device=device), [0], DECODE_TILE_ROWS)
+
+
+def test_activations_that_loads_could_not_align_to_are_refused(device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(3)
+    adapters = random_adapters(DOWN, [(4,)], torch.bfloat16, device, generator)
+    x = torch.zeros(DOWN.in_features + 4, dtype=torch.bfloat16, device=device)[4:].view(1, -1)
+
+    with pytest.raises(ValueError, match="16-byte aligned"):
+        run(adapters, x, torch.zeros(1, 72, dtype=torch.bfloat16, device=device), [0], DECODE_TILE_ROWS)
 
 
 LLAMA_8B = {

@@ -32,6 +32,7 @@ class ModelAdapter:
     shadow: str | int | None = None
     deprecated: set[int] = field(default_factory=set)
     is_pinned: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
 
     def point(self, alias: str, package: int) -> None:
         before = self.aliases.get(alias)
@@ -122,6 +123,9 @@ class ModelRegistry:
 
     def pin(self, name: str, is_pinned: bool) -> None:
         self.get(name).is_pinned = is_pinned
+
+    def update_labels(self, name: str, labels: dict[str, str]) -> None:
+        self.get(name).labels = labels
 
     def deprecate(self, name: str, package: int, undo: bool) -> None:
         adapter = self.get(name)

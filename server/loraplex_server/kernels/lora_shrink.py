@@ -33,7 +33,8 @@ from loraplex_server.kernels.triton_runtime import (
 )
 
 PREFILL_SPLITS = 4
-MAX_RANK_GROUPS = 8
+_PREFILL_RANKS = 64  # of one program, at most
+_DECODE_RANK_GROUPS = 8  # of the kernels for rows that decode, at most; each takes ranks in turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,17 @@ def num_splits(in_features: int, tile_rows: int) -> int:
     return PREFILL_SPLITS
 
 
+def max_rank_groups(rank_stride: int) -> int:
+    """Programs, at most, that share the ranks of one row tile; each of them counts by itself who is last."""
+    return max(_DECODE_RANK_GROUPS, -(-rank_stride // _PREFILL_RANKS))
+
+
 @dataclass(frozen=True, slots=True)
 class ShrinkScratch:
     """What the programs of a shrink hand to one another. Shrinks in one stream may share it."""
 
     parts: Tensor  # [elements] fp32
-    counters: Tensor  # [row tiles · MAX_RANK_GROUPS] int32; all zero before and after a shrink
+    counters: Tensor  # [row tiles · max_rank_groups] int32; all zero before and after a shrink
 
     @classmethod
     def allocate(cls, num_parts: int, num_counters: int, device: torch.device) -> ShrinkScratch:
@@ -269,10 +275,10 @@ def lora_shrink(
 ) -> None:
     """A x of each row, for all modules of a projection at once.
 
-    x          [n, in], rows contiguous, in the arena's dtype
+    x          [n, in], rows contiguous and 16-byte aligned, in the arena's dtype
     shrunk     [>= n, rank_stride] contiguous, in the arena's dtype; rank_stride is at least the largest sum of ranks of
                an adapter's modules. Written where the row's adapter has a rank, else left as it is
-    scratch    parts for num_splits(in, tile_rows) · n · rank_stride elements, MAX_RANK_GROUPS counters per row tile
+    scratch    num_splits(in, tile_rows) · n · rank_stride parts, max_rank_groups(rank_stride) counters per row tile
     row_tiles  [tiles, 4] int32 of `row_tile_table`, planned with `tile_rows`
     tile_rows  DECODE_TILE_ROWS or PREFILL_TILE_ROWS
     """
@@ -280,14 +286,16 @@ def lora_shrink(
     splits = num_splits(in_features, tile_rows)
     rank_stride = shrunk.shape[1]
     require(in_features == projection.in_features, f"x {tuple(x.shape)} is not [n, {projection.in_features}]")
-    require(x.stride(1) == 1 and x.stride(0) % 8 == 0, "rows of x must be contiguous and 16-byte aligned")
+    is_aligned = x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    require(x.stride(1) == 1 and is_aligned, "rows of x must be contiguous and 16-byte aligned")
     require(in_features % 8 == 0, f"in_features {in_features} is not a multiple of 8")
     require(x.dtype == tables.arena.dtype, f"x is {x.dtype}, the arena {tables.arena.dtype}")
     require(
         shrunk.dtype == x.dtype and shrunk.is_contiguous() and shrunk.shape[0] >= num_rows,
         f"shrunk {tuple(shrunk.shape)} does not hold {num_rows} contiguous rows of {x.dtype}",
     )
-    num_parts, num_counters = splits * num_rows * rank_stride, row_tiles.shape[0] * MAX_RANK_GROUPS
+    num_parts = splits * num_rows * rank_stride
+    num_counters = row_tiles.shape[0] * max_rank_groups(rank_stride)
     require(
         scratch.parts.numel() >= num_parts and scratch.counters.numel() >= num_counters,
         f"scratch is too small for {num_parts} parts and {num_counters} counters",
@@ -321,13 +329,9 @@ def lora_shrink(
         )
         return
     require(tile_rows == PREFILL_TILE_ROWS, f"no configuration for tiles of {tile_rows} rows")
-    block_r = min(64, max(16, next_power_of_2(rank_stride)))
-    num_blocks = -(-rank_stride // block_r)
-    require(
-        num_blocks <= MAX_RANK_GROUPS, f"a sum of ranks of {rank_stride} is beyond {64 * MAX_RANK_GROUPS}"
-    )
+    block_r = min(_PREFILL_RANKS, max(16, next_power_of_2(rank_stride)))
     block_k = 64
-    _shrink_prefill_kernel[(splits, num_blocks, row_tiles.shape[0])](
+    _shrink_prefill_kernel[(splits, -(-rank_stride // block_r), row_tiles.shape[0])](
         *arguments,
         IN_FEATURES=in_features,
         SPLITS=splits,

@@ -12,6 +12,8 @@ import pytest
 from loraplex_adapters import registry_database
 from loraplex_adapters.errors import StorageError
 from loraplex_adapters.registry import AdapterRegistry
+from loraplex_adapters.registry_database import open_engine, reading, writing
+from tests.integration.live_server import eventually
 from tests.support.postgres import PostgresServer
 from tests.unit.adapters.release_case import SHOP, A, version
 
@@ -73,8 +75,39 @@ def test_a_connection_that_falls_silent_is_given_up(
     finally:
         postgres.resume()
 
-    assert registry.revision() == 0
+    eventually(lambda: answers(registry), 60)
     registry.close()
+
+
+def answers(registry: AdapterRegistry) -> bool:
+    try:
+        return registry.revision() == 0
+    except StorageError:
+        return False
+
+
+@pytest.mark.parametrize("options", ["", "?sslmode=disable"])
+def test_those_who_queue_behind_a_call_that_waited_in_vain_do_not_wait_as_long_again(
+    monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    monkeypatch.setattr(registry_database, "_SOCKET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(registry_database, "_SILENCE_S", 3600)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        engine = open_engine(f"postgresql://someone@127.0.0.1:{deaf.getsockname()[1]}/registry{options}")
+        with pytest.raises(StorageError, match="cannot be used"), reading(engine):
+            pass
+
+    with pytest.raises(StorageError, match="does not answer"), writing(engine):
+        pass
+
+
+def test_a_connection_that_is_refused_is_asked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_database, "_SILENCE_S", 3600)
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        engine = open_engine(f"postgresql://someone@127.0.0.1:{gone.getsockname()[1]}/registry")
+    for _ in range(2):
+        with pytest.raises(StorageError, match="cannot be used"), reading(engine):
+            pass
 
 
 def test_a_plain_postgresql_url_takes_the_driver_that_is_installed(postgres: PostgresServer) -> None:
