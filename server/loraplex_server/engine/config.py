@@ -100,7 +100,7 @@ class EngineConfig:
             suited = ResidencySizes(
                 host_cache_bytes=min(4 * 2**30, memory_bytes // 4),
                 copy_bytes=256 * 2**20,
-                load_threads=max(1, min(8, num_cores // 2)),
+                load_threads=max(1, min(12, num_cores * 3 // 4)),
                 max_reads=2,
             )
         else:
