@@ -14,7 +14,7 @@ from typing import Protocol
 from loraplex_server.engine.backend import Step
 from loraplex_server.engine.scheduled_batch import SampledToken
 
-_PAUSE_S = 0.0005  # between two looks at what was read; at 20 GB/s 5 MB, which the bus takes 0.1 ms for
+_PAUSE_S = 0.0005  # between two looks at what was read; at 20 GB/s 10 MB, which the bus takes 0.2 ms for
 _MARGIN_S = 0.0008  # before the end of the step: its tokens are not kept waiting by a pause that lasts a little longer
 
 

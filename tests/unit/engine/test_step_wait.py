@@ -86,14 +86,14 @@ def test_copies_go_on_until_shortly_before_the_step_ends() -> None:
 
     assert late == [0, 0, 0, 0]
     assert before[:2] == [float("inf")] * 2  # too little is known yet of how long steps are
-    assert before[2] <= 0.0005
-    assert before[3] <= 0.001  # half a millisecond longer than was known
+    assert before[2] <= 0.0009
+    assert before[3] <= 0.0014  # half a millisecond longer than was known
 
 
 def test_a_step_that_is_shorter_than_those_before_it_is_hardly_kept_waiting() -> None:
     late, _ = run_steps(True, 0.1, 0.1, 0.004)
 
-    assert late[2] <= 0.0003
+    assert late[2] <= 0.0005
 
 
 def test_a_step_behind_one_with_a_prompt_is_not_kept_waiting_at_all() -> None:
