@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 
@@ -40,13 +40,8 @@ class TransformersSubject:
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, dtype), local_files_only=True
         )
-        for name, package in packages.items():
-            # Left alone, PEFT would keep the adapters in fp32 and convert every activation: slower.
-            options = {"adapter_name": name, "autocast_adapter_dtype": False}
-            if isinstance(self._model, peft.PeftModel):
-                self._model.load_adapter(package, **options)
-            else:
-                self._model = peft.PeftModel.from_pretrained(self._model, package, **options)
+        if packages:
+            self._model = _with_adapters(self._model, packages)
         self._model.eval()
         self._model.generation_config.eos_token_id = None  # every row runs to its last token
         self._model.generation_config.pad_token_id = 0
@@ -55,7 +50,7 @@ class TransformersSubject:
         return {
             "dtype": self._dtype,
             "transformers": transformers.__version__,
-            "peft": peft.__version__,
+            "peft": version("peft"),
             "threads": torch.get_num_threads(),
         }
 
@@ -92,3 +87,16 @@ class TransformersSubject:
 
     def close(self) -> None:
         """Nothing outlives the process."""
+
+
+def _with_adapters(model: Any, packages: Mapping[str, Path]) -> Any:
+    import peft  # some seconds, which the base alone does without
+
+    for name, package in packages.items():
+        # Left alone, PEFT would keep the adapters in fp32 and convert every activation: slower.
+        options = {"adapter_name": name, "autocast_adapter_dtype": False}
+        if isinstance(model, peft.PeftModel):
+            model.load_adapter(package, **options)
+        else:
+            model = peft.PeftModel.from_pretrained(model, package, **options)
+    return model

@@ -13,6 +13,7 @@ PROMPT_TOKENS = 64
 QUICK_PROMPT_TOKENS = 16
 MAX_ROWS = 32
 _WARM_UP_TOKENS = 3
+_QUICK_TOKENS = 3  # one of the prompt, two of decode steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def comparisons(prompts: list[Prompt], *, quick: bool) -> list[Comparison]:
     def compare(name: str, subjects: tuple[str, ...], work: Work, num_rounds: int) -> Comparison:
         if quick:
             every_adapter = Work(work.rows[: len(ADAPTERS)], 1)
-            return Comparison(name, subjects, Work(work.rows, min(work.num_tokens, 6)), 1, every_adapter)
+            return Comparison(name, subjects, Work(work.rows, min(work.num_tokens, _QUICK_TOKENS)), 1, every_adapter)
         return Comparison(name, subjects, work, num_rounds, Work(work.rows, _WARM_UP_TOKENS))
 
     pair = (ENGINE_INT8, ENGINE_BF16)

@@ -64,7 +64,6 @@ class AdapterPackage:
     size_bytes: int  # of all tensors
     tensors: dict[str, TensorInfo]  # by key, as in the file
     folder: Path
-    is_null: bool  # each module has a matrix of zeros alone, so that it adds 0 to every product
 
 
 def read_package(folder: Path, limits: PackageLimits = DEFAULT_LIMITS) -> AdapterPackage:
@@ -85,12 +84,11 @@ def read_package(folder: Path, limits: PackageLimits = DEFAULT_LIMITS) -> Adapte
         with open_package_file(folder, WEIGHTS_FILE) as file:
             header = read_header(file, limits.max_bytes, limits.max_header_bytes, limits.max_tensors)
             _check_ranks(header, config)
-            effect = _Effect()
-            digest = _digest_and_check_finite(file, header, config, effect)
+            digest = _digest_and_check_finite(file, header, config)
     except OSError as error:
         raise AdapterInvalidError(f"{WEIGHTS_FILE} cannot be read: {error.strerror}") from error
     _check_library_agrees(folder / WEIGHTS_FILE, header)
-    return AdapterPackage(digest, config, header.data_bytes, header.tensors, folder, not effect.is_found)
+    return AdapterPackage(digest, config, header.data_bytes, header.tensors, folder)
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -165,28 +163,9 @@ def _no_matrix(key: str) -> AdapterInvalidError:
     return AdapterInvalidError(f"{tensor} is not the A or B matrix of a LoRA module")
 
 
-class _Effect:
-    """Looks for a module of which both matrices hold something else than zeros. Most packages' first is one."""
-
-    def __init__(self) -> None:
-        self.is_found = False
-        self._found: dict[str, set[str]] = {}  # path of a module -> which of its matrices do
-
-    def look(self, key: str, chunk: bytes, dtype: str) -> None:
-        """At a piece of the matrix `key`."""
-        match = LORA_KEY.fullmatch(key)
-        if self.is_found or match is None or _is_zero(chunk, dtype):
-            return
-        parts = self._found.setdefault(match["path"], set())
-        parts.add(match["part"])
-        self.is_found = len(parts) == 2
-
-
-def _digest_and_check_finite(
-    file: BinaryIO, header: SafetensorsHeader, config: LoraSettings, effect: _Effect
-) -> str:
+def _digest_and_check_finite(file: BinaryIO, header: SafetensorsHeader, config: LoraSettings) -> str:
     """SHA-256 over the canonical form: length-prefixed configuration, then name, dtype, shape, bytes by
-    name. Every byte is shown to `effect`.
+    name.
     """
     digest = hashlib.sha256()
 
@@ -205,7 +184,6 @@ def _digest_and_check_finite(
         for chunk in _chunks(file, header.data_offset + tensor.begin, tensor.num_bytes):
             if not _is_finite(chunk, tensor.dtype):
                 raise NonFiniteWeightsError(f"{WEIGHTS_FILE}: {key!r} holds NaN or infinity")
-            effect.look(key, chunk, tensor.dtype)
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -225,13 +203,6 @@ def _is_finite(chunk: bytes, dtype: str) -> bool:
         exponents = np.frombuffer(chunk, np.uint16) & 0x7F80
         return not bool((exponents == 0x7F80).any())
     return bool(np.isfinite(np.frombuffer(chunk, np.float16 if dtype == "F16" else np.float32)).all())
-
-
-def _is_zero(chunk: bytes, dtype: str) -> bool:
-    """Whether all numbers are 0, of either sign."""
-    if dtype == "F32":
-        return not bool((np.frombuffer(chunk, np.uint32) & 0x7FFFFFFF).any())
-    return not bool((np.frombuffer(chunk, np.uint16) & 0x7FFF).any())
 
 
 def _check_library_agrees(path: Path, header: SafetensorsHeader) -> None:

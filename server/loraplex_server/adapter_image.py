@@ -15,18 +15,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_adapters.compatibility import LoraModulePlan, LoraPlan, Place
-from loraplex_adapters.errors import AdapterUnavailableError
 from loraplex_adapters.package import WEIGHTS_FILE, AdapterPackage
 from loraplex_server.model.projections import PROJECTIONS
+from loraplex_server.package_tensors import Array, PackageTensors, as_float32
 
 DeviceKind = Literal["cpu", "gpu"]
 ElementType = Literal["float32", "bfloat16"]
@@ -41,13 +40,6 @@ _UNFINISHED_PREFIX = ".unfinished-"
 _LEFTOVER_AFTER_S = 3600.0  # no writer takes so long
 _LAYOUT = re.compile(r"(?P<device>cpu|gpu)-1-(?P<element>float32|bfloat16)-[0-9a-z]{1,16}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_STORED_TYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
-
-Array = npt.NDArray[Any]
 
 
 class AdapterImageError(ValueError):
@@ -118,7 +110,7 @@ def write_image(
     try:
         with os.fdopen(descriptor, "wb") as file, (package.folder / WEIGHTS_FILE).open("rb") as weights:
             file.seek(_data_offset(header))
-            tensors = _PackageTensors(weights, package)
+            tensors = PackageTensors(weights, package)
             checksums = _Checksums()
             for piece in _flat_pieces(tensors, plan, match["device"], match["element"]):
                 data = piece.data.cast("B")
@@ -208,24 +200,6 @@ def read_piece(descriptor: int, info: ImageInfo, index: int, target: memoryview)
         raise AdapterImageError("the adapter's image is damaged")
 
 
-class _PackageTensors:
-    """Tensors of a package's weights file, read when asked for."""
-
-    def __init__(self, file: BinaryIO, package: AdapterPackage) -> None:
-        self._file = file
-        self._tensors = package.tensors
-        self._data_offset = 8 + int.from_bytes(file.read(8), "little")
-
-    def read(self, key: str) -> Array:
-        """In the dtype of the file; bf16 as its bits."""
-        info = self._tensors[key]
-        array = np.empty(info.shape, _STORED_TYPES[info.dtype])
-        self._file.seek(self._data_offset + info.begin)
-        if self._file.readinto(array.data.cast("B")) != info.num_bytes:  # type: ignore[attr-defined]
-            raise AdapterUnavailableError("the adapter's stored package was cut off; register it again")
-        return array
-
-
 class _Checksums:
     """XXH3-128 of each PIECE_BYTES of a stream of bytes."""
 
@@ -254,7 +228,7 @@ class _Checksums:
         self._room = PIECE_BYTES
 
 
-def _flat_pieces(tensors: _PackageTensors, plan: LoraPlan, device: str, element: str) -> Iterator[Array]:
+def _flat_pieces(tensors: PackageTensors, plan: LoraPlan, device: str, element: str) -> Iterator[Array]:
     """The flat weights in order, as contiguous arrays of the arena's element type (bf16 as its bits)."""
     modules = {(module.layer, module.module): module for module in plan.modules}
     for layer in range(max((module.layer for module in plan.modules), default=-1) + 1):
@@ -271,25 +245,19 @@ def _flat_pieces(tensors: _PackageTensors, plan: LoraPlan, device: str, element:
                 yield _scaled_b(tensors, module, element)
 
 
-def _scaled_b(tensors: _PackageTensors, module: LoraModulePlan, element: str) -> Array:
+def _scaled_b(tensors: PackageTensors, module: LoraModulePlan, element: str) -> Array:
     """scaling · Bᵀ, contiguous."""
-    scaled = _float32(tensors.read(module.b_key)) * np.float32(module.scaling)
+    scaled = as_float32(tensors.read(module.b_key)) * np.float32(module.scaling)
     return np.ascontiguousarray(_elements(scaled, element).T)
-
-
-def _float32(array: Array) -> npt.NDArray[np.float32]:
-    if array.dtype == np.uint16:  # bits of bf16
-        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.asarray(array, np.float32)
 
 
 def _elements(array: Array, element: str) -> Array:
     """In the arena's type; to bf16 by rounding to nearest, ties to even."""
     if element == "float32":
-        return _float32(array)
+        return as_float32(array)
     if array.dtype == np.uint16:
         return array
-    bits = np.ascontiguousarray(_float32(array)).view(np.uint32)
+    bits = np.ascontiguousarray(as_float32(array)).view(np.uint32)
     odd = (bits >> 16) & 1
     return ((bits + (odd + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
 

@@ -129,6 +129,20 @@ def b_of_zeros(folder: Path) -> None:
     rewrite_weights(folder, lambda key, w: (key, np.zeros_like(w) if "lora_B" in key else w))
 
 
+def no_rank_in_both(folder: Path) -> None:
+    """A has the even ranks, B the odd ones: neither is zero, their product is."""
+
+    def change(key: str, weight: np.ndarray) -> tuple[str, np.ndarray]:
+        ranks = np.arange(weight.shape[0 if "lora_A" in key else 1]) % 2 == int("lora_B" in key)
+        return key, weight * (ranks[:, None] if "lora_A" in key else ranks).astype(weight.dtype)
+
+    rewrite_weights(folder, change)
+
+
+def tiny_weights(folder: Path) -> None:
+    rewrite_weights(folder, lambda key, w: (key, w * np.asarray(1e-12, w.dtype) if "lora_B" in key else w))
+
+
 def bad_contents(sound: Path, place: Path) -> Iterator[BadRegistration]:
     """Every damaged package, by the folder and by an upload where a client can send it."""
     rows: list[tuple[int, Spoil, grpc.StatusCode, str]] = [
@@ -137,7 +151,8 @@ def bad_contents(sound: Path, place: Path) -> Iterator[BadRegistration]:
         for spoil in spoils
     ]
     rows += [(11, spoil, PRECONDITION, "BASE_MISMATCH") for spoil in bad_packages.FOREIGN]
-    rows += [(9, b_of_zeros, PRECONDITION, "NO_EFFECT")]
+    idle = (b_of_zeros, no_rank_in_both, tiny_weights)
+    rows += [(9, spoil, PRECONDITION, "NO_EFFECT") for spoil in idle]
     for row, spoil, code, reason in rows:
         fields = (bad_packages.FAULTY_FIELDS[spoil],) if spoil in bad_packages.FAULTY_FIELDS else None
         folder = place / spoil.__name__ / "package"

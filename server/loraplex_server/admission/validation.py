@@ -6,13 +6,17 @@ from loraplex_adapters.compatibility import LoraPlan, match_to_base
 from loraplex_adapters.errors import (
     AdapterInvalidError,
     AdapterTooLargeError,
+    AdapterUnavailableError,
     DigestMismatchError,
     NoEffectError,
 )
 from loraplex_adapters.manifest import Manifest, check_base, check_files, read_manifest
 from loraplex_adapters.package import AdapterPackage, PackageLimits, read_package
 from loraplex_adapters.store import PackageStore
+from loraplex_server.admission.effect import is_negligible
 from loraplex_server.admission.jobs import AdmissionJob, AdmittedPackage
+
+_CHANGED = "the package was changed while it was read; send it again"
 
 
 def validate(job: AdmissionJob, limits: PackageLimits) -> AdmittedPackage:
@@ -24,11 +28,11 @@ def validate(job: AdmissionJob, limits: PackageLimits) -> AdmittedPackage:
     """
     package = read_package(job.folder, limits)
     _check_digest(package, job.expected_digest)
-    _check_effect(package, job)
     signer, warning = _check_signature(job)
     manifest = _check_manifest(job)
     plan = match_to_base(package, job.spec, job.max_rank)
     _check_size(plan, job)
+    _check_effect(package, plan, job)
     _store(package, job, limits)
     _write_image(package, plan, job)
     return AdmittedPackage(
@@ -51,12 +55,16 @@ def _check_digest(package: AdapterPackage, expected: str) -> None:
         )
 
 
-def _check_effect(package: AdapterPackage, job: AdmissionJob) -> None:
+def _check_effect(package: AdapterPackage, plan: LoraPlan, job: AdmissionJob) -> None:
     """What the weights alone can tell. The rest is for golden prompts, which an engine in use answers late."""
-    if job.must_have_effect and package.is_null:
+    try:
+        is_idle = job.must_have_effect and is_negligible(package, plan)
+    except AdapterUnavailableError as error:
+        raise AdapterInvalidError(_CHANGED) from error
+    if is_idle:
         raise NoEffectError(
-            "each module of the adapter has an A or a B of zeros alone, so that it answers as the base does; it seems "
-            "untrained"
+            "each module of the adapter has an A or a B of zeros, or of numbers so small that it answers as the base "
+            "does; it seems untrained"
         )
 
 
@@ -92,7 +100,7 @@ def _store(package: AdapterPackage, job: AdmissionJob, limits: PackageLimits) ->
         return
     stored = PackageStore(job.store_root, limits).put(job.folder)
     if stored.digest != package.digest:
-        raise AdapterInvalidError("the package was changed while it was read; send it again")
+        raise AdapterInvalidError(_CHANGED)
 
 
 def _write_image(package: AdapterPackage, plan: LoraPlan, job: AdmissionJob) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -18,9 +19,13 @@ def run_engine_process(config: EngineConfig, command_address: str, message_addre
         signal.signal(number, signal.SIG_IGN)
     _end_with_front_end()
 
+    gc.disable()  # nothing of what an import makes is garbage, and looking for it is a tenth of the import
     from loraplex_server.engine.process import run_engine
 
+    gc.enable()
     run_engine(config, command_address, message_address)
+    # Everything is closed. To take torch and the interpreter apart as well would be half a second of every stop.
+    os._exit(0)
 
 
 def _end_with_front_end() -> None:

@@ -318,29 +318,6 @@ def test_a_pickled_adapter_of_peft_is_refused(save_adapter: SaveAdapter, tmp_pat
         read_package(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("zeros", "is_null"),
-    [
-        (lambda key: "lora_B" in key, True),  # as before training
-        (lambda key: "lora_A" in key, True),
-        (lambda key: "lora_B" in key or "layers.0" in key, True),
-        (lambda key: ("lora_A" in key) == ("layers.0" in key), True),  # never both of a module
-        (lambda key: False, False),
-        (lambda key: "layers.0" in key, False),
-    ],
-)
-def test_an_adapter_is_null_where_every_module_has_a_matrix_of_zeros(
-    plain: SavedAdapter, tmp_path: Path, zeros: Callable[[str], bool], is_null: bool, dtype: torch.dtype
-) -> None:
-    weights = {
-        key: (tensor * -0.0 if zeros(key) else tensor).to(dtype)  # zeros of both signs
-        for key, tensor in load_file(plain.folder / WEIGHTS).items()
-    }
-
-    assert read_package(with_tensors(plain, tmp_path, weights)).is_null is is_null
-
-
 @pytest.mark.parametrize(
     "entry",
     [

@@ -51,9 +51,9 @@ def straight(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
 def test_a_killed_run_resumes_to_the_bytes_of_a_straight_one(
     tiny_base: Path, tmp_path: Path, straight: bytes, moment: str
 ) -> None:
-    process = multiprocessing.get_context("spawn").Process(
-        target=_train_until_killed, args=(tmp_path, tiny_base, moment)
-    )
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["loraplex_trainer.train.sft", "peft"])  # once for all three
+    process = context.Process(target=_train_until_killed, args=(tmp_path, tiny_base, moment))
     process.start()
     process.join()
     run = RunFolder(tmp_path / "run")
