@@ -18,6 +18,8 @@
 #define HELD_RANKS 128  // of A x at once
 #define TILE_ROWS 16
 
+static_assert(HELD_RANKS % (DEPTH * STEP) == 0, "ranks are held from where a round of steps begins");
+
 __device__ __forceinline__ u16 load_half(const u16* from, bool is_there) {
     u16 v = 0;
     if (is_there) asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
