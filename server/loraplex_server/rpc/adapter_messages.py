@@ -22,6 +22,7 @@ from loraplex_adapters.releases import (
     Version,
     VersionState,
 )
+from loraplex_server.admission.upload import UploadClaim
 from loraplex_server.releases.plan import AdapterGroup, AdapterPlan
 from loraplex_server.releases.registration import RegistrationRequest
 from loraplex_server.releases.residency_view import Residency, ResidencyView
@@ -88,6 +89,19 @@ def registration_request(message: adapter_pb2.Registration, source: str) -> Regi
         validate_only=message.validate_only,
         source=source,
         once=once(message),
+    )
+
+
+def upload_claim(
+    header: adapter_pb2.UploadAdapterRequest.Header, registration: RegistrationRequest
+) -> UploadClaim:
+    """What a header says of bytes that earlier calls sent."""
+    return UploadClaim(
+        upload_id=header.upload_id,
+        adapter=registration.name,
+        received_sha256=dict(header.received_sha256),
+        has_digest=bool(registration.expected_digest),
+        starts_over=header.start_over,
     )
 
 

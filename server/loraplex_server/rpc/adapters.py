@@ -63,7 +63,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         registration = messages.registration_request(
             header.registration, "upload"
         )  # before megabytes are taken in
-        async with releases.upload(header.upload_id) as upload:
+        async with releases.upload(messages.upload_claim(header, registration)) as upload:
             await reader.receive(upload)
             registered = await releases.registrar.register(registration, upload.folder)
         adapter, version = self._registered(registered)

@@ -159,7 +159,8 @@ class AdapterServiceServicer(object):
         Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
         and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
         or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
-        there; otherwise it is removed.
+        there; otherwise it is removed. Bytes that are kept count for a later call only where its header proves that they
+        are of the package that it goes on with (see Header), so that no mixture of two packages is ever registered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,7 +52,8 @@ class AdapterServiceStub:
     Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
     and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
     or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
-    there; otherwise it is removed.
+    there; otherwise it is removed. Bytes that are kept count for a later call only where its header proves that they
+    are of the package that it goes on with (see Header), so that no mixture of two packages is ever registered.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.GetUploadRequest, _adapter_pb2.GetUploadResponse]
     """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
@@ -133,7 +134,8 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
     and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
     or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
-    there; otherwise it is removed.
+    there; otherwise it is removed. Bytes that are kept count for a later call only where its header proves that they
+    are of the package that it goes on with (see Header), so that no mixture of two packages is ever registered.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_adapter_pb2.GetUploadRequest, _adapter_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
@@ -223,7 +225,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
         and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
         or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
-        there; otherwise it is removed.
+        there; otherwise it is removed. Bytes that are kept count for a later call only where its header proves that they
+        are of the package that it goes on with (see Header), so that no mixture of two packages is ever registered.
         """
 
     @_abc_1.abstractmethod
