@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraplex_adapters.errors import FieldViolation, InvalidRequestError, StorageError, UploadMismatchError
+from loraplex_adapters.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    StorageError,
+    UploadBusyError,
+    UploadMismatchError,
+)
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.storage_faults import disk_faults
 from loraplex_server.admission.file_names import PACKAGE_FILES
@@ -51,13 +58,23 @@ class UploadClaim:
 
 
 class Upload:
-    """One upload that is going on. Used by one call, one piece at a time."""
+    """One upload that is going on. Used by one call, one piece at a time, in any thread."""
 
     def __init__(self, folder: Path, max_bytes: int, reserve: Callable[[int], None]) -> None:
         self.folder = folder
         self._max_bytes = max_bytes
         self._reserve = reserve
         self._sizes = file_sizes(folder)
+        self._writing = threading.Lock()
+        self._is_over = False
+
+    def close(self) -> None:
+        """Nothing is written from now on; what is being written is waited for.
+
+        The thread of a cancelled call goes on: what it has yet to write must not get into the next call's files.
+        """
+        with self._writing:
+            self._is_over = True
 
     def count_files(self) -> None:
         """Count what was written into the folder by other means. Blocks. Raises QuotaExceededError."""
@@ -70,8 +87,14 @@ class Upload:
         """Write a piece of a file behind what is there. Blocks.
 
         Raises InvalidRequestError, which says the expected offset where it is another one; UploadTooLargeError;
-        QuotaExceededError where all uploads together are too large; StorageError.
+        QuotaExceededError where all uploads together are too large; UploadBusyError once it is closed; StorageError.
         """
+        with self._writing:
+            if self._is_over:
+                raise UploadBusyError("this call is not at the upload any more")
+            self._append(file_name, offset, data)
+
+    def _append(self, file_name: str, offset: int, data: bytes) -> None:
         if file_name not in PACKAGE_FILES:
             raise invalid("chunk.file_name", f"must be one of {', '.join(PACKAGE_FILES)}")
         if not 1 <= len(data) <= MAX_CHUNK_BYTES:

@@ -99,9 +99,10 @@ class UploadStaging:
         """
         if claim is not None and not claim.upload_id:
             claim = None
-        upload = await asyncio.to_thread(self._begin, claim)
+        beginning = asyncio.ensure_future(asyncio.to_thread(self._begin, claim))
         is_kept = False
         try:
+            upload = await asyncio.shield(beginning)
             if claim is not None:
                 await asyncio.to_thread(claim.check, upload.folder)
             yield upload
@@ -110,7 +111,7 @@ class UploadStaging:
             raise
         finally:
             # A caller that is cancelled goes at once; its folder is seen to nevertheless.
-            await asyncio.shield(asyncio.to_thread(self._release, upload.folder, is_kept))
+            await asyncio.shield(self._end(beginning, is_kept))
 
     def received(self, upload_id: str) -> dict[str, int]:
         """Bytes that have arrived by file name. Raises AdapterNotFoundError, InvalidRequestError, StorageError."""
@@ -162,6 +163,14 @@ class UploadStaging:
     def _folder_of(self, upload_id: str) -> Path | None:
         """Where that upload is, of whichever adapter. Raises InvalidRequestError for an id out of range."""
         return next(self._root.glob(f"{_of_id(upload_id)}*"), None)
+
+    async def _end(self, beginning: asyncio.Future[Upload], is_kept: bool) -> None:
+        """Threads go on where their call was cancelled, so they are waited for before another call may be at it."""
+        await asyncio.wait([beginning])
+        if beginning.exception() is None:
+            upload = beginning.result()
+            await asyncio.to_thread(upload.close)
+            await asyncio.to_thread(self._release, upload.folder, is_kept)
 
     def _release(self, folder: Path, is_kept: bool) -> None:
         with disk_faults(), self._lock:

@@ -377,3 +377,33 @@ async def test_a_piece_of_a_cancelled_call_shifts_nothing(staging: UploadStaging
         _write_at(folder / WEIGHTS, 3, b"def")  # the thread of a call that has gone
         late.append(WEIGHTS, 3, b"def")
         assert (folder / WEIGHTS).read_bytes() == b"abcdef"
+
+
+async def test_a_late_piece_of_a_cancelled_call_does_not_get_into_the_next_one(
+    staging: UploadStaging,
+) -> None:
+    """Its thread is not cancelled with it, and may write what is of another package."""
+    with pytest.raises(DeadlineExceededError):
+        async with staging.open(claim("ci-17")) as late:
+            raise DeadlineExceededError("silent")
+
+    async with staging.open(claim("ci-17")) as upload:
+        with pytest.raises(UploadBusyError):
+            late.append(WEIGHTS, 0, b"abc")
+        assert list(upload.folder.iterdir()) == []
+
+
+async def test_a_call_that_is_cancelled_while_it_begins_leaves_the_upload_to_others(
+    staging: UploadStaging,
+) -> None:
+    with staging._lock:  # so that it does not get further
+        beginning = asyncio.create_task(refuse(staging, "ci-17", AssertionError("too late")))
+        await asyncio.sleep(0.05)
+        beginning.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    await asyncio.sleep(0.05)  # for a thread that nobody waits for
+
+    async with staging.open(claim("ci-17")):
+        pass
