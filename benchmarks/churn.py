@@ -4,8 +4,8 @@ A real server and 16 streams. Every round has them decode twice from the same be
 storm that registers and warms adapters that were never seen before, five at a time, with fewer slots than adapters, so
 that each evicts another; those that were evicted are deleted. Tokens are compared at equal places of their streams,
 for a step grows slower with the context. When the storm is over, and the streams still decode, the last adapters are
-asked for one token each, which are cold again by then. Server, streams and storm share the machine; the storm's
-client has the lowest priority, for its work is another machine's.
+asked for one token each, which are cold again by then, once for each length of prompt. Server, streams and storm share
+the machine; the storm's client has the lowest priority, for its work is another machine's.
 
 The base is SmolLM2-135M with the shipped adapters and variants of them; or, with --shape, one of random weights in a
 named shape, which is written to a folder first, with eight adapters of rank 16 for the streams and newcomers of --rank.
@@ -15,7 +15,14 @@ itl_p99_ratio     99th percentile of the times between two tokens of a stream, i
 itl_p50_ratio     the same of the median: what golden prompts and copies take of the throughput
 load_seconds      from asking for a registered adapter until it is in its slot
 register_seconds  from the first byte sent until the version is registered, golden prompts included
-cold_first_token_ms, warm_first_token_ms  from a request for an adapter on disk alone to its token; the same again
+first_tokens      a row for each length of prompt, medians
+  cold_first_token_ms      from a request for an adapter on disk alone to its token
+  warm_first_token_ms      then from one with another prompt of that length, of which no more is in the prefix cache
+  repeated_first_token_ms  then from one with the latter prompt again, which mostly is
+  cold_parts_ms, warm_parts_ms  way: on the wire and in the front end; queue: until the first step that computes it,
+                           but for adapter: until its adapter was in a slot; prefill: from that step to the token
+  read_ms, copied_in_ms    of adapter: from disk, and what was left to copy then, the wait for a step included
+moved_bytes       within the arena, to join its free parts
 copy_ms           on a GPU: bytes of an adapter ÷ the measured bandwidth of a copy from pinned memory
 """
 
@@ -56,8 +63,9 @@ class Measured:
     quiet: list[float] = field(default_factory=list)
     storm: list[float] = field(default_factory=list)
     storms: list[Storm] = field(default_factory=list)
-    visits: Visits = field(default_factory=Visits)
+    visits: dict[int, Visits] = field(default_factory=dict)  # by tokens of their prompts
     evictions: int = 0
+    moved_bytes: int = 0
     round_ratios: list[float] = field(default_factory=list)
 
     def add(self, quiet: Sequence[Gap], stormy: Sequence[Gap], storm: Storm) -> None:
@@ -105,9 +113,11 @@ def _measure(
             client.adapters.upload(name, package)
     rounds = [(source, found) for source, found in measured.items() for _ in range(options.rounds)]
     for number, (source, found) in enumerate(rounds):
-        before = _counter(server.metrics_url, "loraplex_adapter_evictions_total")
+        before = _moves(server)
         _round(server.target, setting, source, number * options.adapters_per_round, options, found)
-        found.evictions += _counter(server.metrics_url, "loraplex_adapter_evictions_total") - before
+        after = _moves(server)
+        found.evictions += after[0] - before[0]
+        found.moved_bytes += after[1] - before[1]
         _say(f"round {number + 1} of {len(rounds)}: p99 storm / quiet {found.round_ratios[-1]:.3f}")
 
 
@@ -129,10 +139,18 @@ def _round(
         _say(f"streams in a storm of {len(newcomers)} adapters, source: {source}")
         storm = run_storm(target, newcomers, first, source)
         _say(f"the storm took {storm.ended_s - storm.began_s:.1f} s")
-        visits = visit_and_delete(target, storm.kept)
+        visits = visit_and_delete(target, storm.kept, options.visit_prompt)
         stormy = streams.gaps()
     measured.add(quiet, stormy, storm)
-    measured.visits.add(visits)
+    for prompt_tokens, found in visits.items():
+        measured.visits.setdefault(prompt_tokens, Visits()).add(found)
+
+
+def _moves(server: ServerAddress) -> tuple[int, int]:
+    """Evictions, and bytes moved within the arena, since the server began."""
+    names = ("loraplex_adapter_evictions_total", "loraplex_adapter_arena_moved_bytes_total")
+    evictions, moved_bytes = (_counter(server.metrics_url, name) for name in names)
+    return evictions, moved_bytes
 
 
 def _counter(metrics_url: str, name: str) -> int:
@@ -160,7 +178,12 @@ def _report(
         "load_seconds": _spread([s for storm in measured.storms for s in storm.load_s]),
         "storm_seconds": [round(storm.ended_s - storm.began_s, 1) for storm in measured.storms],
         "evictions": measured.evictions,
-        **_first_tokens(measured.visits, copy_ms),
+        "moved_bytes": measured.moved_bytes,
+        **({} if copy_ms is None else {"copy_ms": round(copy_ms, 2)}),
+        "first_tokens": [
+            {"prompt_tokens": prompt_tokens, **visits.report(copy_ms)}
+            for prompt_tokens, visits in measured.visits.items()
+        ],
         "streams": NUM_STREAMS,
         "adapters": options.rounds * options.adapters_per_round,
         "adapter_bytes": setting.newcomer_bytes,
@@ -173,27 +196,6 @@ def _report(
 
 def _spread(seconds: Sequence[float]) -> dict[str, float]:
     return {"median": round(statistics.median(seconds), 3), "max": round(max(seconds), 3)}
-
-
-def _first_tokens(visits: Visits, copy_ms: float | None) -> dict[str, Any]:
-    """Medians, and what the cold one may take on a GPU: warm + copy + 20 ms."""
-    if not visits.cold:
-        return {"cold_visits": 0}
-    cold, warm = statistics.median(visits.cold), statistics.median(visits.warm)
-    found: dict[str, Any] = {
-        "cold_visits": len(visits.cold),
-        "cold_first_token_ms": _ms(cold),
-        "cold_first_token_max_ms": _ms(max(visits.cold)),
-        "warm_first_token_ms": _ms(warm),
-        "read_ms": _ms(statistics.median(visits.read)),
-        "copied_in_ms": _ms(statistics.median(visits.copied)),
-    }
-    if copy_ms is not None:
-        found |= {
-            "copy_ms": round(copy_ms, 2),
-            "cold_first_token_goal_ms": round(_ms(warm) + copy_ms + 20, 1),
-        }
-    return found
 
 
 def _ms(seconds: float) -> float:
@@ -209,13 +211,15 @@ def _table(report: dict[str, Any]) -> str:
         f"by round: {report['round_p99_ratios']}",
         f"median storm / quiet: {report['itl_p50_ratio']}",
         f"registered in {report['register_seconds']} s, loaded in {report['load_seconds']} s",
-        f"evicted: {report['evictions']}",
+        f"evicted: {report['evictions']}, moved within the arena: {report['moved_bytes'] / 2**20:.0f} MiB",
     ]
-    if report["cold_visits"]:
-        goal = f" (goal {report['cold_first_token_goal_ms']})" if "cold_first_token_goal_ms" in report else ""
-        lines.append(
-            f"first token, cold: {report['cold_first_token_ms']} ms{goal}, warm: {report['warm_first_token_ms']} ms"
-        )
+    for row in report["first_tokens"]:
+        if row["cold_visits"]:
+            goal = f" (goal {row['cold_first_token_goal_ms']})" if "cold_first_token_goal_ms" in row else ""
+            lines.append(
+                f"first token, prompts of {row['prompt_tokens']} tokens, cold: {row['cold_first_token_ms']} ms{goal}, "
+                f"warm: {row['warm_first_token_ms']} ms"
+            )
     return "\n".join(lines)
 
 
@@ -231,7 +235,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--base", help="folder of the base that the shipped adapters are for; default: the server's"
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), help="of a base of random weights")
-    parser.add_argument("--rank", type=int, default=64, help="of the newcomers of a random base; default: 64")
+    parser.add_argument(
+        "--rank",
+        type=int,
+        nargs="+",
+        default=[64],
+        help="of the newcomers of a random base, in turn: several make holes of all sizes in the arena; default: 64",
+    )
+    parser.add_argument(
+        "--visit-prompt",
+        type=int,
+        nargs="+",
+        default=[8],
+        help="tokens of the prompts of cold requests, a row of first tokens for each; default: 8",
+    )
     parser.add_argument(
         "--source",
         choices=["upload", "folder"],

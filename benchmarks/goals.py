@@ -80,12 +80,20 @@ def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
         yield Row(f"first token of a cold adapter{prompt}", round(allowed, 1), cold, unit="ms")
 
 
-def server_rows(churn: dict[str, Any]) -> Iterator[Row]:
-    """Of `benchmarks.churn --shape`: a whole server, in which adapters of rank 64 are registered as well."""
-    goal = churn.get("goal", GPU_SHAPE_GOAL)
-    yield Row("a server, p99 between tokens: storm / quiet", goal, churn.get("itl_p99_ratio"), unit="×")
-    allowed, cold = churn.get("cold_first_token_goal_ms", 0.0), churn.get("cold_first_token_ms")
-    yield Row("a server, first token of a cold adapter", allowed, cold, unit="ms")
+def server_rows(churn: dict[str, Any], storm: dict[str, Any]) -> Iterator[Row]:
+    """Of `benchmarks.churn --shape`: a whole server, in which adapters of rank 64 are registered as well.
+
+    churn   first tokens are taken from here
+    storm   a run with more adapters; of it the streams beside them alone
+    """
+    for run in (churn, storm):
+        goal, adapters = run.get("goal", GPU_SHAPE_GOAL), run.get("adapters", "many")
+        name = f"a server, p99 between tokens: {adapters} coming / quiet"
+        yield Row(name, goal, run.get("itl_p99_ratio"), unit="×")
+    for row in churn.get("first_tokens", [{}]):
+        prompt = f", prompt {row['prompt_tokens']}" if row else ""
+        allowed, cold = row.get("cold_first_token_goal_ms", 0.0), row.get("cold_first_token_ms")
+        yield Row(f"a server, first token of a cold adapter{prompt}", allowed, cold, unit="ms")
 
 
 def cpu_rows(churns: Iterable[Path]) -> Iterator[Row]:
@@ -133,6 +141,7 @@ def main() -> None:
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
     parser.add_argument("--churn", type=Path, default=_RESULTS / "h200-churn.json")
     parser.add_argument("--server-churn", type=Path, default=_RESULTS / "h200-server-churn.json")
+    parser.add_argument("--server-storm", type=Path, default=_RESULTS / "h200-server-storm.json")
     cpu_churns = sorted(_RESULTS.glob("*-cores-churn.json"))
     parser.add_argument("--cpu-churn", type=Path, nargs="+", default=cpu_churns)
     parser.add_argument("--json", action="store_true")
@@ -142,7 +151,7 @@ def main() -> None:
     found = [
         *rows(_shares(products, bandwidth), engine.get("runs", {})),
         *churn_rows(_read(arguments.churn)),
-        *server_rows(_read(arguments.server_churn)),
+        *server_rows(_read(arguments.server_churn), _read(arguments.server_storm)),
         *cpu_rows(arguments.cpu_churn),
     ]
     if arguments.json:

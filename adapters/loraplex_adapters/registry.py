@@ -176,7 +176,7 @@ class AdapterRegistry:
         InvalidRequestError for alias or labels.
         """
         with self._journal() as (connection, journal):
-            if answered := journal.answer_to(once):
+            if answered := journal.answer_to(name.tenant, once):
                 return _still(answered.adapter)
             before = registry_rows.find(connection, name)
             change: Change | None
@@ -189,7 +189,7 @@ class AdapterRegistry:
             if before is not None and change is not None:
                 _check_room_for_pins(connection, self.pin_limits, before.adapter, change.release.adapter)
             adapter = self._commit(connection, journal, before, change)
-            journal.remember(once, adapter)
+            journal.remember(name.tenant, once, adapter)
             if is_trial:
                 connection.rollback()
             return adapter
@@ -290,13 +290,13 @@ class AdapterRegistry:
         Packages stay.
         """
         with self._journal() as (connection, journal):
-            if journal.answer_to(once):
+            if journal.answer_to(name.tenant, once):
                 return None
             adapter = registry_rows.load(connection, name).adapter
             _check_etag(adapter, etag)
             registry_rows.remove(connection, name)
             journal.append(EventKind.DELETED, name, "", "")
-            journal.remember(once, None)
+            journal.remember(name.tenant, once, None)
             return adapter
 
     def close(self) -> None:
@@ -319,7 +319,7 @@ class AdapterRegistry:
     ) -> Adapter:
         """Read an adapter, decide, `check` what it would be against the others, and write it."""
         with self._journal() as (connection, journal):
-            if answered := journal.answer_to(once):
+            if answered := journal.answer_to(name.tenant, once):
                 return _still(answered.adapter)
             before = registry_rows.load(connection, name)
             _check_etag(before.adapter, etag)
@@ -331,7 +331,7 @@ class AdapterRegistry:
             ):  # which must always be possible
                 _check_room_for_pins(connection, self.pin_limits, before.adapter, change.release.adapter)
             adapter = self._commit(connection, journal, before, change)
-            journal.remember(once, adapter)
+            journal.remember(name.tenant, once, adapter)
             return adapter
 
     def _commit(

@@ -211,7 +211,7 @@ class ServerConfig(BaseModel):
         None,
         ge=1,
         le=64,
-        description="Threads that read adapters; null takes 1, with a GPU half the cores, up to 8.",
+        description="Threads that read adapters; null takes 1, with a GPU three quarters of the cores, up to 12.",
     )
     adapter_copy_bytes: int | None = Field(
         None,

@@ -116,6 +116,7 @@ def test_a_prefill_of_one_adapter_through_plain_products_gives_the_reference_s_t
         slots.add(arguments[3])
         lora_dense(*arguments)
 
+    monkeypatch.setattr(GpuRunner, "warm_up", lambda runner, on_progress: None)  # no graphs, also on a GPU
     monkeypatch.setattr(gpu_step_inputs, "DENSE_ROWS", 2)
     monkeypatch.setattr(gpu_decoder, "lora_dense", recorded)
     alone = [1, 2, 3, 5]  # each adapter once

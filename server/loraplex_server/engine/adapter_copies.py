@@ -36,7 +36,7 @@ class AdapterCopies:
     """What is being copied, in order of its beginning, and what was given up and is still being written to."""
 
     def __init__(self, arena: AdapterMemory, slots: AdapterSlots, max_ahead: int) -> None:
-        """`max_ahead`: elements queued and not over, at the end of any step; but for an idle engine's."""
+        """`max_ahead`: elements queued and not over, at any time; but for an idle engine's."""
         self._arena = arena
         self._slots = slots
         self._max_ahead = max_ahead
@@ -47,6 +47,11 @@ class AdapterCopies:
     @property
     def is_busy(self) -> bool:
         return bool(self._copies or self._given_up)
+
+    @property
+    def has_more_to_queue(self) -> bool:
+        """Whether a copy is not queued to its end: the rest is being read, or the bound was in its way."""
+        return any(copy.mark is None for copy in self._copies)
 
     def begin(self, weights: HostWeights, *, may_take_awaited: bool) -> AdapterCopy | None:
         """Take a slot and an extent for the weights; None while they cannot be had. See `AdapterSlots.reserve`."""

@@ -1,9 +1,9 @@
 """Where each adapter is, and how it comes to where it is needed: arena ← host cache ← disk, none of it in a step's way.
 
 Reading happens in threads. What is read and checked is copied into the arena while the rest is still being read: queued
-between steps, with a bound on the bytes ahead. An adapter is published between steps, once all of it was found sound
-and its copy is over. The engine's thread owns everything here. An adapter on its way delays only the sequences that
-name it.
+between steps and beside them, with a bound on the bytes ahead. An adapter is published between steps, once all of it
+was found sound and its copy is over. The engine's thread owns everything here. An adapter on its way delays only the
+sequences that name it.
 """
 
 from __future__ import annotations
@@ -136,6 +136,15 @@ class AdapterResidency:
         room = min(room, max(1, _MAX_MOVED_BYTES // self._arena.element_bytes))
         if room > 0:
             self._log.was_compacted(self._slots.compact(room) * self._arena.element_bytes)
+
+    @property
+    def has_copies_to_queue(self) -> bool:
+        """Whether `copy_beside_step` may find something to do, now or when more is read."""
+        return self._copies.has_more_to_queue
+
+    def copy_beside_step(self) -> None:
+        """Queue copies while a step runs. Nothing moves within the arena, which would be in the next step's way."""
+        self._copies.queue(is_idle=False)
 
     @property
     def is_busy(self) -> bool:

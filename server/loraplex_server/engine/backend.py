@@ -41,6 +41,11 @@ class Step(Protocol):
         ...
 
     @property
+    def is_over(self) -> bool:
+        """Whether `tokens` would return at once."""
+        ...
+
+    @property
     def device_seconds(self) -> float:
         """How long the device worked on it; known once `tokens` returned."""
         ...

@@ -19,6 +19,7 @@ from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.messages import AddSequence, EngineReady, EngineStats, StepOutputs, TokenOutput
 from loraplex_server.engine.scheduled_batch import ScheduledBatch
 from loraplex_server.engine.scheduler import Scheduler, SchedulerLimits
+from loraplex_server.engine.step_wait import StepWait
 from loraplex_server.engine.store_reader import StorePlaces, StoreReader
 
 
@@ -98,6 +99,7 @@ class Engine:
             backend.config.eos_token_ids,
         )
         self._runner = backend.runner
+        self._wait = StepWait(self._residency)
         self._in_flight: _InFlight | None = None
         self._runner.warm_up(lambda done, total: on_progress("capture", done, total))
         self.ready = EngineReady(
@@ -177,7 +179,7 @@ class Engine:
             launched, self._in_flight = self._in_flight, launched
         if launched is None:
             return StepOutputs(outputs, self.stats()) if outputs or self._residency.has_news else None
-        outputs += self._scheduler.commit(launched.batch, launched.step.tokens())
+        outputs += self._scheduler.commit(launched.batch, self._wait.tokens_of(launched.step))
         return StepOutputs(outputs, self.stats(launched.batch, launched.step))
 
     def _schedule(self) -> ScheduledBatch | None:

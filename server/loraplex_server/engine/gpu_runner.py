@@ -60,6 +60,11 @@ class GpuStep:
         return [SampledToken(token_id, logprobs.get(row)) for row, token_id in enumerate(ids)]
 
     @property
+    def is_over(self) -> bool:
+        """Whether the device is done with it."""
+        return self._end is None or bool(self._end.query())  # type: ignore[no-untyped-call]
+
+    @property
     def device_seconds(self) -> float:
         """From the first kernel to the last; known once `tokens` returned."""
         if self._start is None or self._end is None:

@@ -27,6 +27,8 @@ class FinishedStep:
     device_seconds: float
     idle_seconds: None = None
 
+    is_over = True
+
     def tokens(self) -> list[SampledToken]:
         return self.sampled
 

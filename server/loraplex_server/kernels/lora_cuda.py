@@ -20,7 +20,7 @@ _SHRINK_RANKS = 16  # that a block takes at once
 _SHRINK_GROUPS = 4  # blocks that share the ranks of one row tile
 _MORE_GROUPS, _FEW_TILES = 8, 4  # up to so many row tiles, which would not fill the device
 SHRINK_DEFINES = {"DEPTH": 1, "MINB": 5}
-EXPAND_DEFINES = {"GROUPS": 2, "DEPTH": 1, "MINB": 6}
+EXPAND_DEFINES = {"GROUPS": 2, "DEPTH": 2, "MINB": 5}
 _EXPAND_COLUMNS = _WARPS * 32 * EXPAND_DEFINES["GROUPS"]  # of one block
 
 

@@ -32,7 +32,17 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     arguments = ["--json", "--shape", "tiny", "--rank", "8", "--source", "folder", "--num-threads", "1"]
-    arguments += ["--rounds", "1", "--adapters-per-round", str(NUM_NEWCOMERS), "--tokens", "100"]
+    arguments += [
+        "--rounds",
+        "1",
+        "--adapters-per-round",
+        str(NUM_NEWCOMERS),
+        "--tokens",
+        "100",
+        "--visit-prompt",
+        "8",
+        "40",
+    ]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setitem(SHAPES, "tiny", TINY)
@@ -48,9 +58,23 @@ def test_every_newcomer_pushes_another_out_of_its_slot(report: dict[str, Any]) -
 
 
 def test_adapters_on_disk_alone_are_asked_for_their_first_token(report: dict[str, Any]) -> None:
-    assert report["cold_visits"] >= 4
-    assert report["warm_first_token_ms"] > 0
-    assert report["cold_first_token_ms"] > 0
+    assert [row["prompt_tokens"] for row in report["first_tokens"]] == [8, 40]
+    for row in report["first_tokens"]:
+        assert row["cold_visits"] >= 4
+        assert row["warm_first_token_ms"] > 0
+        assert row["cold_first_token_ms"] > 0
+
+
+def test_cold_and_warm_first_tokens_differ_in_the_load_alone(report: dict[str, Any]) -> None:
+    """No prompt of either is in the prefix cache, as a prompt that is asked again is."""
+    for row in report["first_tokens"]:
+        assert row["cold_parts_ms"]["adapter"] > 0
+        assert row["warm_parts_ms"]["adapter"] == 0
+        assert row["num_cached_tokens"] == {
+            "cold": 0,
+            "warm": 0,
+            "repeated": 32 if row["prompt_tokens"] == 40 else 0,
+        }
 
 
 def test_the_times_between_tokens_are_compared(report: dict[str, Any]) -> None:

@@ -112,6 +112,17 @@ def test_an_id_with_other_content_is_refused(registry: AdapterRegistry) -> None:
     assert registry.get(SHOP).labels == {}
 
 
+def test_tenants_choose_their_ids_without_regard_to_one_another(registry: AdapterRegistry) -> None:
+    bank = AdapterName("bank", "faq")
+    registry.register(SHOP, version(A), once=Once("deploy-1", "the shop's"))
+
+    registry.register(bank, version(B), once=Once("deploy-1", "the bank's"))
+
+    assert registry.get(bank).stable.digest == B
+    with pytest.raises(RequestIdReusedError):
+        registry.promote(bank, B, once=Once("deploy-1", "the shop's"))
+
+
 def test_an_id_is_forgotten_after_a_day(registry: AdapterRegistry, clock: Clock) -> None:
     registry.register(SHOP, version(A), once=Once("id", "content"))
     clock.pass_time(hours=23, minutes=59)

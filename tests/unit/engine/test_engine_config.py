@@ -23,11 +23,13 @@ def sizes(
 def test_residency_suits_the_device_and_the_host_memory() -> None:
     assert sizes(is_gpu=False) == ResidencySizes(GIB, 2**21, 1, 1)
     assert sizes(is_gpu=False, memory_bytes=4 * GIB).host_cache_bytes == GIB // 2
-    assert sizes(is_gpu=True) == ResidencySizes(4 * GIB, 2**28, 8, 2)
+    assert sizes(is_gpu=True) == ResidencySizes(4 * GIB, 2**28, 12, 2)
     assert sizes(is_gpu=True, memory_bytes=8 * GIB).host_cache_bytes == 2 * GIB
 
 
-@pytest.mark.parametrize(("num_cores", "load_threads", "max_reads"), [(1, 1, 1), (2, 1, 1), (8, 4, 2)])
+@pytest.mark.parametrize(
+    ("num_cores", "load_threads", "max_reads"), [(1, 1, 1), (2, 1, 1), (8, 6, 2), (64, 12, 2)]
+)
 def test_few_cores_read_one_adapter_at_a_time(num_cores: int, load_threads: int, max_reads: int) -> None:
     suited = sizes(is_gpu=True, num_cores=num_cores)
 

@@ -31,8 +31,9 @@ class AdapterServiceStub:
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -115,8 +116,9 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -195,8 +197,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 

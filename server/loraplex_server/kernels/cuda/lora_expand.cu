@@ -1,10 +1,11 @@
 // LoRA's second product for rows that decode: B (A x) of all adapters of a batch and all modules of a projection, added to
 // y or, unless ADD, written there, with zeros where a row's adapter leaves the module alone.
 //
-// Block (WARPS · COLUMNS columns within one module; row tile). Like the first product it needs few registers and no shared
-// memory, and so runs beside a base product. B comes straight from global memory, 16 bytes of a rank's row to a lane. As
-// pairs of columns, these bytes are fragments of 8 ranks × 8 columns; transposed between lanes they are what the tensor
-// cores take, with the columns in such an order that a lane ends with 8 neighbours of one row.
+// Block (WARPS · COLUMNS columns within one module; row tile). Like the first product it needs few registers and hardly any
+// shared memory, and so runs beside a base product. B comes straight from global memory, 16 bytes of a rank's row to a
+// lane. As pairs of columns, these bytes are fragments of 8 ranks × 8 columns; transposed between lanes they are what the
+// tensor cores take, with the columns in such an order that a lane ends with 8 neighbours of one row. A x waits in shared
+// memory, so that it is asked for once.
 //
 // Compile-time: ADD, GROUPS (of 32 columns, of one warp), DEPTH (steps of ranks that are requested at once), MINB (blocks
 // that a multiprocessor has room for at least).
@@ -13,11 +14,15 @@
 #define WARPS 4
 #define COLUMNS (GROUPS * 32)
 #define BLOCK_COLUMNS (WARPS * COLUMNS)
-#define STEP 16  // ranks
+#define STEP 16       // ranks
+#define HELD_RANKS 128  // of A x at once
+#define TILE_ROWS 16
 
-__device__ __forceinline__ u32 load_half(const u16* from, bool is_there) {
+static_assert(HELD_RANKS % (DEPTH * STEP) == 0, "ranks are held from where a round of steps begins");
+
+__device__ __forceinline__ u16 load_half(const u16* from, bool is_there) {
     u16 v = 0;
-    if (is_there) asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
+    if (is_there) asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
     return v;
 }
 
@@ -28,6 +33,7 @@ __device__ __forceinline__ u32 add_pair(u32 y, float low, float high) {
 extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_expand(
     u16* y, const u16* shrunk, const u16* arena, const int* records, const int* tiles, int record_start,
     int slot_stride, int y_stride, int end_0, int end_1, int end_2, int rank_stride) {
+    __shared__ __align__(16) u16 held[TILE_ROWS][HELD_RANKS + 8];  // the rows of a fragment lie in different banks
     allow_next_kernel();
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
@@ -73,26 +79,28 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_expand(
 #pragma unroll
             for (int i = 0; i < 4; ++i) sums[group][j][i] = 0.0f;
 
+    const u16* const rows = shrunk + (long long)row_start * rank_stride + rank_start;
+    const u32 fragment = shared_address(&held[lane & 15][(lane >> 4) * 8]);
     for (int begin = 0; begin < rank; begin += DEPTH * STEP) {
-        u32 a[DEPTH][4];
+        if (begin % HELD_RANKS == 0) {
+            if (begin > 0) __syncthreads();
+            for (int r = lane; r < min(HELD_RANKS, (rank - begin + STEP - 1) / STEP * STEP); r += 32)
 #pragma unroll
-        for (int depth = 0; depth < DEPTH; ++depth)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int row = g + (i & 1) * 8, r = begin + depth * STEP + 2 * t + (i >> 1) * 8;
-                const u16* const from = shrunk + (long long)(row_start + row) * rank_stride + rank_start + r;
-                const u32 low = load_half(from, row < num_rows && r < rank);
-                a[depth][i] = low | load_half(from + 1, row < num_rows && r + 1 < rank) << 16;
-            }
+                for (int row = warp; row < TILE_ROWS; row += WARPS)
+                    held[row][r] = load_half(rows + (long long)row * rank_stride + begin + r, row < num_rows && begin + r < rank);
+            __syncthreads();
+        }
 #pragma unroll
         for (int depth = 0; depth < DEPTH; ++depth) {
+            if (begin + depth * STEP >= rank) break;
+            const uint4 a = load_matrices(fragment + (begin + depth * STEP) % HELD_RANKS * 2);
 #pragma unroll
             for (int group = 0; group < GROUPS; ++group) {
                 const uint4 low = b[depth][0][group], high = b[depth][1][group];
-                mma_bf16(sums[group][0], a[depth], transpose_8x8(low.x), transpose_8x8(high.x));
-                mma_bf16(sums[group][1], a[depth], transpose_8x8(low.y), transpose_8x8(high.y));
-                mma_bf16(sums[group][2], a[depth], transpose_8x8(low.z), transpose_8x8(high.z));
-                mma_bf16(sums[group][3], a[depth], transpose_8x8(low.w), transpose_8x8(high.w));
+                mma_bf16(sums[group][0], {a.x, a.y, a.z, a.w}, transpose_8x8(low.x), transpose_8x8(high.x));
+                mma_bf16(sums[group][1], {a.x, a.y, a.z, a.w}, transpose_8x8(low.y), transpose_8x8(high.y));
+                mma_bf16(sums[group][2], {a.x, a.y, a.z, a.w}, transpose_8x8(low.z), transpose_8x8(high.z));
+                mma_bf16(sums[group][3], {a.x, a.y, a.z, a.w}, transpose_8x8(low.w), transpose_8x8(high.w));
             }
             load_b(begin + (DEPTH + depth) * STEP, b[depth]);
         }
