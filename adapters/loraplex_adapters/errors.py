@@ -119,7 +119,7 @@ class AdapterIncompatibleError(AdapterError):
 
 
 class AdapterTooLargeError(AdapterError):
-    """The adapter alone is larger than the memory for all resident ones."""
+    """The adapter is larger than the memory for all resident ones, or than what pinned ones leave of it."""
 
     reason = "ADAPTER_TOO_LARGE"
 

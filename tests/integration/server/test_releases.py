@@ -318,6 +318,25 @@ def test_what_is_pinned_stays_in_its_slot_whatever_others_need(
     client.adapters.delete("pinned")
 
 
+@pytest.mark.usefixtures("filler")
+def test_a_pinned_name_may_be_rolled_back_where_slots_are_short_and_nobody_else_becomes_unavailable(
+    client: LoraplexClient, shop: Adapter, few_slots_server: LiveServer
+) -> None:
+    client.adapters.promote("shop", "canary")
+    for name in ("green", "blue", "shop"):  # two versions: "shop" serves green's
+        client.adapters.pin(name)
+
+    rolled_back = client.adapters.rollback("shop")
+
+    assert rolled_back.pinned
+    eventually(lambda: "slot of their own left_out=shop count=1" in few_slots_server.log())
+    assert served(client, "filler")
+    assert served(client, "shop") == shop.digest
+    assert few_slots_server.metric("loraplex_adapter_slots_pinned") == 2
+    for name in ("green", "blue"):
+        client.adapters.unpin(name)
+
+
 def test_a_deprecated_version_is_served_where_it_is_named_and_not_promoted(
     client: LoraplexClient, shop: Adapter
 ) -> None:

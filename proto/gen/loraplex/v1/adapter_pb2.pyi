@@ -113,7 +113,9 @@ class Adapter(_message.Message):
     digest: _builtins.str
     """Digest that "stable" points at, which answers the bare name where traffic is not split."""
     pinned: _builtins.bool
-    """True while what the bare name serves is kept resident."""
+    """True while what the bare name serves is kept resident, as far as that leaves the others a slot; see PinAdapter.
+    Version.residency tells where it is.
+    """
     etag: _builtins.str
     """Changes with every change of the adapter; opaque."""
     @_builtins.property

@@ -234,7 +234,9 @@ class AdapterServiceServicer(object):
 
     def PinAdapter(self, request, context):
         """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
-        than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+        than leave one slot free, or the largest version its room, are FAILED_PRECONDITION (TOO_MANY_PINNED), and so is what
+        lets pinned names serve more. Only RollbackAlias is never refused for it; where that, or a server of fewer slots,
+        comes to more, the last ones by name are evicted there like any other, and the server's log names them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,7 +82,9 @@ class AdapterServiceStub:
     """
     PinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.PinAdapterRequest, _adapter_pb2.PinAdapterResponse]
     """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
-    than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+    than leave one slot free, or the largest version its room, are FAILED_PRECONDITION (TOO_MANY_PINNED), and so is what
+    lets pinned names serve more. Only RollbackAlias is never refused for it; where that, or a server of fewer slots,
+    comes to more, the last ones by name are evicted there like any other, and the server's log names them.
     """
     WarmVersion: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.WarmVersionRequest, _adapter_pb2.WarmVersionResponse]
     """Brings a version into an adapter slot of this server, so that its first request need not wait, and returns when it
@@ -163,7 +165,9 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """
     PinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.PinAdapterRequest, _adapter_pb2.PinAdapterResponse]  # type: ignore[assignment]
     """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
-    than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+    than leave one slot free, or the largest version its room, are FAILED_PRECONDITION (TOO_MANY_PINNED), and so is what
+    lets pinned names serve more. Only RollbackAlias is never refused for it; where that, or a server of fewer slots,
+    comes to more, the last ones by name are evicted there like any other, and the server's log names them.
     """
     WarmVersion: _aio.UnaryUnaryMultiCallable[_adapter_pb2.WarmVersionRequest, _adapter_pb2.WarmVersionResponse]  # type: ignore[assignment]
     """Brings a version into an adapter slot of this server, so that its first request need not wait, and returns when it
@@ -313,7 +317,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.PinAdapterResponse, _abc.Awaitable[_adapter_pb2.PinAdapterResponse]]:
         """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
-        than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+        than leave one slot free, or the largest version its room, are FAILED_PRECONDITION (TOO_MANY_PINNED), and so is what
+        lets pinned names serve more. Only RollbackAlias is never refused for it; where that, or a server of fewer slots,
+        comes to more, the last ones by name are evicted there like any other, and the server's log names them.
         """
 
     @_abc_1.abstractmethod
