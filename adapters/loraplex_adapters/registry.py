@@ -232,13 +232,20 @@ class AdapterRegistry:
         etag: str = "",
         once: Once | None = None,
     ) -> Adapter:
-        """Spread the bare name's requests; none ends the split. Raises InvalidRequestError, AdapterUnavailableError."""
+        """Spread the bare name's requests; none ends the split.
+
+        Raises InvalidRequestError, AdapterUnavailableError, and VersionDeprecatedError for one that the bare name does
+        not serve yet.
+        """
         return self._change(name, etag, once, lambda release: release_changes.split(release, traffic))
 
     def set_shadow(
         self, name: AdapterName, shadow: Shadow | None, *, etag: str = "", once: Once | None = None
     ) -> Adapter:
-        """Let a version answer unseen, or none. Raises InvalidRequestError, AdapterUnavailableError."""
+        """Let a version answer unseen, or none.
+
+        Raises InvalidRequestError, AdapterUnavailableError, and VersionDeprecatedError for one that does not yet.
+        """
         return self._change(name, etag, once, lambda release: release_changes.set_shadow(release, shadow))
 
     def set_pinned(

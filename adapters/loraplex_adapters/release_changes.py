@@ -164,9 +164,10 @@ def delete_alias(release: Release, alias: str) -> Change:
 
 
 def split(release: Release, traffic: Sequence[TrafficShare]) -> Change | None:
-    """Spread the bare name's requests; none ends the split.
+    """Spread the bare name's requests; none ends the split. A deprecated version may keep its part, or get another,
+    while the bare name serves it or "stable" names it, so that it can be left by degrees.
 
-    Raises InvalidRequestError, AdapterNotFoundError, AdapterUnavailableError.
+    Raises InvalidRequestError, AdapterNotFoundError, AdapterUnavailableError, VersionDeprecatedError.
     """
     adapter = release.adapter
     violations = [
@@ -180,23 +181,25 @@ def split(release: Release, traffic: Sequence[TrafficShare]) -> Change | None:
         )
     if violations:
         raise InvalidRequestError(violations)
-    shares = tuple(TrafficShare(_fixed_target(adapter, share.target), share.weight) for share in traffic)
+    own = {adapter.stable.digest, *(version.digest for version in adapter.served_by_name())}
+    shares = tuple(TrafficShare(_routable(adapter, share.target, own), share.weight) for share in traffic)
     if len({share.target for share in shares}) < len(shares):
         raise _invalid("traffic", "must not name a target twice")
     return _updated(release, replace(adapter, traffic=shares))
 
 
 def set_shadow(release: Release, shadow: Shadow | None) -> Change | None:
-    """Let a version answer unseen, or none.
+    """Let a version answer unseen, or none; a deprecated one only if it does so already.
 
-    Raises InvalidRequestError, AdapterNotFoundError, AdapterUnavailableError.
+    Raises InvalidRequestError, AdapterNotFoundError, AdapterUnavailableError, VersionDeprecatedError.
     """
     adapter = release.adapter
     if shadow is None:
         return _updated(release, replace(adapter, shadow=None))
     if not 1 <= shadow.percent <= 100:
         raise _invalid("percent", f"must be in [1, 100], not {shadow.percent}")
-    fixed = Shadow(_fixed_target(adapter, shadow.target), shadow.percent)
+    own = {adapter.version(adapter.shadow.target).digest} if adapter.shadow else set()
+    fixed = Shadow(_routable(adapter, shadow.target, own), shadow.percent)
     return _updated(release, replace(adapter, shadow=fixed))
 
 
@@ -329,10 +332,7 @@ def _servable(adapter: Adapter, target: str) -> Version:
 
 def _promotable(adapter: Adapter, target: str) -> Version:
     version = _servable(adapter, target)
-    if version.state is VersionState.DEPRECATED:
-        raise VersionDeprecatedError(
-            f"version {version.digest[:12]}… of adapter '{adapter.name}' is deprecated; take the mark back first"
-        )
+    _check_not_deprecated(adapter, version)
     return version
 
 
@@ -342,10 +342,22 @@ def _of_digest(adapter: Adapter, target: str) -> Version:
     return adapter.version(target)
 
 
-def _fixed_target(adapter: Adapter, target: str) -> str:
-    """The alias, or the whole digest: its beginning could later be that of another version too."""
-    digest = _servable(adapter, target).digest
-    return target if target in adapter.aliases else digest
+def _routable(adapter: Adapter, target: str, own: set[str]) -> str:
+    """The alias, or the whole digest: its beginning could later be that of another version too.
+
+    `own` are the digests that are routed so already, and may be deprecated.
+    """
+    version = _servable(adapter, target)
+    if version.digest not in own:
+        _check_not_deprecated(adapter, version)
+    return target if target in adapter.aliases else version.digest
+
+
+def _check_not_deprecated(adapter: Adapter, version: Version) -> None:
+    if version.state is VersionState.DEPRECATED:
+        raise VersionDeprecatedError(
+            f"version {version.digest[:12]}… of adapter '{adapter.name}' is deprecated; take the mark back first"
+        )
 
 
 def _routed_targets(adapter: Adapter) -> set[str]:

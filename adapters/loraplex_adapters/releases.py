@@ -20,7 +20,7 @@ class VersionState(StrEnum):
     """Where a version is in its life, as far as it must survive a restart."""
 
     READY = "ready"
-    DEPRECATED = "deprecated"  # served where it is named; not to be promoted any more
+    DEPRECATED = "deprecated"  # served where it is named; gets no alias, traffic or shadow more
     FAILED = "failed"  # its stored package is missing or damaged
 
 

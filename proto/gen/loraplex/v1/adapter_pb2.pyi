@@ -188,7 +188,7 @@ class Version(_message.Message):
         STATE_READY: Version._State.ValueType  # 1
         """Servable."""
         STATE_DEPRECATED: Version._State.ValueType  # 2
-        """Servable; not to be promoted any more."""
+        """Servable; not to be promoted any more, nor to be given traffic or a shadow."""
         STATE_FAILED: Version._State.ValueType  # 3
         """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Registering the same package again
         makes it READY.
@@ -202,7 +202,7 @@ class Version(_message.Message):
     STATE_READY: Version.State.ValueType  # 1
     """Servable."""
     STATE_DEPRECATED: Version.State.ValueType  # 2
-    """Servable; not to be promoted any more."""
+    """Servable; not to be promoted any more, nor to be given traffic or a shadow."""
     STATE_FAILED: Version.State.ValueType  # 3
     """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Registering the same package again
     makes it READY.

@@ -218,7 +218,8 @@ class AdapterServiceServicer(object):
 
     def SplitTraffic(self, request, context):
         """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
-        as long as the split is the same.
+        as long as the split is the same. A deprecated version is FAILED_PRECONDITION (VERSION_DEPRECATED), unless the bare
+        name serves it already or "stable" names it: its part may change, so that it can be left by degrees.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,6 +228,7 @@ class AdapterServiceServicer(object):
     def SetShadow(self, request, context):
         """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
         compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+        A deprecated version that is not the shadow already is FAILED_PRECONDITION (VERSION_DEPRECATED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,7 +255,8 @@ class AdapterServiceServicer(object):
 
     def DeprecateVersion(self, request, context):
         """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
-        it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+        it, and where a split or shadow named it before. It may not be promoted, nor be given traffic or a shadow anew:
+        FAILED_PRECONDITION (VERSION_DEPRECATED). RollbackAlias may still lead back to it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
