@@ -301,7 +301,7 @@ class AdapterRegistry:
             adapter = registry_rows.load(connection, name).adapter
             _check_etag(adapter, etag)
             registry_rows.remove(connection, name)
-            journal.append(EventKind.DELETED, name, "", "")
+            journal.append(EventKind.DELETED, name, "", ())
             journal.remember(once, None)
             return adapter
 
@@ -346,7 +346,7 @@ class AdapterRegistry:
         if change is None:
             assert before is not None
             return before.adapter
-        journal.append(change.kind, change.release.adapter.name, change.digest, change.alias)
+        journal.append(change.kind, change.release.adapter.name, change.digest, change.aliases)
         adapter = replace(change.release.adapter, revision=journal.revision, updated_at=journal.now)
         after = Release(adapter, change.release.history)
         if before is None:

@@ -57,7 +57,7 @@ class Change:
     release: Release
     kind: EventKind
     digest: str = ""
-    alias: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 def new_release(
@@ -74,11 +74,11 @@ def new_release(
         created_at=now,
         updated_at=now,
     )
-    return Change(Release(adapter), EventKind.REGISTERED, version.digest, STABLE)
+    return Change(Release(adapter), EventKind.REGISTERED, version.digest, tuple(adapter.aliases))
 
 
 def register(release: Release, version: Version, on_existing: OnExisting, alias: str) -> Change | None:
-    """Add a version, or prove a known one again; the event names the alias that moved, "stable" before `alias`.
+    """Add a version, or prove a known one again; the event names the aliases that moved, "stable" before `alias`.
 
     Raises AdapterExistsError, TooManyVersionsError, VersionDeprecatedError, InvalidRequestError.
     """
@@ -96,13 +96,13 @@ def register(release: Release, version: Version, on_existing: OnExisting, alias:
         after = _point(after, one, _promotable(proved, version.digest).digest)
     if after.adapter == adapter:
         return None
-    moved = [
+    moved = tuple(
         one
         for one in moving
         if adapter.aliases.get(one) != version.digest or (one == STABLE and adapter.traffic)
-    ]
+    )
     kind = EventKind.PROMOTED if proved == adapter else EventKind.REGISTERED
-    return Change(after, kind, version.digest, moved[0] if moved else "")
+    return Change(after, kind, version.digest, moved)
 
 
 def update_labels(release: Release, labels: Mapping[str, str]) -> Change | None:
@@ -120,7 +120,7 @@ def promote(release: Release, target: str, alias: str) -> Change | None:
     after = _point(release, parse_alias(alias), version.digest)
     if after.adapter == release.adapter:
         return None
-    return Change(after, EventKind.PROMOTED, version.digest, alias)
+    return Change(after, EventKind.PROMOTED, version.digest, (alias,))
 
 
 def roll_back(release: Release, alias: str) -> Change:
@@ -141,7 +141,7 @@ def roll_back(release: Release, alias: str) -> Change:
         Release(back.adapter, {**release.history, alias: past[:-1]}),
         EventKind.ROLLED_BACK,
         version.digest,
-        alias,
+        (alias,),
     )
 
 
@@ -160,7 +160,7 @@ def delete_alias(release: Release, alias: str) -> Change:
     aliases = {one: digest for one, digest in adapter.aliases.items() if one != alias}
     history = {one: past for one, past in release.history.items() if one != alias}
     after = Release(replace(adapter, aliases=aliases), history)
-    return Change(after, EventKind.UPDATED, adapter.aliases[alias], alias)
+    return Change(after, EventKind.UPDATED, adapter.aliases[alias], (alias,))
 
 
 def split(release: Release, traffic: Sequence[TrafficShare]) -> Change | None:

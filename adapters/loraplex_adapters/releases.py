@@ -143,7 +143,7 @@ class AdapterEvent:
     kind: EventKind
     name: AdapterName
     digest: str  # empty where no version is concerned
-    alias: str  # empty where no alias is
+    aliases: tuple[str, ...]  # those that were moved, made or removed, "stable" before the other
     at: datetime  # UTC
 
 

@@ -189,7 +189,7 @@ def test_a_watch_tells_every_change_in_order_and_goes_on_behind_any_token(
         kinds.VERSION_DELETED,
         kinds.DELETED,
     ]
-    assert [rest[1][0].alias, rest[1][0].digest] == ["stable", other.digest]
+    assert (rest[1][0].aliases, rest[1][0].digest) == (("stable",), other.digest)
     assert [event.time for event, _ in rest] == sorted(event.time for event, _ in rest)
     for resumed_at in (
         0,

@@ -35,9 +35,9 @@ def shop(registry: AdapterRegistry) -> Adapter:
 
 
 def last_event(registry: AdapterRegistry) -> tuple[EventKind, str, str]:
-    """(kind, digest, alias) of the newest event."""
+    """(kind, digest, aliases) of the newest event."""
     event = registry.events(registry.revision() - 1, 10)[0]
-    return event.kind, event.digest, event.alias
+    return event.kind, event.digest, " ".join(event.aliases)
 
 
 @pytest.mark.usefixtures("shop")
