@@ -384,8 +384,10 @@ def test_a_change_whose_answer_was_lost_is_sent_again_and_happens_once(
     assert caught.value.reason == "REQUEST_ID_REUSED"
 
 
-def test_a_registration_and_a_deletion_sent_again_happen_once(client: LoraplexClient, packages: Path) -> None:
-    """Row 14, for calls that make and remove adapters."""
+def test_a_registration_and_a_deletion_sent_again_happen_once(
+    client: LoraplexClient, packages: Path, few_slots_server: LiveServer
+) -> None:
+    """Row 14, for calls that make and remove adapters; the log tells of each registration, and of no repetition."""
     first = client.adapters.upload("twice", packages / "red", request_id="make")
     client.adapters.update_labels("twice", {"changed": "since"})
     again = client.adapters.upload("twice", packages / "red", request_id="make")
@@ -401,6 +403,10 @@ def test_a_registration_and_a_deletion_sent_again_happen_once(client: LoraplexCl
 
     assert client.adapters.get("twice").etag == made_anew.adapter.etag  # the new one is not the one meant
     client.adapters.delete("twice")
+    repeated = client.adapters.upload("twice", packages / "red", request_id="make-anew")
+    assert repeated.adapter.etag == made_anew.adapter.etag
+    assert "twice" not in [adapter.name for adapter in client.adapters.list()]
+    assert few_slots_server.log().count("version registered adapter=twice ") == 2
 
 
 def test_a_stale_etag_changes_nothing(client: LoraplexClient, shop: Adapter) -> None:
