@@ -108,7 +108,8 @@ class Registrar:
             if is_certain:  # else the sweep will tell
                 await self._packages.retire_unreferenced({admitted.digest})
         registered = adapter.version(version.digest)
-        if registered.created_at == version.created_at:  # else it was there, or is the answer to an earlier call
+        is_new = registered.created_at == version.created_at  # else it was there, or was answered before
+        if is_new:
             log.info(
                 "version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]}
             )
