@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -78,7 +79,7 @@ class Journal:
             )
         )
 
-    def append(self, kind: EventKind, name: AdapterName, digest: str, alias: str) -> None:
+    def append(self, kind: EventKind, name: AdapterName, digest: str, aliases: Iterable[str]) -> None:
         """Write the event of the next revision; now and then, remove old rows."""
         self.revision += 1
         self._connection.execute(
@@ -88,7 +89,7 @@ class Journal:
                 tenant=name.tenant,
                 adapter=name.adapter,
                 digest=digest,
-                alias=alias,
+                alias=" ".join(aliases),
                 at_us=to_us(self.now),
             )
         )
@@ -141,7 +142,7 @@ def read_events(
             kind=EventKind(row.kind),
             name=AdapterName(row.tenant, row.adapter),
             digest=row.digest,
-            alias=row.alias,
+            aliases=tuple(row.alias.split()),
             at=from_us(row.at_us),
         )
         for row in connection.execute(query)
