@@ -18,7 +18,7 @@ from loraplex_adapters.errors import (
     VersionDeprecatedError,
     VersionInUseError,
 )
-from loraplex_adapters.names import STABLE, AdapterName, is_digest, parse_alias
+from loraplex_adapters.names import STABLE, AdapterName, parse_alias, parse_digest
 from loraplex_adapters.releases import (
     MAX_SHARES,
     MAX_VERSIONS,
@@ -337,9 +337,7 @@ def _promotable(adapter: Adapter, target: str) -> Version:
 
 
 def _of_digest(adapter: Adapter, target: str) -> Version:
-    if not is_digest(target):
-        raise _invalid("version", "must be a digest, of which 12 hex digits are enough")
-    return adapter.version(target)
+    return adapter.version(parse_digest(target, "version"))
 
 
 def _fixed_target(adapter: Adapter, target: str) -> str:

@@ -33,7 +33,7 @@ class UploadClaim:
     adapter: AdapterName
     received_sha256: Mapping[str, str] = field(
         default_factory=dict
-    )  # by file, of what is not sent again; hex
+    )  # by file, of what is not sent again; small hex digits
     has_digest: bool = False  # of the whole package: it is checked in the end, and proves what was kept too
     starts_over: bool = False  # nothing is gone on with
 
@@ -51,7 +51,7 @@ class UploadClaim:
                 f"{_WAYS_OUT}",
             )
         for name, claimed in self.received_sha256.items():
-            if claimed.lower() != _sha256_of_kept(folder, name):
+            if claimed != _sha256_of_kept(folder, name):
                 raise UploadMismatchError(
                     f"what upload '{self.upload_id}' has of {name[:64]} is not the beginning of this file; {_WAYS_OUT}"
                 )

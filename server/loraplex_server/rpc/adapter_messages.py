@@ -11,7 +11,7 @@ from typing import Any
 from loraplex.v1 import adapter_pb2
 from loraplex_adapters.base_spec import LORA_MODULES
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
-from loraplex_adapters.names import AdapterName, parse_alias, parse_tenant
+from loraplex_adapters.names import AdapterName, parse_alias, parse_tenant, parse_whole_digest
 from loraplex_adapters.registry import Once
 from loraplex_adapters.releases import (
     Adapter,
@@ -85,7 +85,9 @@ def registration_request(message: adapter_pb2.Registration, source: str) -> Regi
         on_existing=_ON_EXISTING[message.on_existing],
         alias=parse_alias(message.alias, "registration.alias") if message.alias else "",
         labels=dict(message.labels),
-        expected_digest=message.expected_digest.lower(),
+        expected_digest=parse_whole_digest(message.expected_digest, "registration.expected_digest")
+        if message.expected_digest
+        else "",
         validate_only=message.validate_only,
         source=source,
         once=once(message),
@@ -95,11 +97,13 @@ def registration_request(message: adapter_pb2.Registration, source: str) -> Regi
 def upload_claim(
     header: adapter_pb2.UploadAdapterRequest.Header, registration: RegistrationRequest
 ) -> UploadClaim:
-    """What a header says of bytes that earlier calls sent."""
+    """What a header says of bytes that earlier calls sent. Raises InvalidRequestError."""
     return UploadClaim(
         upload_id=header.upload_id,
         adapter=registration.name,
-        received_sha256=dict(header.received_sha256),
+        received_sha256={
+            name: parse_whole_digest(text, "received_sha256") for name, text in header.received_sha256.items()
+        },
         has_digest=bool(registration.expected_digest),
         starts_over=header.start_over,
     )

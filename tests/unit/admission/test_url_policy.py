@@ -52,7 +52,7 @@ def test_without_prefixes_the_schemes_decide() -> None:
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///key", "gs://", "gcs:///a/b", "http://", "https:///x"])
 def test_a_url_without_a_bucket_or_host_is_refused_before_anything_is_asked(url: str) -> None:
-    with pytest.raises(InvalidRequestError, match="must name a (bucket|host)"):
+    with pytest.raises(InvalidRequestError, match=r"must name a (bucket|host)"):
         UrlPolicy().parse(url)
 
 

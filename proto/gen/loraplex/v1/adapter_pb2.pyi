@@ -220,7 +220,7 @@ class Version(_message.Message):
     RESIDENCY_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """SHA-256 of the package, 64 hex digits. Equal digests are the same weights, are stored and resident once, and share
-    cached prefixes.
+    cached prefixes. Wherever requests name a digest, they may write it in capitals and with "sha256:" before it.
     """
     state: Global___Version.State.ValueType
     """Where it is in its life."""
@@ -455,8 +455,8 @@ class Registration(_message.Message):
     alias: _builtins.str
     """An alias that shall point at the version too, e.g. "canary"; empty: none."""
     expected_digest: _builtins.str
-    """SHA-256 the package must have, 64 hex digits. Empty: not checked. A mismatch is INVALID_ARGUMENT
-    (DIGEST_MISMATCH), and nothing is stored.
+    """SHA-256 the package must have, 64 hex digits, else INVALID_ARGUMENT. Empty: not checked. A mismatch is
+    INVALID_ARGUMENT (DIGEST_MISMATCH), and nothing is stored.
     """
     validate_only: _builtins.bool
     """True: prove everything, store nothing. Unset: false."""
