@@ -64,7 +64,7 @@ def new_release(
     name: AdapterName, version: Version, alias: str, labels: Mapping[str, str], now: datetime
 ) -> Change:
     """The first version of a name is "stable", and `alias` if one is given."""
-    _check_labels(labels)
+    check_labels(labels)
     adapter = Adapter(
         name=name,
         versions=(version,),
@@ -107,7 +107,7 @@ def register(release: Release, version: Version, on_existing: OnExisting, alias:
 
 def update_labels(release: Release, labels: Mapping[str, str]) -> Change | None:
     """Replace all labels. Raises InvalidRequestError."""
-    _check_labels(labels)
+    check_labels(labels)
     return _updated(release, replace(release.adapter, labels=dict(labels)))
 
 
@@ -357,9 +357,10 @@ def _check_alias_is_there(adapter: Adapter, alias: str) -> None:
         raise AdapterNotFoundError(f"adapter '{adapter.name}' has no alias '{alias[:64]}'")
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
+def check_labels(labels: Mapping[str, str], field_name: str = "labels") -> None:
+    """Raises InvalidRequestError for `field_name` where there are too many, or one is out of range."""
     if len(labels) > MAX_LABELS:
-        raise _invalid("labels", f"must be at most {MAX_LABELS}, not {len(labels)}")
+        raise _invalid(field_name, f"must be at most {MAX_LABELS}, not {len(labels)}")
     violations = []
     for key, value in labels.items():
         if not 1 <= len(key) <= _MAX_LABEL_KEY_CHARACTERS:
@@ -370,7 +371,7 @@ def _check_labels(labels: Mapping[str, str]) -> None:
             problem = "must not hold the character 0"
         else:
             continue
-        violations.append(FieldViolation("labels", problem))
+        violations.append(FieldViolation(field_name, problem))
     if violations:
         raise InvalidRequestError(violations)
 

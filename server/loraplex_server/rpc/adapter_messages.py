@@ -13,6 +13,7 @@ from loraplex_adapters.base_spec import LORA_MODULES
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
 from loraplex_adapters.names import AdapterName, parse_alias, parse_tenant, parse_whole_digest
 from loraplex_adapters.registry import Once
+from loraplex_adapters.release_changes import check_labels
 from loraplex_adapters.releases import (
     Adapter,
     AdapterEvent,
@@ -80,6 +81,7 @@ def registration_request(message: adapter_pb2.Registration, source: str) -> Regi
     """Raises InvalidRequestError."""
     if message.on_existing not in _ON_EXISTING:
         raise invalid("registration.on_existing", "is not a value of ExistingAdapter")
+    check_labels(message.labels, "registration.labels")
     return RegistrationRequest(
         name=AdapterName.parse(message.name, "registration.name"),
         on_existing=_ON_EXISTING[message.on_existing],

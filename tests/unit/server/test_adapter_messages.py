@@ -137,6 +137,10 @@ def test_a_registration_arrives_whole() -> None:
         ({"request_id": "\n"}, "request_id"),
         ({"expected_digest": "xyz"}, "registration.expected_digest"),
         ({"expected_digest": "0" * 63}, "registration.expected_digest"),
+        ({"labels": {"k" * 64: "v"}}, "registration.labels"),
+        ({"labels": {"": "v"}}, "registration.labels"),
+        ({"labels": {"k": "v" * 256}}, "registration.labels"),
+        ({"labels": {f"k{i}": "v" for i in range(33)}}, "registration.labels"),
     ],
 )
 def test_a_registration_out_of_range_is_refused(fields: dict[str, Any], field: str) -> None:

@@ -464,7 +464,7 @@ class Registration(_message.Message):
     """See the service."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of a new adapter; an existing one keeps its own."""
+        """Labels of a new adapter, of the numbers and sizes of Adapter.labels; an existing one keeps its own."""
 
     def __init__(
         self,
