@@ -11,7 +11,7 @@ from typing import Any
 from loraplex.v1 import adapter_pb2
 from loraplex_adapters.base_spec import LORA_MODULES
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
-from loraplex_adapters.names import AdapterName, parse_alias, parse_tenant, parse_whole_digest
+from loraplex_adapters.names import AdapterName, parse_alias, parse_target, parse_tenant, parse_whole_digest
 from loraplex_adapters.registry import Once
 from loraplex_adapters.release_changes import check_labels
 from loraplex_adapters.releases import (
@@ -112,8 +112,11 @@ def upload_claim(
 
 
 def traffic_shares(messages: Iterable[adapter_pb2.TrafficShare]) -> list[TrafficShare]:
-    """As sent; the registry checks them."""
-    return [TrafficShare(message.target, message.weight) for message in messages]
+    """Raises InvalidRequestError where a target can be none; the registry checks the rest."""
+    return [
+        TrafficShare(parse_target(message.target, f"traffic[{index}].target"), message.weight)
+        for index, message in enumerate(messages)
+    ]
 
 
 def scope(parent: str) -> tuple[str | None, AdapterName | None]:

@@ -32,6 +32,7 @@ class AdapterServiceStub(object):
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
     where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -140,6 +141,7 @@ class AdapterServiceServicer(object):
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
     where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -398,6 +400,7 @@ class AdapterService(object):
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
     where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 

@@ -33,6 +33,7 @@ class AdapterServiceStub:
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
     where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -118,6 +119,7 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
     where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -199,6 +201,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
     where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
