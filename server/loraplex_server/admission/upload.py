@@ -65,6 +65,9 @@ class Upload:
         self._max_bytes = max_bytes
         self._reserve = reserve
         self._sizes = file_sizes(folder)
+        self._how_to_send = (
+            f"begin where GetUpload tells; {_WAYS_OUT}" if self._sizes else "send pieces in order"
+        )
         self._writing = threading.Lock()
         self._is_over = False
 
@@ -101,7 +104,7 @@ class Upload:
             raise invalid("chunk.data", f"must have 1 to {MAX_CHUNK_BYTES} bytes")
         expected = self._sizes.get(file_name, 0)
         if offset != expected:
-            raise invalid("chunk.offset", f"is {offset}, expected {expected}; send pieces in order")
+            raise invalid("chunk.offset", f"is {offset}, expected {expected}; {self._how_to_send}")
         if sum(self._sizes.values()) + len(data) > self._max_bytes:
             raise UploadTooLargeError(f"the upload is larger than {self._max_bytes} bytes, the limit")
         self._reserve(len(data))
