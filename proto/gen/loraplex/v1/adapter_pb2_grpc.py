@@ -277,8 +277,8 @@ class AdapterServiceServicer(object):
 
     def WatchAdapters(self, request, context):
         """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
-        more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
-        from now.
+        more. A token whose events are gone (they are kept for a week), or which is of another registry, is OUT_OF_RANGE
+        (EVENTS_EXPIRED): list, and watch from now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -103,8 +103,8 @@ class AdapterServiceStub:
     """
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapter_pb2.WatchAdaptersRequest, _adapter_pb2.WatchAdaptersResponse]
     """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
-    more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
-    from now.
+    more. A token whose events are gone (they are kept for a week), or which is of another registry, is OUT_OF_RANGE
+    (EVENTS_EXPIRED): list, and watch from now.
     """
     PlanAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.PlanAdaptersRequest, _adapter_pb2.PlanAdaptersResponse]
     """Computes before anything is loaded whether adapters of given ranks fit, how many are resident at once, and what
@@ -186,8 +186,8 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapter_pb2.WatchAdaptersRequest, _adapter_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
     """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
-    more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
-    from now.
+    more. A token whose events are gone (they are kept for a week), or which is of another registry, is OUT_OF_RANGE
+    (EVENTS_EXPIRED): list, and watch from now.
     """
     PlanAdapters: _aio.UnaryUnaryMultiCallable[_adapter_pb2.PlanAdaptersRequest, _adapter_pb2.PlanAdaptersResponse]  # type: ignore[assignment]
     """Computes before anything is loaded whether adapters of given ranks fit, how many are resident at once, and what
@@ -368,8 +368,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapter_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapter_pb2.WatchAdaptersResponse]]:
         """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
-        more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
-        from now.
+        more. A token whose events are gone (they are kept for a week), or which is of another registry, is OUT_OF_RANGE
+        (EVENTS_EXPIRED): list, and watch from now.
         """
 
     @_abc_1.abstractmethod
