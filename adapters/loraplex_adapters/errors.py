@@ -27,7 +27,8 @@ LoraplexError
 │   ├── EtagMismatchError        the adapter was changed since the caller read it
 │   ├── RequestIdReusedError     the request id belongs to a request of other content
 │   ├── EventsExpiredError       the events behind that token are not kept any more
-│   └── UploadBusyError          another call carries on the same upload
+│   ├── UploadBusyError          another call carries on the same upload
+│   └── UploadMismatchError      what is kept of the upload is of another adapter or package
 ├── StorageError                 the disk or the registry's database fails
 └── (server branches: loraplex_server.errors)
 """
@@ -230,6 +231,12 @@ class UploadBusyError(AdapterError):
     """Another call is carrying on the same upload."""
 
     reason = "UPLOAD_BUSY"
+
+
+class UploadMismatchError(AdapterError):
+    """What is kept of the upload was sent for another adapter, or is of another package."""
+
+    reason = "UPLOAD_MISMATCH"
 
 
 class StorageError(LoraplexError):

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, exists, or_
 
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
-from loraplex_adapters.names import DEFAULT_TENANT, is_digest
+from loraplex_adapters.names import DEFAULT_TENANT, digest_of
 from loraplex_adapters.registry_schema import adapters, aliases, labels, versions
 from loraplex_adapters.releases import VersionState
 
@@ -80,8 +80,11 @@ def _checked(term: Term) -> Term:
             raise _invalid("pinned must be true or false")
         case Term("name", value) if "*" in value[:-1]:
             raise _invalid("name takes a star at its end alone")
-        case Term("digest", value) if not is_digest(value):
-            raise _invalid("digest must have 12 to 64 hex digits")
+        case Term("digest", value):
+            digest = digest_of(value)
+            if digest is None:
+                raise _invalid("digest must have 12 to 64 hex digits")
+            return Term("digest", digest)
         case Term(key, _) if key not in _KEYS and len(key) <= len(_LABEL):
             raise _invalid(f"keys are {', '.join(_KEYS)} and labels.KEY")
         case Term(key, _) if key not in _KEYS and not key.startswith(_LABEL):

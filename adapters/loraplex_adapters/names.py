@@ -18,7 +18,9 @@ RESERVED_NAMES = frozenset({"base", "other"})
 
 _PART = re.compile(rf"[a-z0-9._-]{{1,{MAX_PART_CHARACTERS}}}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-_DIGEST = re.compile(rf"[0-9a-f]{{{MIN_DIGEST_CHARACTERS},64}}")
+_DIGEST_CHARACTERS = 64
+_DIGEST = re.compile(rf"[0-9a-f]{{{MIN_DIGEST_CHARACTERS},{_DIGEST_CHARACTERS}}}")
+_TARGET = f"an alias or {MIN_DIGEST_CHARACTERS} to {_DIGEST_CHARACTERS} hex digits of a digest"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -74,21 +76,36 @@ class AdapterReference:
     @classmethod
     def parse(cls, text: str, field: str = "adapter") -> AdapterReference:
         """Read NAME, NAME@ALIAS, NAME@DIGEST or NAME@sha256:DIGEST. Raises InvalidRequestError for `field`."""
-        name, at, target = text.partition("@")
-        return cls(AdapterName.parse(name, field), parse_target(target, field) if at else "")
+        name, at, text = text.partition("@")
+        parsed = AdapterName.parse(name, field)
+        target = _target(text)
+        if at and target is None:
+            raise _invalid(field, f"must name {_TARGET} behind '@'")
+        return cls(parsed, target or "")
 
 
 def parse_target(text: str, field: str) -> str:
-    """An alias or a digest (of which 12 digits are enough), without "sha256:".
+    """An alias, or a digest as `digest_of` gives it. Raises InvalidRequestError for `field`."""
+    target = _target(text)
+    if target is None:
+        raise _invalid(field, f"must name {_TARGET}")
+    return target
 
-    Raises InvalidRequestError for `field`.
-    """
-    target = text.removeprefix("sha256:")
-    if is_digest(target) or (target == text and _ALIAS.fullmatch(target)):
-        return target
-    raise _invalid(
-        field, f"must name an alias or {MIN_DIGEST_CHARACTERS} to 64 hex digits of a digest behind '@'"
-    )
+
+def parse_digest(text: str, field: str) -> str:
+    """A digest as `digest_of` gives it. Raises InvalidRequestError for `field`."""
+    digest = digest_of(text)
+    if digest is None:
+        raise _invalid(field, f"must be a digest, of which {MIN_DIGEST_CHARACTERS} hex digits are enough")
+    return digest
+
+
+def parse_whole_digest(text: str, field: str) -> str:
+    """All 64 digits of a digest, in small letters. Raises InvalidRequestError for `field`."""
+    digest = digest_of(text)
+    if digest is None or len(digest) != _DIGEST_CHARACTERS:
+        raise _invalid(field, f"must be a digest of {_DIGEST_CHARACTERS} hex digits")
+    return digest
 
 
 def parse_alias(text: str, field: str = "alias") -> str:
@@ -98,7 +115,7 @@ def parse_alias(text: str, field: str = "alias") -> str:
     """
     if not _ALIAS.fullmatch(text):
         raise _invalid(field, "must have 1 to 32 lower-case letters, digits, '-' and '_', a letter first")
-    if is_digest(text):
+    if digest_of(text) is not None:
         raise _invalid(field, "must not look like a digest")
     return text
 
@@ -114,9 +131,18 @@ def parse_tenant(parent: str, field: str = "parent") -> str:
     return tenant
 
 
-def is_digest(text: str) -> bool:
-    """Whether `text` is enough of a digest to name a version."""
-    return _DIGEST.fullmatch(text) is not None
+def digest_of(text: str) -> str | None:
+    """What requests say of a digest, in small letters and without "sha256:"; None where it does not name a version.
+
+    >>> digest_of("sha256:1F0C" + 8 * "0")
+    '1f0c00000000'
+    """
+    digest = text.removeprefix("sha256:").lower()
+    return digest if _DIGEST.fullmatch(digest) else None
+
+
+def _target(text: str) -> str | None:
+    return text if _ALIAS.fullmatch(text) and digest_of(text) is None else digest_of(text)
 
 
 def _problem_of_part(part: str) -> str | None:

@@ -129,7 +129,7 @@ def read_events(
     meta = connection.execute(select(registry_meta)).one()
     if after_revision and not meta.pruned_revision <= after_revision <= meta.revision:
         raise EventsExpiredError(
-            "events from there on are not kept any more; list the adapters, and watch from now"
+            "events from there on are not kept any more, or not of this registry; list the adapters, and watch from now"
         )
     query = select(events).where(events.c.revision > after_revision).order_by(events.c.revision).limit(limit)
     if tenant is not None:

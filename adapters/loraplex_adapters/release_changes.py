@@ -18,7 +18,7 @@ from loraplex_adapters.errors import (
     VersionDeprecatedError,
     VersionInUseError,
 )
-from loraplex_adapters.names import STABLE, AdapterName, is_digest, parse_alias
+from loraplex_adapters.names import STABLE, AdapterName, parse_alias, parse_digest
 from loraplex_adapters.releases import (
     MAX_SHARES,
     MAX_VERSIONS,
@@ -64,7 +64,7 @@ def new_release(
     name: AdapterName, version: Version, alias: str, labels: Mapping[str, str], now: datetime
 ) -> Change:
     """The first version of a name is "stable", and `alias` if one is given."""
-    _check_labels(labels)
+    check_labels(labels)
     adapter = Adapter(
         name=name,
         versions=(version,),
@@ -107,7 +107,7 @@ def register(release: Release, version: Version, on_existing: OnExisting, alias:
 
 def update_labels(release: Release, labels: Mapping[str, str]) -> Change | None:
     """Replace all labels. Raises InvalidRequestError."""
-    _check_labels(labels)
+    check_labels(labels)
     return _updated(release, replace(release.adapter, labels=dict(labels)))
 
 
@@ -337,9 +337,7 @@ def _promotable(adapter: Adapter, target: str) -> Version:
 
 
 def _of_digest(adapter: Adapter, target: str) -> Version:
-    if not is_digest(target):
-        raise _invalid("version", "must be a digest, of which 12 hex digits are enough")
-    return adapter.version(target)
+    return adapter.version(parse_digest(target, "version"))
 
 
 def _routable(adapter: Adapter, target: str, own: set[str]) -> str:
@@ -371,9 +369,10 @@ def _check_alias_is_there(adapter: Adapter, alias: str) -> None:
         raise AdapterNotFoundError(f"adapter '{adapter.name}' has no alias '{alias[:64]}'")
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
+def check_labels(labels: Mapping[str, str], field_name: str = "labels") -> None:
+    """Raises InvalidRequestError for `field_name` where there are too many, or one is out of range."""
     if len(labels) > MAX_LABELS:
-        raise _invalid("labels", f"must be at most {MAX_LABELS}, not {len(labels)}")
+        raise _invalid(field_name, f"must be at most {MAX_LABELS}, not {len(labels)}")
     violations = []
     for key, value in labels.items():
         if not 1 <= len(key) <= _MAX_LABEL_KEY_CHARACTERS:
@@ -384,7 +383,7 @@ def _check_labels(labels: Mapping[str, str]) -> None:
             problem = "must not hold the character 0"
         else:
             continue
-        violations.append(FieldViolation("labels", problem))
+        violations.append(FieldViolation(field_name, problem))
     if violations:
         raise InvalidRequestError(violations)
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from loraplex_adapters.errors import AdapterNotFoundError
-from loraplex_adapters.names import STABLE, AdapterName, is_digest
+from loraplex_adapters.names import STABLE, AdapterName, digest_of
 
 MAX_VERSIONS = 64
 MAX_SHARES = 8
@@ -88,11 +88,11 @@ class Adapter:
 
     def version(self, target: str) -> Version:
         """The version of an alias, or of a digest or its beginning. Raises AdapterNotFoundError."""
-        digest = self.aliases.get(target, target)
-        found = [version for version in self.versions if version.digest.startswith(digest)]
-        if len(found) == 1 and (target in self.aliases or is_digest(target)):
+        digest = self.aliases.get(target) or digest_of(target)
+        found = [version for version in self.versions if digest and version.digest.startswith(digest)]
+        if len(found) == 1:
             return found[0]
-        what = "several versions" if len(found) > 1 and is_digest(target) else "no version or alias"
+        what = "several versions" if found else "no version or alias"
         raise AdapterNotFoundError(f"adapter '{self.name}' has {what} '{target[:64]}'")
 
     def choose(self, routing_key: str) -> Version:

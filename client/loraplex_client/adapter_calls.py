@@ -73,7 +73,8 @@ class AdapterCalls:
         """Register a PEFT folder of this machine. Raises FileNotFoundError if it is none.
 
         If the way breaks off, it is gone on with from what the server has, as long as `timeout_s` allows. `upload_id`
-        None draws one; that of an earlier process goes on with its upload; "" gives a broken upload up.
+        None draws one; that of an earlier process goes on with its upload, if it was of these files: of others of this
+        adapter it starts over, for another adapter it is a PreconditionError. "" gives a broken upload up.
         """
         upload = Upload(
             registration(name, options),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 from loraplex.v1 import adapter_pb2
 from loraplex_client.adapter_requests import drawn_id
-from loraplex_client.errors import ConflictError, DeadlineError, LoraplexApiError, UnavailableError
+from loraplex_client.errors import (
+    ConflictError,
+    DeadlineError,
+    LoraplexApiError,
+    PreconditionError,
+    UnavailableError,
+)
 from loraplex_client.retry import RetryBudget
 
 UPLOAD_CHUNK_BYTES = 2**20
@@ -41,6 +51,7 @@ class Upload:
         self._on_progress = on_progress
         self._budget = RetryBudget(timeout_s)
         self._received: Mapping[str, int] = {}
+        self._starts_over = False
         self._has_sent_data = False
         self._is_broken = False
         self._may_be_known = bool(upload_id)  # from an earlier process
@@ -53,7 +64,7 @@ class Upload:
     @property
     def must_ask(self) -> bool:
         """Whether the server may have a part already, and must be asked before the next attempt."""
-        return self._is_broken or self._may_be_known
+        return (self._is_broken or self._may_be_known) and not self._starts_over
 
     @property
     def state_request(self) -> adapter_pb2.GetUploadRequest:
@@ -63,7 +74,12 @@ class Upload:
     def messages(self) -> Iterator[adapter_pb2.UploadAdapterRequest]:
         """The messages of the next attempt, read as they are sent. Raises OSError where a file cannot be read."""
         for message in upload_requests(
-            self._registration, self._folder, self._upload_id, self._received, self._on_progress
+            self._registration,
+            self._folder,
+            self._upload_id,
+            self._received,
+            self._on_progress,
+            start_over=self._starts_over,
         ):
             if message.HasField("chunk") and not self._has_sent_data:
                 self._has_sent_data = True
@@ -74,6 +90,11 @@ class Upload:
         """Seconds to wait before the next attempt; None: give the failure to the caller."""
         if not self._upload_id:
             return None
+        is_of_other_files = failure.reason == "UPLOAD_MISMATCH" and not self._starts_over
+        self._starts_over = is_of_other_files
+        if is_of_other_files:
+            self._received = {}
+            return self._budget.pause_s(failure, (PreconditionError,))
         # After a break the server may hold on to the lost call for a while, and refuses another with its id.
         conflict = (ConflictError,) if self._is_broken else ()
         pause_s = self._budget.pause_s(failure, (UnavailableError, DeadlineError, *conflict))
@@ -93,21 +114,36 @@ def upload_requests(
     upload_id: str = "",
     received: Mapping[str, int] | None = None,
     on_progress: UploadProgress | None = None,
+    *,
+    start_over: bool = False,
 ) -> Iterator[adapter_pb2.UploadAdapterRequest]:
-    """Header and pieces, but for the first `received` bytes of each file. Raises OSError."""
+    """Header and pieces, but for the first `received` bytes of each file, of which the header has the SHA-256.
+
+    Raises OSError.
+    """
     received = received or {}
-    files = [folder / name for name in (*UPLOAD_FILES, *OPTIONAL_UPLOAD_FILES) if (folder / name).is_file()]
-    total = sum(file.stat().st_size for file in files)
-    sent = sum(received.get(file.name, 0) for file in files)
-    yield adapter_pb2.UploadAdapterRequest(
-        header=adapter_pb2.UploadAdapterRequest.Header(registration=registration, upload_id=upload_id)
-    )
-    for file in files:
-        for chunk in _chunks(file, received.get(file.name, 0)):
-            yield adapter_pb2.UploadAdapterRequest(chunk=chunk)
-            sent += len(chunk.data)
-            if on_progress is not None:
-                on_progress(sent, total)
+    with ExitStack() as open_files:
+        # Opened once: what a proof is of and what is sent are one file, though another takes its place meanwhile.
+        files = {
+            name: open_files.enter_context((folder / name).open("rb"))
+            for name in (*UPLOAD_FILES, *OPTIONAL_UPLOAD_FILES)
+            if (folder / name).is_file()
+        }
+        total = sum(os.fstat(file.fileno()).st_size for file in files.values())
+        sent = sum(received.get(name, 0) for name in files)
+        header = adapter_pb2.UploadAdapterRequest.Header(
+            registration=registration,
+            upload_id=upload_id,
+            received_sha256={name: _sha256(files.get(name), size) for name, size in received.items()},
+            start_over=start_over,
+        )
+        yield adapter_pb2.UploadAdapterRequest(header=header)
+        for name, file in files.items():
+            for chunk in _chunks(name, file, received.get(name, 0)):
+                yield adapter_pb2.UploadAdapterRequest(chunk=chunk)
+                sent += len(chunk.data)
+                if on_progress is not None:
+                    on_progress(sent, total)
 
 
 def check_upload_files(folder: Path) -> None:
@@ -117,9 +153,17 @@ def check_upload_files(folder: Path) -> None:
             raise FileNotFoundError(f"'{folder}' is no PEFT folder: it has no {file_name}")
 
 
-def _chunks(path: Path, offset: int) -> Iterator[adapter_pb2.UploadAdapterRequest.Chunk]:
-    with path.open("rb") as file:
-        file.seek(offset)
-        while data := file.read(UPLOAD_CHUNK_BYTES):
-            yield adapter_pb2.UploadAdapterRequest.Chunk(file_name=path.name, offset=offset, data=data)
-            offset += len(data)
+def _sha256(file: BinaryIO | None, num_bytes: int) -> str:
+    """Of the first so many bytes, or of all where there are fewer: then it is not the file that the server has."""
+    digest = hashlib.sha256()
+    while file is not None and num_bytes and (data := file.read(min(num_bytes, UPLOAD_CHUNK_BYTES))):
+        digest.update(data)
+        num_bytes -= len(data)
+    return digest.hexdigest()
+
+
+def _chunks(name: str, file: BinaryIO, offset: int) -> Iterator[adapter_pb2.UploadAdapterRequest.Chunk]:
+    file.seek(offset)
+    while data := file.read(UPLOAD_CHUNK_BYTES):
+        yield adapter_pb2.UploadAdapterRequest.Chunk(file_name=name, offset=offset, data=data)
+        offset += len(data)

@@ -20,22 +20,19 @@ from loraplex_adapters.errors import (
     AdapterInvalidError,
     AdapterNotFoundError,
     AdapterTooLargeError,
-    FieldViolation,
-    InvalidRequestError,
     NoEffectError,
     QuotaExceededError,
     RequestIdReusedError,
     SignatureError,
-    StorageError,
     TooManyVersionsError,
     UploadBusyError,
+    UploadMismatchError,
     VersionDeprecatedError,
 )
 from loraplex_adapters.storage_faults import disk_faults
-from loraplex_server.admission.file_names import PACKAGE_FILES
+from loraplex_server.admission.upload import Upload, UploadClaim, file_sizes, invalid
 from loraplex_server.errors import UploadTooLargeError
 
-MAX_CHUNK_BYTES = 1 << 20
 MAX_KEPT = 256  # uploads that broke off
 _UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NAMED_PREFIX, _UNNAMED_PREFIX = "id-", "once-"
@@ -92,33 +89,39 @@ class UploadStaging:
         self.purge()
 
     @asynccontextmanager
-    async def open(self, upload_id: str) -> AsyncIterator[Upload]:
-        """The upload of that id, with what arrived of it before; empty: a new one that cannot be gone on with.
+    async def open(self, claim: UploadClaim | None = None) -> AsyncIterator[Upload]:
+        """The claimed upload, with what arrived of it before; without an id: a new one that cannot be gone on with.
 
         Its folder is removed at the end; but where the upload has an id and breaks off, by an error that says nothing
-        against the package, it is kept. Raises InvalidRequestError for an id out of range, UploadBusyError where
-        another call is at it, QuotaExceededError where too many with an id go on already, StorageError.
+        against the package, it is kept. Raises InvalidRequestError for an id out of range or a proof that is missing,
+        UploadMismatchError where what is kept is of another adapter or package, UploadBusyError where another call is
+        at it, QuotaExceededError where too many with an id go on already, StorageError.
         """
-        upload = await asyncio.to_thread(self._begin, upload_id)
+        if claim is not None and not claim.upload_id:
+            claim = None
+        beginning = asyncio.ensure_future(asyncio.to_thread(self._begin, claim))
         is_kept = False
         try:
+            upload = await asyncio.shield(beginning)
+            if claim is not None:
+                await asyncio.to_thread(claim.check, upload.folder)
             yield upload
         except BaseException as error:
-            is_kept = bool(upload_id) and not isinstance(error, _AGAINST_THE_PACKAGE)
+            is_kept = claim is not None and not isinstance(error, _AGAINST_THE_PACKAGE)
             raise
         finally:
             # A caller that is cancelled goes at once; its folder is seen to nevertheless.
-            await asyncio.shield(asyncio.to_thread(self._release, upload.folder, is_kept))
+            await asyncio.shield(self._end(beginning, is_kept))
 
     def received(self, upload_id: str) -> dict[str, int]:
         """Bytes that have arrived by file name. Raises AdapterNotFoundError, InvalidRequestError, StorageError."""
         with disk_faults():
-            folder = self._root / f"{_NAMED_PREFIX}{_checked(upload_id)}"
-            if not folder.is_dir():
+            folder = self._folder_of(upload_id)
+            if folder is None:
                 raise AdapterNotFoundError(
                     f"no unfinished upload '{upload_id}'; it was finished, or never begun, or too long ago"
                 )
-            return _sizes(folder)
+            return file_sizes(folder)
 
     def purge(self) -> None:
         """Remove what broke off too long ago. To be called from time to time. Raises StorageError."""
@@ -128,29 +131,50 @@ class UploadStaging:
                     log.info("removing an upload that was not finished")
                     self._remove(folder)
 
-    def _begin(self, upload_id: str) -> Upload:
+    def _begin(self, claim: UploadClaim | None) -> Upload:
         self.purge()
-        return Upload(self._claim(upload_id), self._max_bytes, self._reserve)
-
-    def _claim(self, upload_id: str) -> Path:
         with disk_faults(), self._lock:
-            if not upload_id:
+            if claim is None:
                 folder = Path(tempfile.mkdtemp(prefix=_UNNAMED_PREFIX, dir=self._root))
             else:
-                folder = self._root / f"{_NAMED_PREFIX}{_checked(upload_id)}"
-                if folder.name in self._busy:
-                    raise UploadBusyError(
-                        f"another call is at upload '{upload_id}'; end it, or choose another id"
-                    )
-                if not folder.is_dir():
-                    self._make_room_for_another()
-                folder.mkdir(mode=0o700, exist_ok=True)
+                folder = self._claimed(claim)
             self._busy.add(folder.name)
-            return folder
+        return Upload(folder, self._max_bytes, self._reserve)
+
+    def _claimed(self, claim: UploadClaim) -> Path:
+        """With the lock held."""
+        kept = self._folder_of(claim.upload_id)
+        folder = self._root / f"{_of_id(claim.upload_id)}{claim.adapter.tenant}@{claim.adapter.adapter}"
+        if kept is not None and kept != folder:
+            raise UploadMismatchError(
+                f"upload '{claim.upload_id}' was begun for another adapter; choose another upload_id"
+            )
+        if folder.name in self._busy:
+            raise UploadBusyError(
+                f"another call is at upload '{claim.upload_id}'; end it, or choose another id"
+            )
+        if kept is not None and claim.starts_over:
+            self._remove(kept)
+        if kept is None:
+            self._make_room_for_another()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def _folder_of(self, upload_id: str) -> Path | None:
+        """Where that upload is, of whichever adapter. Raises InvalidRequestError for an id out of range."""
+        return next(self._root.glob(f"{_of_id(upload_id)}*"), None)
+
+    async def _end(self, beginning: asyncio.Future[Upload], is_kept: bool) -> None:
+        """Threads go on where their call was cancelled, so they are waited for before another call may be at it."""
+        await asyncio.wait([beginning])
+        if beginning.exception() is None:
+            upload = beginning.result()
+            await asyncio.to_thread(upload.close)
+            await asyncio.to_thread(self._release, upload.folder, is_kept)
 
     def _release(self, folder: Path, is_kept: bool) -> None:
         with disk_faults(), self._lock:
-            if is_kept and any(_sizes(folder).values()):
+            if is_kept and any(file_sizes(folder).values()):
                 now = self._clock()
                 os.utime(folder, (now, now))
             else:
@@ -159,7 +183,7 @@ class UploadStaging:
 
     def _remove(self, folder: Path) -> None:
         """With the lock held."""
-        self._total_bytes -= sum(_sizes(folder).values())
+        self._total_bytes -= sum(file_sizes(folder).values())
         shutil.rmtree(folder, ignore_errors=True)
 
     def _reserve(self, num_bytes: int) -> None:
@@ -194,64 +218,8 @@ class UploadStaging:
         return list(self._root.glob(f"{_NAMED_PREFIX}*"))
 
 
-class Upload:
-    """One upload that is going on. Used by one call, one piece at a time."""
-
-    def __init__(self, folder: Path, max_bytes: int, reserve: Callable[[int], None]) -> None:
-        self.folder = folder
-        self._max_bytes = max_bytes
-        self._reserve = reserve
-        self._sizes = _sizes(folder)
-
-    def count_files(self) -> None:
-        """Count what was written into the folder by other means. Blocks. Raises QuotaExceededError."""
-        sizes = _sizes(self.folder)
-        added = sum(sizes.values()) - sum(self._sizes.values())
-        self._sizes = sizes
-        self._reserve(added)
-
-    def append(self, file_name: str, offset: int, data: bytes) -> None:
-        """Write a piece of a file behind what is there. Blocks.
-
-        Raises InvalidRequestError, which says the expected offset where it is another one; UploadTooLargeError;
-        QuotaExceededError where all uploads together are too large; StorageError.
-        """
-        if file_name not in PACKAGE_FILES:
-            raise _invalid("chunk.file_name", f"must be one of {', '.join(PACKAGE_FILES)}")
-        if not 1 <= len(data) <= MAX_CHUNK_BYTES:
-            raise _invalid("chunk.data", f"must have 1 to {MAX_CHUNK_BYTES} bytes")
-        expected = self._sizes.get(file_name, 0)
-        if offset != expected:
-            raise _invalid("chunk.offset", f"is {offset}, expected {expected}; send pieces in order")
-        if sum(self._sizes.values()) + len(data) > self._max_bytes:
-            raise UploadTooLargeError(f"the upload is larger than {self._max_bytes} bytes, the limit")
-        self._reserve(len(data))
-        try:
-            with disk_faults():
-                _write_at(self.folder / file_name, offset, data)
-        except StorageError:
-            self._reserve(-len(data))
-            raise
-        self._sizes[file_name] = expected + len(data)
-
-
-def _write_at(path: Path, offset: int, data: bytes) -> None:
-    """At its own place, so that a piece whose call was cancelled meanwhile cannot shift what another call writes."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file that there is."""
-    return {name: (folder / name).stat().st_size for name in PACKAGE_FILES if (folder / name).is_file()}
-
-
-def _checked(upload_id: str) -> str:
+def _of_id(upload_id: str) -> str:
+    """How the folder's name begins: an id and both parts of an adapter's name have no '@'."""
     if not _UPLOAD_ID.fullmatch(upload_id):
-        raise _invalid("upload_id", "must have 1 to 63 letters, digits, '-' and '_'")
-    return upload_id
-
-
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError([FieldViolation(field, description)])
+        raise invalid("upload_id", "must have 1 to 63 letters, digits, '-' and '_'")
+    return f"{_NAMED_PREFIX}{upload_id}@"

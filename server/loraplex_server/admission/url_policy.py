@@ -11,6 +11,7 @@ from loraplex_adapters.errors import FieldViolation, InvalidRequestError
 DEFAULT_SCHEMES = frozenset({"file", "s3", "gs", "gcs", "http", "https"})
 MAX_URL_CHARACTERS = 2048
 _MAX_LABEL = 512  # characters
+_BUCKET_SCHEMES = ("s3", "gs", "gcs")
 _SAME_SCHEME = {"gcs": "gs", "local": "file"}
 
 
@@ -78,6 +79,8 @@ def _check_parts(parts: SplitResult) -> None:
         raise _invalid(f"must have no user, query or fragment in the scheme {parts.scheme}")
     elif parts.scheme in ("file", "local") and parts.hostname not in (None, "localhost"):
         raise _invalid("must name a folder of the server's machine, as in file:///adapters/faq")
+    elif parts.scheme in _BUCKET_SCHEMES and not parts.netloc:
+        raise _invalid(f"must name a bucket, as in {parts.scheme}://models/faq")
 
 
 def _begins(parts: SplitResult, prefix: SplitResult) -> bool:

@@ -14,7 +14,8 @@ from loraplex_adapters.names import AdapterName, AdapterReference
 from loraplex_adapters.registry import AdapterRegistry
 from loraplex_adapters.releases import AdapterEvent, Version
 from loraplex_server.admission.pool import AdmissionPool
-from loraplex_server.admission.uploads import Upload, UploadStaging
+from loraplex_server.admission.upload import Upload, UploadClaim
+from loraplex_server.admission.uploads import UploadStaging
 from loraplex_server.engine_client import EngineClient
 from loraplex_server.errors import DeadlineExceededError, EngineRestartedError
 from loraplex_server.metrics import AdapterPlace
@@ -95,7 +96,7 @@ class Releases:
 
     async def register_url(self, request: RegistrationRequest, url: str) -> Registered:
         """Register a folder that a URL names."""
-        async with self.upload("") as upload:
+        async with self.staging.open() as upload:
             async with self.fetching:
                 try:
                     await self.sources.fetch(url, upload.folder)
@@ -111,9 +112,9 @@ class Releases:
         residency = self.residency.of(adapter.stable.digest)
         return AdapterPlace(TIERS.index(residency.tier), residency.read_s, residency.copy_s)
 
-    def upload(self, upload_id: str) -> AbstractAsyncContextManager[Upload]:
+    def upload(self, claim: UploadClaim) -> AbstractAsyncContextManager[Upload]:
         """A folder for what a client sends; see `UploadStaging.open`."""
-        return self.staging.open(upload_id)
+        return self.staging.open(claim)
 
     async def received(self, upload_id: str) -> dict[str, int]:
         """Bytes by file of an unfinished upload. Raises AdapterNotFoundError."""

@@ -11,8 +11,9 @@ from typing import Any
 from loraplex.v1 import adapter_pb2
 from loraplex_adapters.base_spec import LORA_MODULES
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
-from loraplex_adapters.names import AdapterName, parse_alias, parse_tenant
+from loraplex_adapters.names import AdapterName, parse_alias, parse_target, parse_tenant, parse_whole_digest
 from loraplex_adapters.registry import Once
+from loraplex_adapters.release_changes import check_labels
 from loraplex_adapters.releases import (
     Adapter,
     AdapterEvent,
@@ -22,6 +23,7 @@ from loraplex_adapters.releases import (
     Version,
     VersionState,
 )
+from loraplex_server.admission.upload import UploadClaim
 from loraplex_server.releases.plan import AdapterGroup, AdapterPlan
 from loraplex_server.releases.registration import RegistrationRequest
 from loraplex_server.releases.residency_view import Residency, ResidencyView
@@ -79,21 +81,42 @@ def registration_request(message: adapter_pb2.Registration, source: str) -> Regi
     """Raises InvalidRequestError."""
     if message.on_existing not in _ON_EXISTING:
         raise invalid("registration.on_existing", "is not a value of ExistingAdapter")
+    check_labels(message.labels, "registration.labels")
     return RegistrationRequest(
         name=AdapterName.parse(message.name, "registration.name"),
         on_existing=_ON_EXISTING[message.on_existing],
         alias=parse_alias(message.alias, "registration.alias") if message.alias else "",
         labels=dict(message.labels),
-        expected_digest=message.expected_digest.lower(),
+        expected_digest=parse_whole_digest(message.expected_digest, "registration.expected_digest")
+        if message.expected_digest
+        else "",
         validate_only=message.validate_only,
         source=source,
         once=once(message),
     )
 
 
+def upload_claim(
+    header: adapter_pb2.UploadAdapterRequest.Header, registration: RegistrationRequest
+) -> UploadClaim:
+    """What a header says of bytes that earlier calls sent. Raises InvalidRequestError."""
+    return UploadClaim(
+        upload_id=header.upload_id,
+        adapter=registration.name,
+        received_sha256={
+            name: parse_whole_digest(text, "received_sha256") for name, text in header.received_sha256.items()
+        },
+        has_digest=bool(registration.expected_digest),
+        starts_over=header.start_over,
+    )
+
+
 def traffic_shares(messages: Iterable[adapter_pb2.TrafficShare]) -> list[TrafficShare]:
-    """As sent; the registry checks them."""
-    return [TrafficShare(message.target, message.weight) for message in messages]
+    """Raises InvalidRequestError where a target can be none; the registry checks the rest."""
+    return [
+        TrafficShare(parse_target(message.target, f"traffic[{index}].target"), message.weight)
+        for index, message in enumerate(messages)
+    ]
 
 
 def scope(parent: str) -> tuple[str | None, AdapterName | None]:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from loraplex.v1 import adapter_pb2
-from loraplex_server.admission.uploads import Upload
+from loraplex_server.admission.upload import Upload
 from loraplex_server.errors import DeadlineExceededError
 from loraplex_server.rpc.adapter_messages import invalid
 

@@ -10,7 +10,14 @@ from typing import Any
 from loraplex.v1 import adapter_pb2 as pb
 from loraplex.v1 import adapter_pb2_grpc
 from loraplex_adapters.filters import AdapterFilter
-from loraplex_adapters.names import STABLE, AdapterName, AdapterReference
+from loraplex_adapters.names import (
+    STABLE,
+    AdapterName,
+    AdapterReference,
+    parse_alias,
+    parse_digest,
+    parse_target,
+)
 from loraplex_adapters.releases import Adapter, Shadow
 from loraplex_server.admission.url_policy import source_label
 from loraplex_server.releases.plan import plan_adapters
@@ -63,7 +70,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         registration = messages.registration_request(
             header.registration, "upload"
         )  # before megabytes are taken in
-        async with releases.upload(header.upload_id) as upload:
+        async with releases.upload(messages.upload_claim(header, registration)) as upload:
             await reader.receive(upload)
             registered = await releases.registrar.register(registration, upload.folder)
         adapter, version = self._registered(registered)
@@ -111,19 +118,20 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         self, request: pb.PromoteVersionRequest, context: Context
     ) -> pb.PromoteVersionResponse:
         registry = self._releases.directory.registry
-        write = partial(registry.promote, target=request.version, alias=request.alias or STABLE)
+        target = parse_target(request.version, "version")
+        write = partial(registry.promote, target=target, alias=parse_alias(request.alias or STABLE))
         return pb.PromoteVersionResponse(adapter=await self._change(request, write))
 
     async def RollbackAlias(
         self, request: pb.RollbackAliasRequest, context: Context
     ) -> pb.RollbackAliasResponse:
         registry = self._releases.directory.registry
-        write = partial(registry.rollback, alias=request.alias or STABLE)
+        write = partial(registry.rollback, alias=parse_alias(request.alias or STABLE))
         return pb.RollbackAliasResponse(adapter=await self._change(request, write))
 
     async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.DeleteAliasResponse:
         registry = self._releases.directory.registry
-        write = partial(registry.delete_alias, alias=request.alias)
+        write = partial(registry.delete_alias, alias=parse_alias(request.alias))
         return pb.DeleteAliasResponse(adapter=await self._change(request, write))
 
     async def SplitTraffic(
@@ -135,7 +143,9 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
 
     async def SetShadow(self, request: pb.SetShadowRequest, context: Context) -> pb.SetShadowResponse:
         registry = self._releases.directory.registry
-        shadow = Shadow(request.target, request.percent or 100) if request.target else None
+        shadow = None
+        if request.target:
+            shadow = Shadow(parse_target(request.target, "target"), request.percent or 100)
         write = partial(registry.set_shadow, shadow=shadow)
         return pb.SetShadowResponse(adapter=await self._change(request, write))
 
@@ -159,14 +169,16 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         self, request: pb.DeprecateVersionRequest, context: Context
     ) -> pb.DeprecateVersionResponse:
         registry = self._releases.directory.registry
-        write = partial(registry.deprecate, target=request.version, undo=request.undo)
+        write = partial(
+            registry.deprecate, target=parse_digest(request.version, "version"), undo=request.undo
+        )
         return pb.DeprecateVersionResponse(adapter=await self._change(request, write))
 
     async def DeleteVersion(
         self, request: pb.DeleteVersionRequest, context: Context
     ) -> pb.DeleteVersionResponse:
         registry = self._releases.directory.registry
-        write = partial(registry.delete_version, target=request.version)
+        write = partial(registry.delete_version, target=parse_digest(request.version, "version"))
         return pb.DeleteVersionResponse(adapter=await self._change(request, write))
 
     async def DeleteAdapter(

@@ -37,6 +37,7 @@ from loraplex_adapters.errors import (
     TooManyPinnedError,
     TooManyVersionsError,
     UploadBusyError,
+    UploadMismatchError,
     VersionDeprecatedError,
     VersionInUseError,
 )
@@ -84,6 +85,7 @@ STATUS_OF: dict[type[LoraplexError], grpc.StatusCode] = {
     NothingToRollBackError: grpc.StatusCode.FAILED_PRECONDITION,
     TooManyPinnedError: grpc.StatusCode.FAILED_PRECONDITION,
     TooManyVersionsError: grpc.StatusCode.FAILED_PRECONDITION,
+    UploadMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     TrainingDisabledError: grpc.StatusCode.FAILED_PRECONDITION,
     TrainerMissingError: grpc.StatusCode.FAILED_PRECONDITION,
     TrainingJobStateError: grpc.StatusCode.FAILED_PRECONDITION,

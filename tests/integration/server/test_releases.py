@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -87,6 +87,41 @@ def test_a_request_may_name_an_alias_or_a_digest_and_is_told_which_digest_answer
     assert served(client, f"tenants/default/adapters/shop@sha256:{canary}") == canary
     assert reason_of(served, client, "shop@beta") == "ADAPTER_NOT_FOUND"
     assert reason_of(served, client, f"shop@{'0' * 12}") == "ADAPTER_NOT_FOUND"
+
+
+def test_what_cannot_name_a_version_or_alias_is_a_violation_of_its_field(
+    client: LoraplexClient, shop: Adapter
+) -> None:
+    """Not the answer that there is no version ''."""
+    calls = client.adapters
+    wrong: list[tuple[str, Callable[[], object]]] = [
+        ("version", lambda: calls.promote("shop", "")),
+        ("version", lambda: calls.promote("shop", "0" * 11)),
+        ("alias", lambda: calls.promote("shop", "canary", alias="Beta")),
+        ("alias", lambda: calls.rollback("shop", alias="Beta")),
+        ("alias", lambda: calls.delete_alias("shop", "")),
+        ("traffic[1].target", lambda: calls.split("shop", {"stable": 1, "": 1})),
+        ("target", lambda: calls.set_shadow("shop", "@canary")),
+        ("version", lambda: calls.deprecate("shop", "")),
+        ("version", lambda: calls.delete_version("shop", "canary")),
+    ]
+    for field, call in wrong:
+        with pytest.raises(InvalidRequestError) as caught:
+            call()
+        assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_a_digest_may_be_written_in_capitals_and_with_its_kind(client: LoraplexClient, shop: Adapter) -> None:
+    canary = shop.aliases["canary"]
+    shouted = f"sha256:{canary[:12].upper()}"
+
+    assert served(client, f"shop@{shouted}") == canary
+    assert client.adapters.split("shop", {"stable": 1, shouted: 1}).traffic[1].target == canary
+    shadow = client.adapters.set_shadow("shop", shouted).shadow
+    assert shadow is not None
+    assert shadow.target == canary
+    assert client.adapters.promote("shop", shouted).digest == canary
+    assert [a.name for a in client.adapters.list(filter=f"digest = {shouted} AND name = shop")] == ["shop"]
 
 
 def test_promoting_moves_new_requests_at_once_and_rolling_back_returns_them_step_by_step(

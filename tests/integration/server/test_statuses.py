@@ -134,6 +134,7 @@ class Rows:
         yield adapter_errors.NoEffectError, failure_of(lambda: upload("idle", self._packages / "idle"))
         yield adapter_errors.EventsExpiredError, self._old_token()
         yield adapter_errors.UploadBusyError, self._busy_upload()
+        yield adapter_errors.UploadMismatchError, self._upload_of_another_adapter()
 
     def _versions(self, name: str) -> list[adapter_pb2.Version]:
         return list(self._adapters.GetAdapter(adapter_pb2.GetAdapterRequest(name=name)).adapter.versions)
@@ -161,6 +162,15 @@ class Rows:
         finally:
             first.cancel()
             over.set()
+
+    def _upload_of_another_adapter(self) -> LoraplexApiError:
+        def messages(name: str) -> Iterator[adapter_pb2.UploadAdapterRequest]:
+            registration = adapter_pb2.Registration(name=name)
+            yield from upload_requests(registration, self._packages / "red", "theirs")
+            yield adapter_pb2.UploadAdapterRequest()  # breaks it off
+
+        failure_of(lambda: self._adapters.UploadAdapter(messages("theirs")))
+        return failure_of(lambda: self._adapters.UploadAdapter(messages("ours")))
 
     def _damaged_package(self) -> LoraplexApiError:
         digest = self._adapters.GetAdapter(adapter_pb2.GetAdapterRequest(name="blue")).adapter.digest

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,18 @@ from tests.integration.live_server import LiveServer, eventually
 from tests.integration.raw_calls import failure_of, raw_channel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PIECE = 10_000  # bytes: a whole configuration; half of the weights of a tiny adapter, tensors among them
 Message = adapter_pb2.UploadAdapterRequest
 
 
 def header(**fields: Any) -> Message:
     return Message(header=Message.Header(registration=adapter_pb2.Registration(**{"name": "sent", **fields})))
+
+
+def named_header(*, name: str = "sent", expected_digest: str = "", **fields: Any) -> Message:
+    """Of an upload that can be gone on with."""
+    registration = adapter_pb2.Registration(name=name, expected_digest=expected_digest)
+    return Message(header=Message.Header(registration=registration, upload_id="ci", **fields))
 
 
 def chunk(file_name: str, offset: int, data: bytes) -> Message:
@@ -185,3 +194,124 @@ def test_a_client_that_gives_up_leaves_nothing_behind(upload: Any, tight_server:
     over.set()
 
     assert call.code() is grpc.StatusCode.CANCELLED
+
+
+@pytest.fixture
+def stub(tight_server: LiveServer) -> Iterator[Any]:
+    with raw_channel(tight_server) as channel:
+        yield adapter_pb2_grpc.AdapterServiceStub(channel)
+
+
+@pytest.fixture
+def half_of_red(stub: Any, packages: Path) -> list[Message]:
+    """The configuration and a part of the weights of "red" are kept as upload "ci" of "sent"; what is still to come."""
+    sent = pieces(packages / "red", PIECE)
+    before, after = sent[:2], sent[2:]
+    assert {message.chunk.file_name for message in after} == {WEIGHTS}
+    over = threading.Event()
+
+    def messages() -> Iterator[Message]:
+        yield from (named_header(), *before)
+        over.wait(30)
+
+    expected = {message.chunk.file_name: len(message.chunk.data) for message in before}
+    call = stub.UploadAdapter.future(messages())
+    eventually(lambda: received(stub) == expected)
+    call.cancel()
+    over.set()
+    eventually(lambda: failure_of(lambda: stub.UploadAdapter(iter([named_header()]))).reason != "UPLOAD_BUSY")
+    return after
+
+
+@pytest.fixture(scope="session")
+def retrained(packages: Path, new_adapter: NewAdapter) -> Path:
+    """Of red's rank and modules, so that a mixture of both, with files of equal sizes and headers, would look sound."""
+    folder = new_adapter("retrained", r=2)
+    assert (folder / CONFIG).read_bytes() == (packages / "red" / CONFIG).read_bytes()
+    assert (folder / WEIGHTS).stat().st_size == (packages / "red" / WEIGHTS).stat().st_size
+    return folder
+
+
+def received(stub: Any) -> dict[str, int]:
+    with suppress(grpc.RpcError):
+        return dict(stub.GetUpload(adapter_pb2.GetUploadRequest(upload_id="ci")).received_bytes)
+    return {}
+
+
+def proof(stub: Any, folder: Path) -> dict[str, str]:
+    """SHA-256 of what the server need not be sent again, had it come from `folder`."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()[:size]).hexdigest()
+        for name, size in received(stub).items()
+    }
+
+
+def test_another_package_under_the_id_of_a_broken_upload_is_sent_whole(
+    half_of_red: list[Message], tight_client: LoraplexClient, retrained: Path
+) -> None:
+    alone = tight_client.adapters.upload("sent", retrained, validate_only=True)
+
+    made = tight_client.adapters.upload("sent", retrained, upload_id="ci")
+
+    assert made.digest == alone.digest
+    tight_client.adapters.delete("sent")
+
+
+def test_the_same_package_under_the_id_of_a_broken_upload_goes_on(
+    half_of_red: list[Message], tight_client: LoraplexClient, packages: Path
+) -> None:
+    looks: list[int] = []
+
+    made = tight_client.adapters.upload(
+        "sent", packages / "red", upload_id="ci", on_progress=lambda sent, total: looks.append(sent)
+    )
+
+    assert made.digest == tight_client.adapters.get("red").digest
+    sizes = {name: (packages / "red" / name).stat().st_size for name in (CONFIG, WEIGHTS)}
+    assert looks == [sum(sizes.values())]  # one piece, as the configuration was not sent again
+    tight_client.adapters.delete("sent")
+
+
+def test_bytes_that_are_kept_need_a_proof_of_what_they_are(
+    half_of_red: list[Message], stub: Any, tight_client: LoraplexClient, packages: Path, retrained: Path
+) -> None:
+    """A client that counts bytes alone cannot have a mixture registered."""
+    unproved = failure_of(lambda: stub.UploadAdapter(iter([named_header(), *half_of_red])))
+    other = named_header(received_sha256=proof(stub, retrained))
+    mismatch = failure_of(lambda: stub.UploadAdapter(iter([other, *half_of_red])))
+    foreign = named_header(name="foreign", received_sha256=proof(stub, packages / "red"))
+    not_its_own = failure_of(lambda: stub.UploadAdapter(iter([foreign, *half_of_red])))
+    foreign.header.start_over = True
+    not_its_own_either = failure_of(lambda: stub.UploadAdapter(iter([foreign])))
+
+    assert [violation.field for violation in unproved.violations] == ["received_sha256"]
+    assert "start_over" in unproved.message
+    assert mismatch.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert {mismatch.reason, not_its_own.reason, not_its_own_either.reason} == {"UPLOAD_MISMATCH"}
+    assert "start_over" in mismatch.message
+    assert "choose another upload_id" in not_its_own.message
+    with pytest.raises(NotFoundError):
+        tight_client.adapters.get("foreign")
+
+    own = named_header(received_sha256=proof(stub, packages / "red"))
+    made = stub.UploadAdapter(iter([own, *half_of_red]))
+    assert made.version.digest == tight_client.adapters.get("red").digest
+    tight_client.adapters.delete("sent")
+
+
+def test_the_digest_of_the_whole_package_is_proof_enough(
+    half_of_red: list[Message], stub: Any, tight_client: LoraplexClient
+) -> None:
+    announced = named_header(expected_digest=tight_client.adapters.get("red").digest)
+
+    assert stub.UploadAdapter(iter([announced, *half_of_red])).version.digest in str(announced)
+    tight_client.adapters.delete("sent")
+
+
+def test_an_upload_can_be_started_over(
+    half_of_red: list[Message], stub: Any, tight_client: LoraplexClient, packages: Path
+) -> None:
+    made = stub.UploadAdapter(iter([named_header(start_over=True), *pieces(packages / "blue", PIECE)]))
+
+    assert made.version.digest == tight_client.adapters.get("blue").digest
+    tight_client.adapters.delete("sent")

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from loraplex_adapters.errors import InvalidRequestError
-from loraplex_adapters.names import AdapterName, AdapterReference, parse_alias, parse_target, parse_tenant
+from loraplex_adapters.names import (
+    AdapterName,
+    AdapterReference,
+    parse_alias,
+    parse_digest,
+    parse_target,
+    parse_tenant,
+    parse_whole_digest,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,8 @@ def test_a_bad_name_is_a_violation_of_its_field(text: str) -> None:
         ("t/shop@canary", "canary"),
         ("t/shop@" + "a" * 12, "a" * 12),
         ("t/shop@sha256:" + "0" * 64, "0" * 64),
+        ("t/shop@" + "A1" * 6, "a1" * 6),
+        ("t/shop@sha256:" + "A" * 12, "a" * 12),
     ],
 )
 def test_a_reference_names_an_adapter_and_perhaps_one_of_its_versions(text: str, target: str) -> None:
@@ -75,11 +85,30 @@ def test_a_reference_names_an_adapter_and_perhaps_one_of_its_versions(text: str,
 
 
 @pytest.mark.parametrize(
-    "target", ["", "0" * 11, "A" * 12, "sha256:canary", "sha256:", "a" * 65, "ca nary", "a@b"]
+    "target",
+    ["", "0" * 11, "Canary", "sha256:canary", "sha256:", "SHA256:" + "a" * 12, "a" * 65, "ca nary", "a@b"],
 )
 def test_what_is_neither_alias_nor_digest_is_no_target(target: str) -> None:
     with pytest.raises(InvalidRequestError):
         parse_target(target, "version")
+
+
+@pytest.mark.parametrize("text", ["a1" * 32, "A1" * 32, "sha256:" + "a1" * 32, "sha256:" + "A1" * 32])
+def test_a_digest_is_read_in_all_its_forms(text: str) -> None:
+    assert parse_digest(text, "version") == parse_whole_digest(text, "version") == "a1" * 32
+
+
+@pytest.mark.parametrize("text", ["", "stable", "xyz", "0" * 11, "0" * 65, "sha256:sha256:" + "0" * 64])
+def test_what_is_no_digest_is_a_violation_of_its_field(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="version: must be a digest, of which 12 hex digits"):
+        parse_digest(text, "version")
+    with pytest.raises(InvalidRequestError, match="version: must be a digest of 64 hex digits"):
+        parse_whole_digest(text, "version")
+
+
+def test_a_beginning_is_no_whole_digest() -> None:
+    with pytest.raises(InvalidRequestError, match="64 hex digits"):
+        parse_whole_digest("0" * 63, "version")
 
 
 def test_an_alias_does_not_look_like_a_digest() -> None:

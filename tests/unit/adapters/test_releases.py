@@ -56,7 +56,7 @@ def test_without_a_split_the_bare_name_is_stable() -> None:
 def test_a_version_is_found_by_alias_digest_or_the_digests_beginning() -> None:
     both = adapter(NEW, OLD)
 
-    for target in ("canary", NEW, NEW[:12], NEW[:40]):
+    for target in ("canary", NEW, NEW[:12], NEW[:40], NEW[:12].upper(), f"sha256:{NEW}"):
         assert both.version(target).digest == NEW
     for target in ("", "beta", NEW[:11], "c" * 64):
         with pytest.raises(AdapterNotFoundError, match="no version or alias"):

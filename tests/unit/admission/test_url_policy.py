@@ -50,11 +50,17 @@ def test_without_prefixes_the_schemes_decide() -> None:
         UrlPolicy(frozenset({"s3"})).parse("gs://any/where")
 
 
+@pytest.mark.parametrize("url", ["s3://", "s3:///key", "gs://", "gcs:///a/b", "http://", "https:///x"])
+def test_a_url_without_a_bucket_or_host_is_refused_before_anything_is_asked(url: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"must name a (bucket|host)"):
+        UrlPolicy().parse(url)
+
+
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
         ("models/team-a", "must name a bucket or host"),
-        ("s3:///team-a", "must name a bucket or host"),
+        ("s3:///team-a", "must name a bucket"),
         ("s3://key:hunter2@models", "no user"),
         ("https://ann:hunter2@host/x", "no user"),
         ("https://host/x?token=1", "no query"),

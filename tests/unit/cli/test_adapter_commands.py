@@ -222,7 +222,7 @@ def test_a_file_is_a_pickle_here_where_it_is_one_to_the_server(tmp_path: Path, n
 
 def test_register_sends_all_that_it_is_told(run: Any, server: ScriptedServer, package: Path) -> None:
     flags = ["--promote", "--alias", "canary", "--label", "team=search", "--label", "tier=a=b"]
-    flags += ["--dry-run", "--expect-digest", "d" * 64, "--request-id", "once"]
+    flags += ["--dry-run", "--expect-digest", "sha256:" + "D" * 64, "--request-id", "once"]
 
     result = run("register", "finance/faq", PACKAGE, *flags, "--json")
 

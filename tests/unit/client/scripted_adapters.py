@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Adapters:
     break_after_chunks: list[int] = field(default_factory=list)  # of the next uploads; then they succeed
     busy_uploads: int = 0  # so many calls after a break still find the lost one running
     received: dict[str, dict[str, bytearray]] = field(default_factory=dict)  # by upload_id and file
+    foreign_uploads: set[str] = field(default_factory=set)  # ids of uploads of other adapters
     events: list[adapter_pb2.WatchAdaptersResponse] = field(default_factory=list)
     watch_tokens: list[str] = field(default_factory=list)  # of each call
     watch_faults: list[Fault] = field(
@@ -126,8 +128,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
         for message in request_iterator:
             messages.append(message)
             if message.HasField("header"):
-                if message.header.upload_id:
-                    files = self._adapters.received.setdefault(message.header.upload_id, {})
+                files = self._files_of(message.header, context)
                 continue
             file = files.setdefault(message.chunk.file_name, bytearray())
             if message.chunk.offset != len(file):
@@ -138,6 +139,22 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
                 if not chunks_left:
                     abort(context, Fault(grpc.StatusCode.UNAVAILABLE, "broken off"))
         return adapter_pb2.UploadAdapterResponse(adapter=adapter(), version=version())
+
+    def _files_of(
+        self, header: adapter_pb2.UploadAdapterRequest.Header, context: Any
+    ) -> dict[str, bytearray]:
+        """What the upload has, proved to be of the same files as a server has it proved."""
+        if not header.upload_id:
+            return {}
+        if header.start_over:
+            self._adapters.received.pop(header.upload_id, None)
+        files = self._adapters.received.setdefault(header.upload_id, {})
+        kept = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        if header.upload_id in self._adapters.foreign_uploads or dict(header.received_sha256) != kept:
+            abort(
+                context, Fault(grpc.StatusCode.FAILED_PRECONDITION, details=(error_info("UPLOAD_MISMATCH"),))
+            )
+        return files
 
     def GetUpload(self, request: adapter_pb2.GetUploadRequest, context: Any) -> Any:
         self._enter(request, context)

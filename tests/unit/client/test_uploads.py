@@ -12,6 +12,7 @@ from loraplex_client import (
     InvalidRequestError,
     LoraplexClient,
     OverloadedError,
+    PreconditionError,
     ServerUnreachableError,
     UnavailableError,
 )
@@ -106,8 +107,10 @@ def test_a_broken_upload_goes_on_from_what_the_server_has(
     client.adapters.upload("shop", package)
 
     assert len(server.adapters.uploads) == len(breaks) + 1
-    headers = {messages[0].SerializeToString() for messages in server.adapters.uploads}
-    assert len(headers) == 1  # the same upload and request id each time
+    headers = [messages[0].header for messages in server.adapters.uploads]
+    assert len({header.upload_id for header in headers}) == 1
+    assert len({header.registration.request_id for header in headers}) == 1
+    assert not any(header.start_over for header in headers)
     assert kept(server) == CONTENTS  # the server refuses a byte that it has already
     for messages, num_chunks in zip(server.adapters.uploads, breaks, strict=False):
         assert len(chunks(messages)) == num_chunks
@@ -161,6 +164,58 @@ def test_an_upload_of_an_earlier_process_is_gone_on_with(
     (messages,) = server.adapters.uploads
     assert (chunks(messages)[0].file_name, chunks(messages)[0].offset) == (weights, 1000)
     assert kept(server) == CONTENTS
+
+
+OTHER_FILES = {
+    "of other weights": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"\x01" * 1000},
+    "longer than this one": {"adapter_config.json": b"{}}"},
+    "with a file that this one has not": {"adapter_config.json": b"{}", "model.sig": b"signature"},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILES)
+def test_an_upload_of_an_earlier_process_of_another_package_starts_over(
+    client: LoraplexClient, server: ScriptedServer, package: Path, what: str
+) -> None:
+    (package / "model.sig").unlink()
+    server.adapters.received["left"] = {name: bytearray(data) for name, data in OTHER_FILES[what].items()}
+    server.adapters.break_after_chunks = [1, 2]  # the first call has none
+
+    client.adapters.upload("shop", package, upload_id="left")
+
+    assert kept(server) == {name: data for name, data in CONTENTS.items() if name != "model.sig"}
+    headers = [messages[0].header for messages in server.adapters.uploads if messages]
+    assert [header.start_over for header in headers] == [False, True, False]
+
+
+def test_a_package_that_changes_while_its_upload_is_broken_is_sent_whole(
+    server: ScriptedServer, package: Path
+) -> None:
+    """As by a training that writes into the same folder."""
+    weights = package / "adapter_model.safetensors"
+    server.adapters.break_after_chunks = [3]
+
+    def retrain(sent: int, total: int) -> None:
+        if sent > UPLOAD_CHUNK_BYTES and len(server.adapters.uploads) == 1:
+            (package / "new").write_bytes(CONTENTS["adapter_model.safetensors"][::-1])
+            (package / "new").replace(weights)
+
+    with LoraplexClient(server.target) as client:
+        client.adapters.upload("shop", package, on_progress=retrain)
+
+    assert kept(server) == {**CONTENTS, weights.name: CONTENTS[weights.name][::-1]}
+
+
+def test_an_upload_of_another_adapter_is_left_to_it(
+    client: LoraplexClient, server: ScriptedServer, package: Path
+) -> None:
+    server.adapters.received["theirs"] = {"adapter_config.json": bytearray(b"{}")}
+    server.adapters.foreign_uploads = {"theirs"}
+
+    with pytest.raises(PreconditionError) as refused:
+        client.adapters.upload("shop", package, upload_id="theirs")
+
+    assert refused.value.reason == "UPLOAD_MISMATCH"
 
 
 def test_without_an_upload_id_a_broken_upload_is_given_up(

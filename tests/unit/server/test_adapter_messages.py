@@ -114,7 +114,7 @@ def test_a_registration_arrives_whole() -> None:
             on_existing=adapter_pb2.EXISTING_ADAPTER_PROMOTE,
             alias="canary",
             labels={"team": "shop"},
-            expected_digest="AB" * 32,
+            expected_digest="sha256:" + "AB" * 32,
             validate_only=True,
             request_id="mine",
         ),
@@ -136,12 +136,29 @@ def test_a_registration_arrives_whole() -> None:
         ({"on_existing": 99}, "registration.on_existing"),
         ({"request_id": "x" * 129}, "request_id"),
         ({"request_id": "\n"}, "request_id"),
+        ({"expected_digest": "xyz"}, "registration.expected_digest"),
+        ({"expected_digest": "0" * 63}, "registration.expected_digest"),
+        ({"labels": {"k" * 64: "v"}}, "registration.labels"),
+        ({"labels": {"": "v"}}, "registration.labels"),
+        ({"labels": {"k": "v" * 256}}, "registration.labels"),
+        ({"labels": {f"k{i}": "v" for i in range(33)}}, "registration.labels"),
     ],
 )
 def test_a_registration_out_of_range_is_refused(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         messages.registration_request(registration(**fields), "upload")
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize("sent", ["AB" * 32, "sha256:" + "ab" * 32])
+def test_a_proof_of_what_was_received_is_a_digest(sent: str) -> None:
+    header = adapter_pb2.UploadAdapterRequest.Header(upload_id="ci", received_sha256={"a": sent})
+    request = messages.registration_request(registration(), "upload")
+
+    assert messages.upload_claim(header, request).received_sha256 == {"a": "ab" * 32}
+    header.received_sha256["a"] = "xyz"
+    with pytest.raises(InvalidRequestError, match="received_sha256: must be a digest of 64 hex digits"):
+        messages.upload_claim(header, request)
 
 
 def test_a_repetition_is_the_same_content_but_for_its_id() -> None:

@@ -58,6 +58,6 @@ def read_digest(text: str | None) -> str:
     """
     if text is None:
         return ""
-    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+    if not re.fullmatch("(sha256:)?[0-9a-fA-F]{64}", text):
         raise bad_usage(f"--expect-digest must be 64 hexadecimal digits, not '{text}'")
-    return text.lower()
+    return text.removeprefix("sha256:").lower()

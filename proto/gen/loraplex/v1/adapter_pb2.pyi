@@ -222,7 +222,7 @@ class Version(_message.Message):
     RESIDENCY_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """SHA-256 of the package, 64 hex digits. Equal digests are the same weights, are stored and resident once, and share
-    cached prefixes.
+    cached prefixes. Wherever requests name a digest, they may write it in capitals and with "sha256:" before it.
     """
     state: Global___Version.State.ValueType
     """Where it is in its life."""
@@ -457,8 +457,8 @@ class Registration(_message.Message):
     alias: _builtins.str
     """An alias that shall point at the version too, e.g. "canary"; empty: none."""
     expected_digest: _builtins.str
-    """SHA-256 the package must have, 64 hex digits. Empty: not checked. A mismatch is INVALID_ARGUMENT
-    (DIGEST_MISMATCH), and nothing is stored.
+    """SHA-256 the package must have, 64 hex digits, else INVALID_ARGUMENT. Empty: not checked. A mismatch is
+    INVALID_ARGUMENT (DIGEST_MISMATCH), and nothing is stored.
     """
     validate_only: _builtins.bool
     """True: prove everything, store nothing. Unset: false."""
@@ -466,7 +466,7 @@ class Registration(_message.Message):
     """See the service."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of a new adapter; an existing one keeps its own."""
+        """Labels of a new adapter, of the numbers and sizes of Adapter.labels; an existing one keeps its own."""
 
     def __init__(
         self,
@@ -567,25 +567,59 @@ class UploadAdapterRequest(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
+        @_typing.final
+        class ReceivedSha256Entry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.str
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.str = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
         REGISTRATION_FIELD_NUMBER: _builtins.int
         UPLOAD_ID_FIELD_NUMBER: _builtins.int
+        RECEIVED_SHA256_FIELD_NUMBER: _builtins.int
+        START_OVER_FIELD_NUMBER: _builtins.int
         upload_id: _builtins.str
         """An id of the caller's choice, 1..63 letters, digits, '-' and '_', under which an upload that breaks off can be
-        gone on with. Empty: it cannot. Two calls at once with one id: ABORTED for the second.
+        gone on with, for the same adapter; for another one it is FAILED_PRECONDITION (UPLOAD_MISMATCH) until nothing of
+        it is kept. Empty: it cannot. Two calls at once with one id: ABORTED for the second.
         """
+        start_over: _builtins.bool
+        """True: what is kept under upload_id is removed, and every file begins at 0. Unset: false."""
         @_builtins.property
         def registration(self) -> Global___Registration:
             """What to register."""
+
+        @_builtins.property
+        def received_sha256(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+            """By file of GetUpload's received_bytes, SHA-256 of that many first bytes of the file to be sent, 64 hex digits;
+            where the server's bytes are others, FAILED_PRECONDITION (UPLOAD_MISMATCH). Required for each file of which bytes
+            are kept, unless registration.expected_digest or start_over is set; without it, INVALID_ARGUMENT.
+            """
 
         def __init__(
             self,
             *,
             registration: Global___Registration | None = ...,
             upload_id: _builtins.str = ...,
+            received_sha256: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+            start_over: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration", "upload_id", b"upload_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["received_sha256", b"received_sha256", "registration", b"registration", "start_over", b"start_over", "upload_id", b"upload_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,8 +637,8 @@ class UploadAdapterRequest(_message.Message):
         "model.sig"; the first two must come, in any order. Any other is INVALID_ARGUMENT.
         """
         offset: _builtins.int
-        """Where the piece begins in the file, in bytes; must be the sum of the pieces of that file sent before, else
-        INVALID_ARGUMENT.
+        """Where the piece begins in the file, in bytes; must be the sum of the pieces of that file sent before, by earlier
+        calls that this one goes on from too, else INVALID_ARGUMENT.
         """
         data: _builtins.bytes
         """1 byte to 1 MiB of the file; any other size is INVALID_ARGUMENT."""
@@ -728,7 +762,7 @@ class GetUploadResponse(_message.Message):
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def received_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Bytes by file name; where the next chunk of that file must begin."""
+        """Bytes by file name; where the next chunk of that file must begin, and of how many bytes received_sha256 speaks."""
 
     def __init__(
         self,

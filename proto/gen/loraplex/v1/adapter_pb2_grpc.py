@@ -33,6 +33,7 @@ class AdapterServiceStub(object):
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
     tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
     read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -142,6 +143,7 @@ class AdapterServiceServicer(object):
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
     tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
     read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -161,7 +163,8 @@ class AdapterServiceServicer(object):
         Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
         and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
         or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
-        there; otherwise it is removed.
+        there; otherwise it is removed. Bytes that are kept count for a later call only where its header proves that they
+        are of the package that it goes on with (see Header), so that no mixture of two packages is ever registered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -281,8 +284,8 @@ class AdapterServiceServicer(object):
 
     def WatchAdapters(self, request, context):
         """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
-        more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
-        from now.
+        more. A token whose events are gone (they are kept for a week), or which is of another registry, is OUT_OF_RANGE
+        (EVENTS_EXPIRED): list, and watch from now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -405,6 +408,7 @@ class AdapterService(object):
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
     tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
     read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 

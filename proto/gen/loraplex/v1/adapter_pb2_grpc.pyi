@@ -34,6 +34,7 @@ class AdapterServiceStub:
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
     tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
     read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -53,7 +54,8 @@ class AdapterServiceStub:
     Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
     and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
     or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
-    there; otherwise it is removed.
+    there; otherwise it is removed. Bytes that are kept count for a later call only where its header proves that they
+    are of the package that it goes on with (see Header), so that no mixture of two packages is ever registered.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.GetUploadRequest, _adapter_pb2.GetUploadResponse]
     """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
@@ -107,8 +109,8 @@ class AdapterServiceStub:
     """
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapter_pb2.WatchAdaptersRequest, _adapter_pb2.WatchAdaptersResponse]
     """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
-    more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
-    from now.
+    more. A token whose events are gone (they are kept for a week), or which is of another registry, is OUT_OF_RANGE
+    (EVENTS_EXPIRED): list, and watch from now.
     """
     PlanAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.PlanAdaptersRequest, _adapter_pb2.PlanAdaptersResponse]
     """Computes before anything is loaded whether adapters of given ranks fit, how many are resident at once, and what
@@ -124,6 +126,7 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
     tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
     read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -140,7 +143,8 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
     and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
     or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
-    there; otherwise it is removed.
+    there; otherwise it is removed. Bytes that are kept count for a later call only where its header proves that they
+    are of the package that it goes on with (see Header), so that no mixture of two packages is ever registered.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_adapter_pb2.GetUploadRequest, _adapter_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Tells how much of an unfinished upload has arrived. An unknown id is NOT_FOUND."""
@@ -194,8 +198,8 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapter_pb2.WatchAdaptersRequest, _adapter_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
     """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
-    more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
-    from now.
+    more. A token whose events are gone (they are kept for a week), or which is of another registry, is OUT_OF_RANGE
+    (EVENTS_EXPIRED): list, and watch from now.
     """
     PlanAdapters: _aio.UnaryUnaryMultiCallable[_adapter_pb2.PlanAdaptersRequest, _adapter_pb2.PlanAdaptersResponse]  # type: ignore[assignment]
     """Computes before anything is loaded whether adapters of given ranks fit, how many are resident at once, and what
@@ -210,6 +214,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
     tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
     read it again.
+    A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
 
@@ -236,7 +241,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         Statuses are those of CreateAdapter; besides, more than max_adapter_bytes of GetServerInfo is RESOURCE_EXHAUSTED,
         and 30 seconds without a message are DEADLINE_EXCEEDED. What was sent of a call that breaks off is kept for an hour,
         or until an upload under way needs the room, if its header had an upload_id, so that another call can go on from
-        there; otherwise it is removed.
+        there; otherwise it is removed. Bytes that are kept count for a later call only where its header proves that they
+        are of the package that it goes on with (see Header), so that no mixture of two packages is ever registered.
         """
 
     @_abc_1.abstractmethod
@@ -380,8 +386,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapter_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapter_pb2.WatchAdaptersResponse]]:
         """Streams what changes in the registry, on whichever server it was done, in order, from a token on; then waits for
-        more. A token whose events are gone (they are kept for a week) is OUT_OF_RANGE (EVENTS_EXPIRED): list, and watch
-        from now.
+        more. A token whose events are gone (they are kept for a week), or which is of another registry, is OUT_OF_RANGE
+        (EVENTS_EXPIRED): list, and watch from now.
         """
 
     @_abc_1.abstractmethod
