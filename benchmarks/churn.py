@@ -22,6 +22,7 @@ first_tokens      a row for each length of prompt, medians
   cold_parts_ms, warm_parts_ms  way: on the wire and in the front end; queue: until the first step that computes it,
                            but for adapter: until its adapter was in a slot; prefill: from that step to the token
   read_ms, copied_in_ms    of adapter: from disk, and what was left to copy then, the wait for a step included
+moved_bytes       within the arena, to join its free parts
 copy_ms           on a GPU: bytes of an adapter ÷ the measured bandwidth of a copy from pinned memory
 """
 
@@ -64,6 +65,7 @@ class Measured:
     storms: list[Storm] = field(default_factory=list)
     visits: dict[int, Visits] = field(default_factory=dict)  # by tokens of their prompts
     evictions: int = 0
+    moved_bytes: int = 0
     round_ratios: list[float] = field(default_factory=list)
 
     def add(self, quiet: Sequence[Gap], stormy: Sequence[Gap], storm: Storm) -> None:
@@ -111,9 +113,11 @@ def _measure(
             client.adapters.upload(name, package)
     rounds = [(source, found) for source, found in measured.items() for _ in range(options.rounds)]
     for number, (source, found) in enumerate(rounds):
-        before = _counter(server.metrics_url, "loraplex_adapter_evictions_total")
+        before = _moves(server)
         _round(server.target, setting, source, number * options.adapters_per_round, options, found)
-        found.evictions += _counter(server.metrics_url, "loraplex_adapter_evictions_total") - before
+        after = _moves(server)
+        found.evictions += after[0] - before[0]
+        found.moved_bytes += after[1] - before[1]
         _say(f"round {number + 1} of {len(rounds)}: p99 storm / quiet {found.round_ratios[-1]:.3f}")
 
 
@@ -142,6 +146,13 @@ def _round(
         measured.visits.setdefault(prompt_tokens, Visits()).add(found)
 
 
+def _moves(server: ServerAddress) -> tuple[int, int]:
+    """Evictions, and bytes moved within the arena, since the server began."""
+    names = ("loraplex_adapter_evictions_total", "loraplex_adapter_arena_moved_bytes_total")
+    evictions, moved_bytes = (_counter(server.metrics_url, name) for name in names)
+    return evictions, moved_bytes
+
+
 def _counter(metrics_url: str, name: str) -> int:
     """Sum over its labels."""
     with urllib.request.urlopen(metrics_url, timeout=10) as response:
@@ -167,6 +178,7 @@ def _report(
         "load_seconds": _spread([s for storm in measured.storms for s in storm.load_s]),
         "storm_seconds": [round(storm.ended_s - storm.began_s, 1) for storm in measured.storms],
         "evictions": measured.evictions,
+        "moved_bytes": measured.moved_bytes,
         **({} if copy_ms is None else {"copy_ms": round(copy_ms, 2)}),
         "first_tokens": [
             {"prompt_tokens": prompt_tokens, **visits.report(copy_ms)}
@@ -199,7 +211,7 @@ def _table(report: dict[str, Any]) -> str:
         f"by round: {report['round_p99_ratios']}",
         f"median storm / quiet: {report['itl_p50_ratio']}",
         f"registered in {report['register_seconds']} s, loaded in {report['load_seconds']} s",
-        f"evicted: {report['evictions']}",
+        f"evicted: {report['evictions']}, moved within the arena: {report['moved_bytes'] / 2**20:.0f} MiB",
     ]
     for row in report["first_tokens"]:
         if row["cold_visits"]:
@@ -223,7 +235,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--base", help="folder of the base that the shipped adapters are for; default: the server's"
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), help="of a base of random weights")
-    parser.add_argument("--rank", type=int, default=64, help="of the newcomers of a random base; default: 64")
+    parser.add_argument(
+        "--rank",
+        type=int,
+        nargs="+",
+        default=[64],
+        help="of the newcomers of a random base, in turn: several make holes of all sizes in the arena; default: 64",
+    )
     parser.add_argument(
         "--visit-prompt",
         type=int,

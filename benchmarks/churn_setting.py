@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.adapter_variants import write_variant
 from benchmarks.shapes import SHAPES
@@ -33,7 +34,7 @@ class Setting:
     resident: dict[str, Path]  # name -> package, of the streams
     newcomers: list[Path]  # packages that the server has never seen
     newcomer_bytes: int  # of one in its slot
-    described: dict[str, str | int]
+    described: dict[str, Any]
 
 
 def prepare(options: argparse.Namespace, folder: Path, say: Say) -> Setting:
@@ -55,7 +56,7 @@ def _shipped(
     options: argparse.Namespace,
     folder: Path,
     arguments: list[str],
-    described: dict[str, str | int],
+    described: dict[str, Any],
     count: int,
 ) -> Setting:
     """The default base, or another that the adapters fit, with the shipped adapters and variants of them."""
@@ -75,7 +76,7 @@ def _random(
     options: argparse.Namespace,
     folder: Path,
     arguments: list[str],
-    described: dict[str, str | int],
+    described: dict[str, Any],
     count: int,
     say: Say,
 ) -> Setting:
@@ -87,7 +88,7 @@ def _random(
     from benchmarks.random_packages import write_packages
     from loraplex_server.model.config import DecoderConfig
 
-    shape, rank = SHAPES[options.shape], options.rank
+    shape, largest = SHAPES[options.shape], max(options.rank)
     base = folder / "base"
     say(f"writing a base of random weights in the shape of {options.shape}")
     write_random_base(
@@ -99,12 +100,20 @@ def _random(
     if options.device == "cuda":
         torch.cuda.empty_cache()  # the server's plan counts what is free
     spec = random_base_spec(DecoderConfig.from_hf(shape))
-    say(f"writing adapters of rank {rank}")
+    say(f"writing adapters of rank {', '.join(map(str, options.rank))}")
     resident = write_packages(folder / "resident", spec, _RESIDENT_RANK, _NUM_RESIDENT, seed=4)
-    newcomers = write_packages(folder / "newcomers", spec, rank, count)
+    of_rank = [write_packages(folder / f"rank-{rank}", spec, rank, count) for rank in options.rank]
+    newcomers = [of_rank[number % len(of_rank)][number] for number in range(count)]
     per_rank = _ELEMENT_BYTES[options.device] * elements_per_rank(spec)
-    size, slots = per_rank * rank, _NUM_RESIDENT + _COLD_PLACES + 1
-    arguments += ["--base", str(base), "--adapter-slots", str(slots), "--max-lora-rank", str(max(rank, 16))]
+    size, slots = per_rank * largest, _NUM_RESIDENT + _COLD_PLACES * len(options.rank) + 1
+    arguments += [
+        "--base",
+        str(base),
+        "--adapter-slots",
+        str(slots),
+        "--max-lora-rank",
+        str(max(largest, 16)),
+    ]
     arena_bytes = _NUM_RESIDENT * per_rank * _RESIDENT_RANK + _COLD_PLACES * size + 2**20
     arguments += ["--adapter-arena-bytes", str(arena_bytes), "--host-cache-bytes", str(2 * size + 2**20)]
     arguments += ["--max-adapter-bytes", str(max(2**29, 2 * size)), "--max-running", "32"]
@@ -113,5 +122,5 @@ def _random(
         {f"resident/number-{number}": package for number, package in enumerate(resident)},
         newcomers,
         size,
-        {**described, "shape": options.shape, "rank": rank, "adapter_slots": slots},
+        {**described, "shape": options.shape, "ranks": options.rank, "adapter_slots": slots},
     )

@@ -33,7 +33,9 @@ def comparisons(prompts: list[Prompt], *, quick: bool) -> list[Comparison]:
     def compare(name: str, subjects: tuple[str, ...], work: Work, num_rounds: int) -> Comparison:
         if quick:
             every_adapter = Work(work.rows[: len(ADAPTERS)], 1)
-            return Comparison(name, subjects, Work(work.rows, min(work.num_tokens, _QUICK_TOKENS)), 1, every_adapter)
+            return Comparison(
+                name, subjects, Work(work.rows, min(work.num_tokens, _QUICK_TOKENS)), 1, every_adapter
+            )
         return Comparison(name, subjects, work, num_rounds, Work(work.rows, _WARM_UP_TOKENS))
 
     pair = (ENGINE_INT8, ENGINE_BF16)

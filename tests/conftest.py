@@ -1,9 +1,13 @@
-"""Settings of all tests: their order, how Triton's kernels run, how long an example may take, and what Ctrl-C does."""
+"""Settings of all tests: how they are collected, their order, how Triton's kernels run, how long an example may take,
+and what Ctrl-C does.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+from collections.abc import Generator
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,6 +45,19 @@ def use_interpreter() -> None:
 # imported, so the interpreter is chosen before any test module is.
 if find_spec("triton") is not None and not torch.cuda.is_available():
     use_interpreter()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Nothing of what imports and collecting make is garbage. Looking for it is a third of the time that they take, and
+    each look after them would go through all of it again.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ LoraplexError
 │   │   └── SignatureRequiredError  there is none, and this server wants one
 │   ├── VersionInUseError        an alias, a split or a shadow names the version
 │   ├── AliasInUseError          "stable", or an alias that a split or a shadow names
-│   ├── VersionDeprecatedError   not to be promoted any more
+│   ├── VersionDeprecatedError   not to be promoted, split to or shadowed any more
 │   ├── NothingToRollBackError   the alias has pointed at no earlier version
 │   ├── TooManyPinnedError       no adapter slot would be left for the others
 │   ├── TooManyVersionsError     one adapter has as many versions as it may
@@ -120,7 +120,7 @@ class AdapterIncompatibleError(AdapterError):
 
 
 class AdapterTooLargeError(AdapterError):
-    """The adapter alone is larger than the memory for all resident ones."""
+    """The adapter is larger than the memory for all resident ones, or than what pinned ones leave of it."""
 
     reason = "ADAPTER_TOO_LARGE"
 
@@ -174,7 +174,7 @@ class AliasInUseError(AdapterError):
 
 
 class VersionDeprecatedError(AdapterError):
-    """A deprecated version may not be promoted."""
+    """A deprecated version may not be promoted, nor be given traffic or a shadow that it has not."""
 
     reason = "VERSION_DEPRECATED"
 

@@ -20,6 +20,7 @@ from loraplex_adapters.errors import (
 from loraplex_adapters.filters import AdapterFilter
 from loraplex_adapters.migrations import migrate
 from loraplex_adapters.names import STABLE, AdapterName
+from loraplex_adapters.pin_limits import PinLimits
 from loraplex_adapters.registry_database import open_engine, reading, writing
 from loraplex_adapters.registry_journal import Journal, Once, read_events, read_revision
 from loraplex_adapters.registry_schema import adapters, versions
@@ -34,7 +35,7 @@ from loraplex_adapters.releases import (
     Version,
 )
 
-__all__ = ["AdapterRegistry", "Once", "Quota"]
+__all__ = ["AdapterRegistry", "Once", "PinLimits", "Quota"]
 
 _DIGESTS_AT_ONCE = 500  # in one statement
 
@@ -45,14 +46,6 @@ class Quota:
 
     max_adapters: int | None = None
     max_bytes: int | None = None  # sum of size_bytes over the tenant's distinct digests
-
-
-@dataclass(frozen=True, slots=True)
-class PinLimits:
-    """What pinned names may serve together on this server; the rest is for everybody else."""
-
-    max_versions: int  # adapter slots
-    arena_elements: int  # weights of the whole arena, of which the largest version needs its place
 
 
 class AdapterRegistry:
@@ -126,6 +119,12 @@ class AdapterRegistry:
         with reading(self._engine) as connection:
             return _pinned(connection)
 
+    def largest_version(self, base_fingerprint: str, at_most: int) -> int:
+        """Elements of the largest version for a base, of those with no more than `at_most`; 0: there is none."""
+        of_base = (versions.c.base_fingerprint == base_fingerprint) & (versions.c.num_elements <= at_most)
+        with reading(self._engine) as connection:
+            return connection.scalar(select(func.max(versions.c.num_elements)).where(of_base)) or 0
+
     def revision(self) -> int:
         """That of the newest event; 0 before the first."""
         with reading(self._engine) as connection:
@@ -176,7 +175,7 @@ class AdapterRegistry:
         InvalidRequestError for alias or labels.
         """
         with self._journal() as (connection, journal):
-            if answered := journal.answer_to(once):
+            if answered := journal.answer_to(name.tenant, once):
                 return _still(answered.adapter)
             before = registry_rows.find(connection, name)
             change: Change | None
@@ -189,7 +188,7 @@ class AdapterRegistry:
             if before is not None and change is not None:
                 _check_room_for_pins(connection, self.pin_limits, before.adapter, change.release.adapter)
             adapter = self._commit(connection, journal, before, change)
-            journal.remember(once, adapter)
+            journal.remember(name.tenant, once, adapter)
             if is_trial:
                 connection.rollback()
             return adapter
@@ -233,13 +232,20 @@ class AdapterRegistry:
         etag: str = "",
         once: Once | None = None,
     ) -> Adapter:
-        """Spread the bare name's requests; none ends the split. Raises InvalidRequestError, AdapterUnavailableError."""
+        """Spread the bare name's requests; none ends the split.
+
+        Raises InvalidRequestError, AdapterUnavailableError, and VersionDeprecatedError for one that the bare name does
+        not serve yet.
+        """
         return self._change(name, etag, once, lambda release: release_changes.split(release, traffic))
 
     def set_shadow(
         self, name: AdapterName, shadow: Shadow | None, *, etag: str = "", once: Once | None = None
     ) -> Adapter:
-        """Let a version answer unseen, or none. Raises InvalidRequestError, AdapterUnavailableError."""
+        """Let a version answer unseen, or none.
+
+        Raises InvalidRequestError, AdapterUnavailableError, and VersionDeprecatedError for one that does not yet.
+        """
         return self._change(name, etag, once, lambda release: release_changes.set_shadow(release, shadow))
 
     def set_pinned(
@@ -290,13 +296,13 @@ class AdapterRegistry:
         Packages stay.
         """
         with self._journal() as (connection, journal):
-            if journal.answer_to(once):
+            if journal.answer_to(name.tenant, once):
                 return None
             adapter = registry_rows.load(connection, name).adapter
             _check_etag(adapter, etag)
             registry_rows.remove(connection, name)
-            journal.append(EventKind.DELETED, name, "", "")
-            journal.remember(once, None)
+            journal.append(EventKind.DELETED, name, "", ())
+            journal.remember(name.tenant, once, None)
             return adapter
 
     def close(self) -> None:
@@ -319,7 +325,7 @@ class AdapterRegistry:
     ) -> Adapter:
         """Read an adapter, decide, `check` what it would be against the others, and write it."""
         with self._journal() as (connection, journal):
-            if answered := journal.answer_to(once):
+            if answered := journal.answer_to(name.tenant, once):
                 return _still(answered.adapter)
             before = registry_rows.load(connection, name)
             _check_etag(before.adapter, etag)
@@ -331,7 +337,7 @@ class AdapterRegistry:
             ):  # which must always be possible
                 _check_room_for_pins(connection, self.pin_limits, before.adapter, change.release.adapter)
             adapter = self._commit(connection, journal, before, change)
-            journal.remember(once, adapter)
+            journal.remember(name.tenant, once, adapter)
             return adapter
 
     def _commit(
@@ -340,7 +346,7 @@ class AdapterRegistry:
         if change is None:
             assert before is not None
             return before.adapter
-        journal.append(change.kind, change.release.adapter.name, change.digest, change.alias)
+        journal.append(change.kind, change.release.adapter.name, change.digest, change.aliases)
         adapter = replace(change.release.adapter, revision=journal.revision, updated_at=journal.now)
         after = Release(adapter, change.release.history)
         if before is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -24,7 +25,7 @@ _PRUNED_AT_ONCE = 10_000  # events, so that no writer waits long for the first p
 class Once:
     """Idempotency of one write."""
 
-    request_id: str
+    request_id: str  # among those of the tenant whose adapter it changes
     content: str  # hex hash of everything else in the request
 
 
@@ -47,12 +48,12 @@ class Journal:
         self.revision: int = row.revision
         self._is_pruning_due = row.pruned_at_us <= to_us(now - _PRUNING_INTERVAL)
 
-    def answer_to(self, once: Once | None) -> Answered | None:
+    def answer_to(self, tenant: str, once: Once | None) -> Answered | None:
         """What was answered when the request came first; None if it is new. Raises RequestIdReusedError."""
         if once is None:
             return None
         oldest_us = to_us(self.now - REQUEST_IDS_KEPT)
-        query = select(request_ids).where(request_ids.c.request_id == once.request_id)
+        query = select(request_ids).where(request_ids.c.request_id == _key(tenant, once))
         row = self._connection.execute(query.where(request_ids.c.at_us > oldest_us)).one_or_none()
         if row is None:
             return None
@@ -62,22 +63,23 @@ class Journal:
             )
         return Answered(from_text(row.answer) if row.answer is not None else None)
 
-    def remember(self, once: Once | None, answer: Adapter | None) -> None:
+    def remember(self, tenant: str, once: Once | None, answer: Adapter | None) -> None:
         """Keep the answer to a request that `answer_to` did not know."""
         if once is None:
             return
         # One that is too old to be known may still have its row.
-        self._connection.execute(delete(request_ids).where(request_ids.c.request_id == once.request_id))
+        key = _key(tenant, once)
+        self._connection.execute(delete(request_ids).where(request_ids.c.request_id == key))
         self._connection.execute(
             insert(request_ids).values(
-                request_id=once.request_id,
+                request_id=key,
                 content=once.content,
                 answer=to_text(answer) if answer is not None else None,
                 at_us=to_us(self.now),
             )
         )
 
-    def append(self, kind: EventKind, name: AdapterName, digest: str, alias: str) -> None:
+    def append(self, kind: EventKind, name: AdapterName, digest: str, aliases: Iterable[str]) -> None:
         """Write the event of the next revision; now and then, remove old rows."""
         self.revision += 1
         self._connection.execute(
@@ -87,7 +89,7 @@ class Journal:
                 tenant=name.tenant,
                 adapter=name.adapter,
                 digest=digest,
-                alias=alias,
+                alias=" ".join(aliases),
                 at_us=to_us(self.now),
             )
         )
@@ -140,8 +142,13 @@ def read_events(
             kind=EventKind(row.kind),
             name=AdapterName(row.tenant, row.adapter),
             digest=row.digest,
-            alias=row.alias,
+            aliases=tuple(row.alias.split()),
             at=from_us(row.at_us),
         )
         for row in connection.execute(query)
     ]
+
+
+def _key(tenant: str, once: Once) -> str:
+    """Of an id among those of all tenants, who choose theirs without knowing of one another."""
+    return f"{tenant}/{once.request_id}"

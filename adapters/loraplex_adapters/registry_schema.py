@@ -106,7 +106,7 @@ events = Table(
     Column("tenant", Text, nullable=False),
     Column("adapter", Text, nullable=False),
     Column("digest", Text, nullable=False),
-    Column("alias", Text, nullable=False),
+    Column("alias", Text, nullable=False),  # those that moved, with spaces between them
     Column("at_us", BigInteger, nullable=False),
 )
 

@@ -57,7 +57,7 @@ class Change:
     release: Release
     kind: EventKind
     digest: str = ""
-    alias: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 def new_release(
@@ -74,11 +74,11 @@ def new_release(
         created_at=now,
         updated_at=now,
     )
-    return Change(Release(adapter), EventKind.REGISTERED, version.digest, STABLE)
+    return Change(Release(adapter), EventKind.REGISTERED, version.digest, tuple(adapter.aliases))
 
 
 def register(release: Release, version: Version, on_existing: OnExisting, alias: str) -> Change | None:
-    """Add a version, or prove a known one again; the event names the alias that moved, "stable" before `alias`.
+    """Add a version, or prove a known one again; the event names the aliases that moved, "stable" before `alias`.
 
     Raises AdapterExistsError, TooManyVersionsError, VersionDeprecatedError, InvalidRequestError.
     """
@@ -96,13 +96,13 @@ def register(release: Release, version: Version, on_existing: OnExisting, alias:
         after = _point(after, one, _promotable(proved, version.digest).digest)
     if after.adapter == adapter:
         return None
-    moved = [
+    moved = tuple(
         one
         for one in moving
         if adapter.aliases.get(one) != version.digest or (one == STABLE and adapter.traffic)
-    ]
+    )
     kind = EventKind.PROMOTED if proved == adapter else EventKind.REGISTERED
-    return Change(after, kind, version.digest, moved[0] if moved else "")
+    return Change(after, kind, version.digest, moved)
 
 
 def update_labels(release: Release, labels: Mapping[str, str]) -> Change | None:
@@ -120,7 +120,7 @@ def promote(release: Release, target: str, alias: str) -> Change | None:
     after = _point(release, parse_alias(alias), version.digest)
     if after.adapter == release.adapter:
         return None
-    return Change(after, EventKind.PROMOTED, version.digest, alias)
+    return Change(after, EventKind.PROMOTED, version.digest, (alias,))
 
 
 def roll_back(release: Release, alias: str) -> Change:
@@ -141,7 +141,7 @@ def roll_back(release: Release, alias: str) -> Change:
         Release(back.adapter, {**release.history, alias: past[:-1]}),
         EventKind.ROLLED_BACK,
         version.digest,
-        alias,
+        (alias,),
     )
 
 
@@ -160,13 +160,14 @@ def delete_alias(release: Release, alias: str) -> Change:
     aliases = {one: digest for one, digest in adapter.aliases.items() if one != alias}
     history = {one: past for one, past in release.history.items() if one != alias}
     after = Release(replace(adapter, aliases=aliases), history)
-    return Change(after, EventKind.UPDATED, adapter.aliases[alias], alias)
+    return Change(after, EventKind.UPDATED, adapter.aliases[alias], (alias,))
 
 
 def split(release: Release, traffic: Sequence[TrafficShare]) -> Change | None:
-    """Spread the bare name's requests; none ends the split.
+    """Spread the bare name's requests; none ends the split. A deprecated version may keep its part, or get another,
+    while the bare name serves it or "stable" names it, so that it can be left by degrees.
 
-    Raises InvalidRequestError, AdapterNotFoundError, AdapterUnavailableError.
+    Raises InvalidRequestError, AdapterNotFoundError, AdapterUnavailableError, VersionDeprecatedError.
     """
     adapter = release.adapter
     violations = [
@@ -180,23 +181,25 @@ def split(release: Release, traffic: Sequence[TrafficShare]) -> Change | None:
         )
     if violations:
         raise InvalidRequestError(violations)
-    shares = tuple(TrafficShare(_fixed_target(adapter, share.target), share.weight) for share in traffic)
+    own = {adapter.stable.digest, *(version.digest for version in adapter.served_by_name())}
+    shares = tuple(TrafficShare(_routable(adapter, share.target, own), share.weight) for share in traffic)
     if len({share.target for share in shares}) < len(shares):
         raise _invalid("traffic", "must not name a target twice")
     return _updated(release, replace(adapter, traffic=shares))
 
 
 def set_shadow(release: Release, shadow: Shadow | None) -> Change | None:
-    """Let a version answer unseen, or none.
+    """Let a version answer unseen, or none; a deprecated one only if it does so already.
 
-    Raises InvalidRequestError, AdapterNotFoundError, AdapterUnavailableError.
+    Raises InvalidRequestError, AdapterNotFoundError, AdapterUnavailableError, VersionDeprecatedError.
     """
     adapter = release.adapter
     if shadow is None:
         return _updated(release, replace(adapter, shadow=None))
     if not 1 <= shadow.percent <= 100:
         raise _invalid("percent", f"must be in [1, 100], not {shadow.percent}")
-    fixed = Shadow(_fixed_target(adapter, shadow.target), shadow.percent)
+    own = {adapter.version(adapter.shadow.target).digest} if adapter.shadow else set()
+    fixed = Shadow(_routable(adapter, shadow.target, own), shadow.percent)
     return _updated(release, replace(adapter, shadow=fixed))
 
 
@@ -329,10 +332,7 @@ def _servable(adapter: Adapter, target: str) -> Version:
 
 def _promotable(adapter: Adapter, target: str) -> Version:
     version = _servable(adapter, target)
-    if version.state is VersionState.DEPRECATED:
-        raise VersionDeprecatedError(
-            f"version {version.digest[:12]}… of adapter '{adapter.name}' is deprecated; take the mark back first"
-        )
+    _check_not_deprecated(adapter, version)
     return version
 
 
@@ -340,10 +340,22 @@ def _of_digest(adapter: Adapter, target: str) -> Version:
     return adapter.version(parse_digest(target, "version"))
 
 
-def _fixed_target(adapter: Adapter, target: str) -> str:
-    """The alias, or the whole digest: its beginning could later be that of another version too."""
-    digest = _servable(adapter, target).digest
-    return target if target in adapter.aliases else digest
+def _routable(adapter: Adapter, target: str, own: set[str]) -> str:
+    """The alias, or the whole digest: its beginning could later be that of another version too.
+
+    `own` are the digests that are routed so already, and may be deprecated.
+    """
+    version = _servable(adapter, target)
+    if version.digest not in own:
+        _check_not_deprecated(adapter, version)
+    return target if target in adapter.aliases else version.digest
+
+
+def _check_not_deprecated(adapter: Adapter, version: Version) -> None:
+    if version.state is VersionState.DEPRECATED:
+        raise VersionDeprecatedError(
+            f"version {version.digest[:12]}… of adapter '{adapter.name}' is deprecated; take the mark back first"
+        )
 
 
 def _routed_targets(adapter: Adapter) -> set[str]:

@@ -20,7 +20,7 @@ class VersionState(StrEnum):
     """Where a version is in its life, as far as it must survive a restart."""
 
     READY = "ready"
-    DEPRECATED = "deprecated"  # served where it is named; not to be promoted any more
+    DEPRECATED = "deprecated"  # served where it is named; gets no alias, traffic or shadow more
     FAILED = "failed"  # its stored package is missing or damaged
 
 
@@ -143,7 +143,7 @@ class AdapterEvent:
     kind: EventKind
     name: AdapterName
     digest: str  # empty where no version is concerned
-    alias: str  # empty where no alias is
+    aliases: tuple[str, ...]  # those that were moved, made or removed, "stable" before the other
     at: datetime  # UTC
 
 

@@ -89,6 +89,7 @@ def event(message: adapter_pb2.AdapterEvent) -> AdapterEvent:
         resource_name=message.name,
         digest=message.digest,
         alias=message.alias,
+        aliases=tuple(message.aliases) or tuple(filter(None, [message.alias])),
         time=_time(message.time),
     )
 

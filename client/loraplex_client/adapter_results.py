@@ -39,7 +39,7 @@ class AdapterEventKind(StrEnum):
     REGISTERED = "registered"
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled_back"
-    UPDATED = "updated"  # traffic, shadow, labels or pin changed, or an alias removed
+    UPDATED = "updated"  # traffic, shadow, labels or pin changed, or an alias removed: read it
     DEPRECATED = "deprecated"  # or the mark taken back
     FAILED = "failed"
     VERSION_DELETED = "version_deleted"
@@ -193,7 +193,8 @@ class AdapterEvent:
     kind: AdapterEventKind
     resource_name: str
     digest: str  # of the version concerned; empty: none is
-    alias: str  # the one concerned; empty: none is
+    alias: str  # the first of `aliases`; empty: none is concerned
+    aliases: tuple[str, ...]  # all that were moved, made or removed
     time: datetime  # UTC
 
     @property

@@ -61,6 +61,13 @@ class ModelAdapter:
             raise Refused("ADAPTER_NOT_FOUND")
         return self.aliases[target]
 
+    def of_routable(self, target: str | int, has_already: set[int]) -> int:
+        """What a split or shadow may name; `has_already`, also deprecated ones."""
+        package = self.of(target)
+        if package in self.deprecated - has_already:
+            raise Refused("VERSION_DEPRECATED")
+        return package
+
 
 class ModelRegistry:
     """All adapters. A change either takes effect whole, or raises Refused and leaves everything as it was."""
@@ -112,13 +119,13 @@ class ModelRegistry:
     def split(self, name: str, traffic: list[tuple[str | int, int]]) -> None:
         adapter = self.get(name)
         for target, _ in traffic:
-            adapter.of(target)
+            adapter.of_routable(target, adapter.served(None) | {adapter.of("stable")})
         adapter.traffic = traffic
 
     def set_shadow(self, name: str, target: str | int | None) -> None:
         adapter = self.get(name)
         if target is not None:
-            adapter.of(target)
+            adapter.of_routable(target, set() if adapter.shadow is None else {adapter.of(adapter.shadow)})
         adapter.shadow = target
 
     def pin(self, name: str, is_pinned: bool) -> None:

@@ -241,7 +241,10 @@ def serve(
     ] = None,
     adapter_load_threads: Annotated[
         int | None,
-        _flag("Threads that read adapters; null takes 1, with a GPU three quarters of the cores, up to 12.", "null"),
+        _flag(
+            "Threads that read adapters; null takes 1, with a GPU three quarters of the cores, up to 12.",
+            "null",
+        ),
     ] = None,
     adapter_copy_bytes: Annotated[
         int | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.releases import Adapter
@@ -13,10 +14,18 @@ DEFAULT_CAPACITY = 4096
 """Adapters kept; so memory does not grow with the number registered. One takes a few kilobytes."""
 
 
+@dataclass(slots=True, eq=False)
+class _Read:
+    """One look into the registry."""
+
+    name: AdapterName
+    is_overtaken: bool = False  # by a change of the adapter, which it may have missed
+
+
 class AdapterCache:
     """Least recently used go first. Owned by the event loop; reads the registry in threads.
 
-    An entry is replaced only by one of a later revision. A read that was under way while anything changed is done
+    An entry is replaced only by one of a later revision. A read that was under way while its adapter changed is done
     again, so that what it saw before cannot come in afterwards.
     """
 
@@ -26,7 +35,7 @@ class AdapterCache:
         self._capacity = capacity
         self._entries: OrderedDict[AdapterName, Adapter] = OrderedDict()
         self._reads: dict[AdapterName, asyncio.Task[Adapter]] = {}
-        self._epoch = 0  # grows with every change that is told
+        self._under_way: set[_Read] = set()
 
     def peek(self, name: AdapterName) -> Adapter | None:
         """What is known of it without asking."""
@@ -46,12 +55,17 @@ class AdapterCache:
 
     async def refresh(self, name: AdapterName) -> Adapter:
         """Read it again after a change, whatever is known. Raises as `get`."""
-        self._epoch += 1
+        self.changed(name)
         return await self._fetch(name)
+
+    def changed(self, name: AdapterName) -> None:
+        """Whoever reads it just now may have seen it as it was before."""
+        for read in self._under_way:
+            read.is_overtaken |= read.name == name
 
     def drop(self, name: AdapterName, revision: int) -> Adapter | None:
         """The adapter was deleted at `revision`; returns what was known of it, if that was older."""
-        self._epoch += 1
+        self.changed(name)
         known = self._entries.get(name)
         if known is None or known.revision > revision:
             return None
@@ -59,14 +73,19 @@ class AdapterCache:
 
     def clear(self) -> None:
         """Forget everything: changes were missed."""
-        self._epoch += 1
+        for read in self._under_way:
+            read.is_overtaken = True
         self._entries.clear()
 
     async def _fetch(self, name: AdapterName) -> Adapter:
         while True:
-            epoch = self._epoch
-            adapter = await asyncio.to_thread(self._read, name)
-            if epoch == self._epoch:
+            read = _Read(name)
+            self._under_way.add(read)
+            try:
+                adapter = await asyncio.to_thread(self._read, name)
+            finally:
+                self._under_way.discard(read)
+            if not read.is_overtaken:
                 return self._keep(adapter)
 
     def _keep(self, adapter: Adapter) -> Adapter:

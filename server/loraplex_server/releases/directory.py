@@ -128,6 +128,7 @@ class AdapterDirectory:
         for name, revision in latest.items():
             known = self._cache.peek(name)
             if known is None:
+                self._cache.changed(name)
                 self._notify(
                     name, None, None
                 )  # nobody here asked for it yet; a pin may still concern this server

@@ -10,16 +10,22 @@ from contextlib import suppress
 from loraplex_adapters.errors import LoraplexError, StorageError
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.registry import AdapterRegistry
-from loraplex_adapters.releases import Adapter, VersionState
+from loraplex_adapters.releases import Adapter, Version, VersionState
 from loraplex_server.releases.packages import ServerPackages
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 2.0  # while the database is lost
+_NAMED = 10  # in one warning
 
 
 class PinnedVersions:
-    """What pinned adapters serve by name, on this base. Owned by the event loop."""
+    """What pinned adapters serve by name, on this base. Owned by the event loop.
+
+    The registry refuses pins that would leave the others no slot, but a rollback, which must always be possible, and a
+    server of fewer slots than the one that was asked, may come to more. Then the last ones by name are not pinned here:
+    they are served as any other, and nobody becomes unavailable.
+    """
 
     def __init__(
         self,
@@ -34,6 +40,8 @@ class PinnedVersions:
         self._base_fingerprint = base_fingerprint
         self._pin = pin
         self._told: set[str] = set()
+        self.left_out: dict[str, str] = {}
+        """Digest -> adapter: served by pinned names, and evicted as any other, since no slot or room would be left."""
         self._refresh: asyncio.Task[None] | None = None
         self._is_stale = False
 
@@ -69,22 +77,50 @@ class PinnedVersions:
         while self._is_stale:
             self._is_stale = False
             try:
-                pinned = await asyncio.to_thread(self._registry.pinned)
+                digests, left_out = await asyncio.to_thread(self._choose)
             except StorageError:  # until then, what the engine was told before stays true enough
                 self._is_stale = True
                 await asyncio.sleep(_RETRY_S)
                 continue
-            digests = {
-                version.digest
-                for adapter in pinned
-                for version in adapter.served_by_name()
-                if version.base_fingerprint == self._base_fingerprint
-                and version.state is not VersionState.FAILED
-            }
             for digest in digests - self._told:
                 with suppress(LoraplexError):  # a package that is nowhere fails when it is asked for
                     await self._packages.ensure(digest)
+            if left_out != self.left_out:
+                self.left_out = left_out
+                _warn_of(left_out)
             if digests != self._told:
                 self._told = digests
                 self._pin(sorted(digests))
                 log.info("pinned versions", extra={"count": len(digests)})
+
+    def _choose(self) -> tuple[set[str], dict[str, str]]:
+        """What to pin, and `left_out`. Those first by name are pinned: all servers with equal limits agree, and a
+        restart changes nothing. Blocks. Raises StorageError.
+        """
+        versions: dict[str, Version] = {}
+        names: dict[str, str] = {}
+        for adapter in self._registry.pinned():
+            for version in adapter.served_by_name():
+                if (
+                    version.base_fingerprint == self._base_fingerprint
+                    and version.state is not VersionState.FAILED
+                ):
+                    versions[version.digest] = version
+                    names.setdefault(version.digest, str(adapter.name))
+        limits = self._registry.pin_limits
+        if limits is None:
+            return set(versions), {}
+        largest = self._registry.largest_version(self._base_fingerprint, limits.arena_elements)
+        allowed = limits.allowed(versions.values(), largest)
+        return allowed, {digest: name for digest, name in names.items() if digest not in allowed}
+
+
+def _warn_of(left_out: dict[str, str]) -> None:
+    if not left_out:
+        log.info("all pinned adapters have slots of their own again")
+        return
+    names = sorted(set(left_out.values()))
+    log.warning(
+        "pinned adapters left without a slot of their own",
+        extra={"left_out": ", ".join(names[:_NAMED]), "count": len(left_out)},
+    )

@@ -107,8 +107,13 @@ class Registrar:
         finally:
             if is_certain:  # else the sweep will tell
                 await self._packages.retire_unreferenced({admitted.digest})
-        log.info("version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]})
-        return Registered(adapter, adapter.version(version.digest))
+        registered = adapter.version(version.digest)
+        is_new = registered.created_at == version.created_at  # else it was there, or was answered before
+        if is_new:
+            log.info(
+                "version registered", extra={"adapter": str(request.name), "digest": version.digest[:12]}
+            )
+        return Registered(adapter, registered)
 
     def _version(self, request: RegistrationRequest, admitted: AdmittedPackage) -> Version:
         return Version(

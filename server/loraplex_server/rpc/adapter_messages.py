@@ -254,7 +254,11 @@ def version_message(version: Version, residency: Residency) -> adapter_pb2.Versi
 def event_message(event: AdapterEvent) -> adapter_pb2.WatchAdaptersResponse:
     """A change and the token behind it."""
     message = adapter_pb2.AdapterEvent(
-        kind=_KINDS[event.kind], name=event.name.resource, digest=event.digest, alias=event.alias
+        kind=_KINDS[event.kind],
+        name=event.name.resource,
+        digest=event.digest,
+        alias=event.aliases[0] if event.aliases else "",
+        aliases=event.aliases,
     )
     message.time.FromDatetime(event.at)
     return adapter_pb2.WatchAdaptersResponse(event=message, resume_token=str(event.revision))

@@ -46,10 +46,10 @@ class JobStore:
         """The time that changes are stamped with."""
         return self._clock()
 
-    def answer_to(self, once: Once | None) -> TrainingJob | None:
+    def answer_to(self, tenant: str, once: Once | None) -> TrainingJob | None:
         """The job that this very request made, within a day; None if it is new. Raises RequestIdReusedError."""
         with reading(self._engine) as connection:
-            return self._answer_to(connection, once)
+            return self._answer_to(connection, tenant, once)
 
     def create(self, job: TrainingJob, once: Once | None) -> TrainingJob:
         """Keep a new job; a repetition of `once` returns the first one. Raises QuotaExceededError,
@@ -58,7 +58,7 @@ class JobStore:
         with writing(self._engine) as connection:
             # Creations come one after another, on all servers: two must not both take the last place.
             connection.execute(select(registry_meta).where(registry_meta.c.id == 1).with_for_update())
-            if (answered := self._answer_to(connection, once)) is not None:
+            if (answered := self._answer_to(connection, job.name.tenant, once)) is not None:
                 return answered
             self._check_quota(connection, job.name.tenant)
             values = {
@@ -133,10 +133,11 @@ class JobStore:
         is_it = (training_jobs.c.tenant == name.tenant) & (training_jobs.c.job == name.job)
         connection.execute(update(training_jobs).where(is_it).values(values))
 
-    def _answer_to(self, connection: Connection, once: Once | None) -> TrainingJob | None:
+    def _answer_to(self, connection: Connection, tenant: str, once: Once | None) -> TrainingJob | None:
         if once is None:
             return None
-        youngest = select(training_jobs).where(training_jobs.c.request_id == once.request_id)
+        is_it = (training_jobs.c.tenant == tenant) & (training_jobs.c.request_id == once.request_id)
+        youngest = select(training_jobs).where(is_it)
         row = connection.execute(youngest.order_by(training_jobs.c.id.desc()).limit(1)).one_or_none()
         if row is None or row.created_at_us <= to_us(self._clock() - REQUEST_IDS_KEPT):
             return None

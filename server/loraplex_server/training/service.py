@@ -87,7 +87,7 @@ class TrainingJobs:
         Raises InvalidRequestError with every wrong field, QuotaExceededError, UploadTooLargeError, TrainerMissingError,
         RequestIdReusedError, StorageError.
         """
-        answered = await asyncio.to_thread(self._store.answer_to, new.once)
+        answered = await asyncio.to_thread(self._store.answer_to, new.tenant, new.once)
         if answered is not None:
             return answered
         check_recipe_size(new.recipe)

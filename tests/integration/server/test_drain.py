@@ -21,7 +21,7 @@ from tests.integration.live_server import LiveServer, free_port, start_server
 from tests.integration.raw_calls import failure_of, raw_channel
 from tests.integration.streams import ENDLESS, GREEDY, PROMPT, begin
 
-LONG: dict[str, Any] = {**GREEDY, "max_tokens": 4000}
+LONG: dict[str, Any] = {**GREEDY, "max_tokens": 2000}
 
 
 def by_sigterm(server: LiveServer) -> None:
@@ -71,19 +71,25 @@ async def test_running_streams_finish_new_requests_are_turned_away_and_the_exit_
 
 async def test_what_runs_beyond_the_grace_is_cut_off_as_unavailable(own_server: StartServer) -> None:
     server = own_server()
+    endless = inference_pb2.GenerateRequest(
+        prompt=PROMPT,
+        stopping=inference_pb2.StoppingCriteria(max_tokens=ENDLESS["max_tokens"], ignore_eos=True),
+    )
     async with AsyncLoraplexClient(server.target, timeout_s=60) as client:
         streams = [await begin(client.stream(PROMPT, adapter=name, **ENDLESS)) for name in ADAPTERS]
-        unary = asyncio.create_task(client.generate(PROMPT, **ENDLESS))
-        while (await client.server_info()).load.running < 4:  # noqa: ASYNC110  # told only when asked
-            await asyncio.sleep(0.01)
-        started_s = time.monotonic()
+        with raw_channel(server) as channel:  # a client would send a refused unary call again
+            unary = inference_pb2_grpc.InferenceServiceStub(channel).Generate.future(endless, timeout=60)
+            while (await client.server_info()).load.running < 4:  # noqa: ASYNC110  # told only when asked
+                await asyncio.sleep(0.01)
+            started_s = time.monotonic()
 
-        assert await client.drain(grace_s=0.5) == 4
+            assert await client.drain(grace_s=0.5) == 4
 
-        for end in (*map(_read_out, streams), unary):
-            with pytest.raises(UnavailableError) as caught:
-                await end
-            assert caught.value.reason == "DRAINING"
+            for stream in streams:
+                with pytest.raises(UnavailableError) as caught:
+                    await _read_out(stream)
+                assert caught.value.reason == "DRAINING"
+            assert (await asyncio.to_thread(failure_of, unary.result)).reason == "DRAINING"
     assert await asyncio.to_thread(server.await_exit) == 0
     assert time.monotonic() - started_s < 15
 

@@ -201,17 +201,27 @@ def test_weights_that_land_nowhere_are_refused_by_name_and_the_base_does_not_ans
         client.generate(PROMPT, adapter="astray", **SHORT)
 
 
+@pytest.mark.parametrize(
+    ("strength", "told_by"),
+    [
+        (0, "a B of zeros"),
+        # Ten times what the weights' own check lets pass, and too little for float32: it takes the engine to see that.
+        (1e-9, "golden prompts exactly as the base does"),
+    ],
+)
 def test_an_adapter_without_effect_is_refused_before_it_answers_as_the_base(
-    client: LoraplexClient, copy_of_red: Path
+    client: LoraplexClient, copy_of_red: Path, strength: float, told_by: str
 ) -> None:
     """Row 9. The same reports as above, seen from their outcome: whatever the cause, nobody notices it in an answer."""
     tensors = load_file(copy_of_red / WEIGHTS)
-    save_file({key: t * 0 if "lora_B" in key else t for key, t in tensors.items()}, copy_of_red / WEIGHTS)
+    weakened = {key: t * strength if "lora_B" in key else t for key, t in tensors.items()}
+    save_file(weakened, copy_of_red / WEIGHTS)
 
     with pytest.raises(LoraplexApiError) as caught:
         client.adapters.create("nothing", copy_of_red)
 
     assert caught.value.reason == "NO_EFFECT"
+    assert told_by in caught.value.message
 
 
 @pytest.mark.parametrize(

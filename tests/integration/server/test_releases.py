@@ -224,7 +224,7 @@ def test_a_watch_tells_every_change_in_order_and_goes_on_behind_any_token(
         kinds.VERSION_DELETED,
         kinds.DELETED,
     ]
-    assert [rest[1][0].alias, rest[1][0].digest] == ["stable", other.digest]
+    assert (rest[1][0].aliases, rest[1][0].digest) == (("stable",), other.digest)
     assert [event.time for event, _ in rest] == sorted(event.time for event, _ in rest)
     for resumed_at in (
         0,
@@ -353,6 +353,25 @@ def test_what_is_pinned_stays_in_its_slot_whatever_others_need(
     client.adapters.delete("pinned")
 
 
+@pytest.mark.usefixtures("filler")
+def test_a_pinned_name_may_be_rolled_back_where_slots_are_short_and_nobody_else_becomes_unavailable(
+    client: LoraplexClient, shop: Adapter, few_slots_server: LiveServer
+) -> None:
+    client.adapters.promote("shop", "canary")
+    for name in ("green", "blue", "shop"):  # two versions: "shop" serves green's
+        client.adapters.pin(name)
+
+    rolled_back = client.adapters.rollback("shop")
+
+    assert rolled_back.pinned
+    eventually(lambda: "slot of their own left_out=shop count=1" in few_slots_server.log())
+    assert served(client, "filler")
+    assert served(client, "shop") == shop.digest
+    assert few_slots_server.metric("loraplex_adapter_slots_pinned") == 2
+    for name in ("green", "blue"):
+        client.adapters.unpin(name)
+
+
 def test_a_deprecated_version_is_served_where_it_is_named_and_not_promoted(
     client: LoraplexClient, shop: Adapter
 ) -> None:
@@ -400,8 +419,10 @@ def test_a_change_whose_answer_was_lost_is_sent_again_and_happens_once(
     assert caught.value.reason == "REQUEST_ID_REUSED"
 
 
-def test_a_registration_and_a_deletion_sent_again_happen_once(client: LoraplexClient, packages: Path) -> None:
-    """Row 14, for calls that make and remove adapters."""
+def test_a_registration_and_a_deletion_sent_again_happen_once(
+    client: LoraplexClient, packages: Path, few_slots_server: LiveServer
+) -> None:
+    """Row 14, for calls that make and remove adapters; the log tells of each registration, and of no repetition."""
     first = client.adapters.upload("twice", packages / "red", request_id="make")
     client.adapters.update_labels("twice", {"changed": "since"})
     again = client.adapters.upload("twice", packages / "red", request_id="make")
@@ -417,6 +438,10 @@ def test_a_registration_and_a_deletion_sent_again_happen_once(client: LoraplexCl
 
     assert client.adapters.get("twice").etag == made_anew.adapter.etag  # the new one is not the one meant
     client.adapters.delete("twice")
+    repeated = client.adapters.upload("twice", packages / "red", request_id="make-anew")
+    assert repeated.adapter.etag == made_anew.adapter.etag
+    assert "twice" not in [adapter.name for adapter in client.adapters.list()]
+    assert few_slots_server.log().count("version registered adapter=twice ") == 2
 
 
 def test_a_stale_etag_changes_nothing(client: LoraplexClient, shop: Adapter) -> None:

@@ -249,7 +249,10 @@ def test_the_same_request_makes_one_job(client: LoraplexClient, packages: Path) 
     with pytest.raises(AlreadyExistsError) as caught:
         client.training.create(recipe(packages, "twice"), "once", request_id="one")
     assert caught.value.reason == "REQUEST_ID_REUSED"
+    other = client.training.create(recipe(packages, "once"), "elsewhere", request_id="one")
+    assert other.name != first.name
     await_end(client, first)
+    await_end(client, other)
 
 
 def test_jobs_are_listed_newest_first_by_pages(client: LoraplexClient, packages: Path) -> None:

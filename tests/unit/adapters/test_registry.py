@@ -134,7 +134,7 @@ def test_an_added_version_is_named_by_its_digest_alone(registry: AdapterRegistry
     assert adapter.aliases == {"stable": A}
     assert adapter.version(B[:12]).digest == B
     event = registry.events(1, 10)[0]
-    assert (event.kind, event.digest, event.alias) == (EventKind.REGISTERED, B, "")
+    assert (event.kind, event.digest, event.aliases) == (EventKind.REGISTERED, B, ())
 
 
 def test_a_version_may_be_added_and_promoted_at_once(registry: AdapterRegistry) -> None:
@@ -156,8 +156,8 @@ def test_a_known_version_registered_with_an_alias_moves_it(registry: AdapterRegi
     assert registry.register(SHOP, version(B), alias="canary").aliases == {"stable": A, "canary": B}
     assert registry.register(SHOP, version(B), on_existing=PROMOTE).aliases == {"stable": B, "canary": B}
 
-    told = [(event.kind, event.alias) for event in registry.events(2, 10)]
-    assert told == [(EventKind.PROMOTED, "canary"), (EventKind.PROMOTED, "stable")]
+    told = [(event.kind, event.aliases) for event in registry.events(2, 10)]
+    assert told == [(EventKind.PROMOTED, ("canary",)), (EventKind.PROMOTED, ("stable",))]
 
 
 def test_an_adapter_has_so_many_versions_and_no_more(registry: AdapterRegistry) -> None:

@@ -35,9 +35,9 @@ def shop(registry: AdapterRegistry) -> Adapter:
 
 
 def last_event(registry: AdapterRegistry) -> tuple[EventKind, str, str]:
-    """(kind, digest, alias) of the newest event."""
+    """(kind, digest, aliases) of the newest event."""
     event = registry.events(registry.revision() - 1, 10)[0]
-    return event.kind, event.digest, event.alias
+    return event.kind, event.digest, " ".join(event.aliases)
 
 
 @pytest.mark.usefixtures("shop")
@@ -66,16 +66,52 @@ def test_moving_stable_ends_a_split_and_moving_another_alias_does_not(registry: 
 @pytest.mark.usefixtures("shop")
 def test_a_deprecated_version_is_served_where_it_is_named_but_not_promoted(registry: AdapterRegistry) -> None:
     registry.promote(SHOP, B)
+    registry.split(SHOP, [TrafficShare(A, 1)])
     assert registry.deprecate(SHOP, A[:12]).version(A).state is VersionState.DEPRECATED
     assert last_event(registry) == (EventKind.DEPRECATED, A, "")
     for alias in ("stable", "canary"):
         with pytest.raises(VersionDeprecatedError):
             registry.promote(SHOP, A, alias=alias)
 
-    registry.split(SHOP, [TrafficShare(A, 1)])
+    assert registry.get(SHOP).served_by_name() == (registry.get(SHOP).version(A),)
     assert registry.rollback(SHOP).stable.digest == A
     assert registry.deprecate(SHOP, A, undo=True).stable.state is VersionState.READY
     assert registry.promote(SHOP, A, alias="canary").aliases["canary"] == A
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_deprecated_version_is_given_no_traffic_and_no_shadow_that_it_has_not(
+    registry: AdapterRegistry,
+) -> None:
+    registry.promote(SHOP, B, alias="canary")
+    registry.deprecate(SHOP, B)
+
+    for target in (B, B[:12], "canary"):
+        with pytest.raises(VersionDeprecatedError, match="take the mark back first"):
+            registry.split(SHOP, [TrafficShare("stable", 9), TrafficShare(target, 1)])
+        with pytest.raises(VersionDeprecatedError):
+            registry.set_shadow(SHOP, Shadow(target, 1))
+    assert registry.get(SHOP).served_by_name() == (registry.get(SHOP).stable,)
+
+
+@pytest.mark.usefixtures("shop")
+def test_traffic_is_led_away_from_a_deprecated_version_by_degrees(registry: AdapterRegistry) -> None:
+    registry.set_shadow(SHOP, Shadow(B, 50))
+    for digest in (A, B):  # A is "stable"
+        registry.deprecate(SHOP, digest)
+
+    for old, new in ((90, 10), (10, 90)):
+        registry.split(SHOP, [TrafficShare("stable", old), TrafficShare(C, new)])
+    registry.split(SHOP, [TrafficShare(C, 1)])
+    registry.split(SHOP, [TrafficShare(A, 1), TrafficShare(C, 1)])  # while it is what the split falls back to
+    registry.set_shadow(SHOP, Shadow(B, 10))
+    registry.promote(SHOP, C)
+
+    with pytest.raises(VersionDeprecatedError):
+        registry.split(SHOP, [TrafficShare(A, 1), TrafficShare(C, 1)])
+    registry.set_shadow(SHOP, None)
+    with pytest.raises(VersionDeprecatedError):
+        registry.set_shadow(SHOP, Shadow(B, 10))
 
 
 @pytest.mark.usefixtures("shop")

@@ -23,16 +23,17 @@ def test_every_change_moves_the_revision_by_one_and_tells_one_event(
     assert registry.events(0, 10) == []
     registry.register(SHOP, version(A), alias="canary")
     clock.pass_time(microseconds=1)
-    assert registry.register(SHOP, version(B), on_existing=OnExisting.PROMOTE).revision == 2
+    promoting = registry.register(SHOP, version(B), on_existing=OnExisting.PROMOTE, alias="canary")
+    assert promoting.revision == 2
     registry.rollback(SHOP)
     registry.delete(SHOP)
 
     assert registry.revision() == 4
     assert registry.events(0, 10) == [
-        AdapterEvent(1, EventKind.REGISTERED, SHOP, A, "stable", NOW),
-        AdapterEvent(2, EventKind.REGISTERED, SHOP, B, "stable", clock.now),
-        AdapterEvent(3, EventKind.ROLLED_BACK, SHOP, A, "stable", clock.now),
-        AdapterEvent(4, EventKind.DELETED, SHOP, "", "", clock.now),
+        AdapterEvent(1, EventKind.REGISTERED, SHOP, A, ("stable", "canary"), NOW),
+        AdapterEvent(2, EventKind.REGISTERED, SHOP, B, ("stable", "canary"), clock.now),
+        AdapterEvent(3, EventKind.ROLLED_BACK, SHOP, A, ("stable",), clock.now),
+        AdapterEvent(4, EventKind.DELETED, SHOP, "", (), clock.now),
     ]
     assert [event.revision for event in registry.events(1, 2)] == [2, 3]
     assert registry.events(4, 10) == []
@@ -110,6 +111,17 @@ def test_an_id_with_other_content_is_refused(registry: AdapterRegistry) -> None:
         registry.update_labels(SHOP, {"a": "b"}, once=Once("id", "other"))
 
     assert registry.get(SHOP).labels == {}
+
+
+def test_tenants_choose_their_ids_without_regard_to_one_another(registry: AdapterRegistry) -> None:
+    bank = AdapterName("bank", "faq")
+    registry.register(SHOP, version(A), once=Once("deploy-1", "the shop's"))
+
+    registry.register(bank, version(B), once=Once("deploy-1", "the bank's"))
+
+    assert registry.get(bank).stable.digest == B
+    with pytest.raises(RequestIdReusedError):
+        registry.promote(bank, B, once=Once("deploy-1", "the shop's"))
 
 
 def test_an_id_is_forgotten_after_a_day(registry: AdapterRegistry, clock: Clock) -> None:

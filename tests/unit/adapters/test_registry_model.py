@@ -58,6 +58,10 @@ class Model:
         """Targets of split and shadow."""
         return {target for target, _ in self.traffic} | ({self.shadow[0]} if self.shadow else set())
 
+    def shadowing(self) -> set[str]:
+        """The digest that answers unseen, if any does."""
+        return {str(self.digest(self.shadow[0]))} if self.shadow else set()
+
     def served(self) -> set[str]:
         """Digests that the bare name may serve."""
         return {str(self.digest(target)) for target, _ in self.traffic} or {self.aliases["stable"]}
@@ -138,6 +142,15 @@ class RegistryMachine(RuleBasedStateMachine):
         is_deprecated = model.states[str(model.digest(target))] == "deprecated"
         return errors.VersionDeprecatedError if is_deprecated else None
 
+    def routable(
+        self, name: AdapterName, target: str, has_already: Callable[[Model], set[str]]
+    ) -> type[errors.LoraplexError] | None:
+        """Why a target cannot be given traffic or a shadow, if so."""
+        model = self.models.get(name)
+        if model and model.digest(target) in has_already(model):
+            return self.servable(name, target)
+        return self.promotable(name, target)
+
     @rule(
         name=NAMES,
         digest=DIGESTS,
@@ -207,7 +220,9 @@ class RegistryMachine(RuleBasedStateMachine):
     def split(self, name: AdapterName, shares: list[str], weight: int) -> None:
         refusal = self.missing(name)
         for target in shares:
-            refusal = refusal or self.servable(name, target)
+            refusal = refusal or self.routable(
+                name, target, lambda model: model.served() | {model.aliases["stable"]}
+            )
         if refusal is None:
             model = self.models[name]
             fixed = [t if t in model.aliases else str(model.digest(t)) for t in shares]
@@ -225,7 +240,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def set_shadow(self, name: AdapterName, which: str | None, percent: int) -> None:
         refusal = self.missing(name)
         if which is not None:
-            refusal = refusal or self.servable(name, which)
+            refusal = refusal or self.routable(name, which, Model.shadowing)
         if refusal is None:
             model = self.models[name]
             fixed = which if which is None or which in model.aliases else model.digest(which)

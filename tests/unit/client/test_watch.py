@@ -34,7 +34,18 @@ def test_events_come_in_order_with_their_tokens(client: LoraplexClient, server: 
     assert [(each.name, token) for each, token in seen] == [("a1", "1"), ("a2", "2"), ("a3", "3")]
     first, _ = seen[0]
     assert (first.kind, first.digest, first.alias) == (AdapterEventKind.PROMOTED, STABLE_DIGEST, "stable")
+    assert first.aliases == ("stable",)  # also from a server that tells but one
     assert server.adapters.request(adapter_pb2.WatchAdaptersRequest).parent == "tenants/default"
+
+
+def test_an_event_tells_every_alias_that_moved(client: LoraplexClient, server: ScriptedServer) -> None:
+    told = event(1)
+    told.event.aliases.extend(["stable", "canary"])
+    server.adapters.events = [told]
+
+    ((seen, _),) = client.adapters.watch("tenants/default")
+
+    assert (seen.alias, seen.aliases) == ("stable", ("stable", "canary"))
 
 
 def test_a_watch_goes_on_behind_the_token_it_is_given(client: LoraplexClient, server: ScriptedServer) -> None:

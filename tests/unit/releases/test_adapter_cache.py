@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,38 @@ async def test_a_read_that_a_deletion_overtakes_brings_nothing_back(registry: Re
     with pytest.raises(AdapterNotFoundError):
         await reading
     assert cache.peek(NAME) is None
+
+
+async def test_a_read_is_done_again_for_a_change_of_its_own_adapter_alone(registry: Registry) -> None:
+    """Else a slow database and steady changes of others would keep a cold name waiting for ever."""
+    cache = AdapterCache(registry.read)
+    registry.gate.clear()
+    reading = asyncio.create_task(cache.get(NAME))
+    await asyncio.to_thread(registry.has_read.wait, 30)
+
+    cache.drop(AdapterName("default", "other"), revision=2)
+    cache.changed(AdapterName("default", "another"))
+    registry.gate.set()
+
+    assert (await reading).stable.digest == OLD
+    assert registry.num_reads == 1
+
+
+@pytest.mark.parametrize("tell", [lambda cache: cache.changed(NAME), AdapterCache.clear])
+async def test_a_read_that_a_change_elsewhere_overtakes_is_done_again(
+    registry: Registry, tell: Callable[[AdapterCache], None]
+) -> None:
+    cache = AdapterCache(registry.read)
+    registry.gate.clear()
+    reading = asyncio.create_task(cache.get(NAME))
+    await asyncio.to_thread(registry.has_read.wait, 30)
+    registry.held = replace(adapter(NEW, OLD), revision=5)
+
+    tell(cache)
+    registry.gate.set()
+
+    assert await reading is cache.peek(NAME)
+    assert (await reading).revision == 5
 
 
 async def test_an_older_state_never_replaces_a_newer_one(registry: Registry) -> None:

@@ -19,6 +19,7 @@ from loraplex_adapters.errors import (
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.package import AdapterPackage
 from loraplex_adapters.releases import Adapter, OnExisting, VersionState
+from loraplex_server.releases.adapter_cache import AdapterCache
 from loraplex_server.releases.directory import AdapterDirectory
 from tests.unit.releases.conftest import SPEC, OpenFrontEnd, settle, version_of
 
@@ -134,6 +135,31 @@ async def test_another_servers_changes_are_followed(
         await there.resolve("faq")
     await settle()
     assert there.stored() == []
+
+
+async def test_what_another_server_changes_while_a_name_is_first_read_is_not_missed(
+    open_front_end: OpenFrontEnd, package_folders: list[Path], digests: list[str]
+) -> None:
+    here, there = open_front_end("a"), open_front_end("b")
+    await here.register("faq", package_folders[0])
+    has_read, gate = threading.Event(), threading.Event()
+
+    def read_slowly(name: AdapterName) -> Adapter:
+        seen = there.registry.get(name)
+        has_read.set()
+        gate.wait(timeout=30)
+        return seen
+
+    directory = AdapterDirectory(
+        there.registry, there.packages, SPEC, owns_registry=False, cache=AdapterCache(read_slowly)
+    )
+    reading = asyncio.create_task(directory.get(FAQ))
+    await asyncio.to_thread(has_read.wait, 30)
+    await here.register("faq", package_folders[1], OnExisting.PROMOTE)
+    await directory.follow(there.registry.events(0, 1000))
+    gate.set()
+
+    assert (await reading).stable.digest == digests[1]
 
 
 async def test_many_first_requests_fetch_a_package_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,61 @@ async def test_a_registration_that_promotes_a_pinned_name_leaves_room_as_any_pro
     here.registry.pin_limits = PinLimits(8, 2 * size)
     promoted = await here.register("faq", package_folders[1], OnExisting.PROMOTE)
     assert promoted.stable.digest == digests[1]
+
+
+async def test_a_rollback_over_the_limit_costs_the_last_pin_and_not_everybody_elses_slot(
+    open_front_end: OpenFrontEnd,
+    package_folders: list[Path],
+    digests: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    here = open_front_end()
+    for name, folder in zip("abc", package_folders, strict=True):
+        await here.register(name, folder)
+    await here.register("c", package_folders[0], OnExisting.PROMOTE)
+    here.registry.pin_limits = PinLimits(2, 1_000_000)
+    for name in "abc":
+        here.registry.set_pinned(AdapterName("default", name), True, max_pinned=2)
+    pins, told = watch(here)
+
+    assert here.registry.rollback(AdapterName("default", "c")).stable.digest == digests[2]
+    with caplog.at_level(logging.WARNING):
+        pins.refresh()
+        await until(told, [sorted(digests[:2])])
+
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert (warning.message, warning.left_out) == ("pinned adapters left without a slot of their own", "c")  # type: ignore[attr-defined]
+    assert pins.left_out == {digests[2]: "c"}
+
+    here.registry.set_pinned(AdapterName("default", "a"), False, max_pinned=2)
+    pins.refresh()
+    await until(told, [sorted(digests[:2]), sorted(digests[1:])])
+    assert not pins.left_out
+    await pins.close()
+
+
+@pytest.mark.parametrize(
+    ("slots", "room_for", "expected"), [(0, 9, 0), (2, 9, 2), (9, 3, 2), (9, 2, 1), (9, 0, 0)]
+)
+async def test_a_server_of_fewer_slots_or_a_smaller_arena_pins_the_first_by_name_and_leaves_room_for_the_largest(
+    open_front_end: OpenFrontEnd,
+    package_folders: list[Path],
+    digests: list[str],
+    slots: int,
+    room_for: int,
+    expected: int,
+) -> None:
+    here = open_front_end()
+    for name, folder in zip("abc", package_folders, strict=True):
+        size = (await here.register(name, folder)).stable.num_elements
+        here.registry.set_pinned(AdapterName("default", name), True, max_pinned=8)
+    here.registry.pin_limits = PinLimits(slots, room_for * size)
+    pins, told = watch(here)
+
+    pins.refresh()
+    async with asyncio.timeout(30):
+        while list(pins.left_out) != digests[expected:]:  # noqa: ASYNC110  # nothing else tells
+            await asyncio.sleep(0.002)
+
+    assert told == ([sorted(digests[:expected])] if expected else [])
+    await pins.close()

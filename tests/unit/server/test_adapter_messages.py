@@ -81,12 +81,13 @@ def test_a_version_is_shown_with_every_field_filled() -> None:
 
 
 def test_an_event_is_shown_with_every_field_filled() -> None:
-    event = AdapterEvent(9, EventKind.PROMOTED, ADAPTER.name, "d" * 64, "stable", NOW)
+    event = AdapterEvent(9, EventKind.PROMOTED, ADAPTER.name, "d" * 64, ("stable", "canary"), NOW)
 
     message = messages.event_message(event)
 
     assert unset_fields(message) == unset_fields(message.event) == []
     assert message.resume_token == "9"
+    assert (message.event.alias, list(message.event.aliases)) == ("stable", ["stable", "canary"])
 
 
 @pytest.mark.parametrize(

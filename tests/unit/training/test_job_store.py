@@ -102,14 +102,15 @@ def test_two_that_ask_at_once_do_not_both_get_the_last_place(store: JobStore) ->
 def test_a_request_id_makes_one_job_for_a_day(store: JobStore, clock: Clock) -> None:
     once = Once("id", "content")
     first = store.create(new_job(1, created_at=clock.now, updated_at=clock.now), once)
-    assert store.answer_to(once) == first
+    assert store.answer_to(first.name.tenant, once) == first
+    assert store.answer_to("elsewhere", once) is None
     assert store.create(new_job(2), once) == first
     with pytest.raises(RequestIdReusedError):
         store.create(new_job(2), Once("id", "other"))
 
     clock.now += timedelta(days=1)
 
-    assert store.answer_to(once) is None
+    assert store.answer_to(first.name.tenant, once) is None
     assert store.create(new_job(3, created_at=clock.now), Once("id", "other")).name != first.name
 
 

@@ -52,7 +52,7 @@ def watch(
 
 
 def _line(event: AdapterEvent) -> str:
-    at = f"@{event.alias}" if event.alias else ""
+    at = f"@{','.join(event.aliases)}" if event.aliases else ""
     words = (
         event.time.isoformat(timespec="milliseconds"),
         event.kind.value,

@@ -113,7 +113,9 @@ class Adapter(_message.Message):
     digest: _builtins.str
     """Digest that "stable" points at, which answers the bare name where traffic is not split."""
     pinned: _builtins.bool
-    """True while what the bare name serves is kept resident."""
+    """True while what the bare name serves is kept resident, as far as that leaves the others a slot; see PinAdapter.
+    Version.residency tells where it is.
+    """
     etag: _builtins.str
     """Changes with every change of the adapter; opaque."""
     @_builtins.property
@@ -186,7 +188,7 @@ class Version(_message.Message):
         STATE_READY: Version._State.ValueType  # 1
         """Servable."""
         STATE_DEPRECATED: Version._State.ValueType  # 2
-        """Servable; not to be promoted any more."""
+        """Servable; not to be promoted any more, nor to be given traffic or a shadow."""
         STATE_FAILED: Version._State.ValueType  # 3
         """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Registering the same package again
         makes it READY.
@@ -200,7 +202,7 @@ class Version(_message.Message):
     STATE_READY: Version.State.ValueType  # 1
     """Servable."""
     STATE_DEPRECATED: Version.State.ValueType  # 2
-    """Servable; not to be promoted any more."""
+    """Servable; not to be promoted any more, nor to be given traffic or a shadow."""
     STATE_FAILED: Version.State.ValueType  # 3
     """Its stored package is missing or damaged; requests get FAILED_PRECONDITION. Registering the same package again
     makes it READY.
@@ -1594,7 +1596,7 @@ Global___WatchAdaptersResponse: _TypeAlias = WatchAdaptersResponse  # noqa: Y015
 
 @_typing.final
 class AdapterEvent(_message.Message):
-    """A change of the registry."""
+    """A change of the registry: that it happened, not what the adapter is now, which GetAdapter tells."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1607,13 +1609,15 @@ class AdapterEvent(_message.Message):
         KIND_UNSPECIFIED: AdapterEvent._Kind.ValueType  # 0
         """Never sent."""
         KIND_REGISTERED: AdapterEvent._Kind.ValueType  # 1
-        """A version was registered; the first of a name makes the adapter."""
+        """A version was registered, and aliases may have moved to it; the first of a name makes the adapter."""
         KIND_PROMOTED: AdapterEvent._Kind.ValueType  # 2
-        """An alias was moved to the version, or made."""
+        """Aliases were moved to the version, or made; where "stable" is among them, a split has ended."""
         KIND_ROLLED_BACK: AdapterEvent._Kind.ValueType  # 3
-        """An alias was moved back to the version."""
+        """An alias was moved back to the version; where it is "stable", a split has ended."""
         KIND_UPDATED: AdapterEvent._Kind.ValueType  # 4
-        """The traffic split, the shadow, the labels or the pin were changed, or an alias removed."""
+        """The traffic split, the shadow, the labels or the pin were changed, or an alias removed; which of them, GetAdapter
+        tells.
+        """
         KIND_DEPRECATED: AdapterEvent._Kind.ValueType  # 5
         """A version was deprecated, or the mark taken back."""
         KIND_FAILED: AdapterEvent._Kind.ValueType  # 6
@@ -1629,13 +1633,15 @@ class AdapterEvent(_message.Message):
     KIND_UNSPECIFIED: AdapterEvent.Kind.ValueType  # 0
     """Never sent."""
     KIND_REGISTERED: AdapterEvent.Kind.ValueType  # 1
-    """A version was registered; the first of a name makes the adapter."""
+    """A version was registered, and aliases may have moved to it; the first of a name makes the adapter."""
     KIND_PROMOTED: AdapterEvent.Kind.ValueType  # 2
-    """An alias was moved to the version, or made."""
+    """Aliases were moved to the version, or made; where "stable" is among them, a split has ended."""
     KIND_ROLLED_BACK: AdapterEvent.Kind.ValueType  # 3
-    """An alias was moved back to the version."""
+    """An alias was moved back to the version; where it is "stable", a split has ended."""
     KIND_UPDATED: AdapterEvent.Kind.ValueType  # 4
-    """The traffic split, the shadow, the labels or the pin were changed, or an alias removed."""
+    """The traffic split, the shadow, the labels or the pin were changed, or an alias removed; which of them, GetAdapter
+    tells.
+    """
     KIND_DEPRECATED: AdapterEvent.Kind.ValueType  # 5
     """A version was deprecated, or the mark taken back."""
     KIND_FAILED: AdapterEvent.Kind.ValueType  # 6
@@ -1650,6 +1656,7 @@ class AdapterEvent(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     kind: Global___AdapterEvent.Kind.ValueType
     """What kind of change."""
     name: _builtins.str
@@ -1657,10 +1664,14 @@ class AdapterEvent(_message.Message):
     digest: _builtins.str
     """The version concerned; empty where none is."""
     alias: _builtins.str
-    """The alias concerned; empty where none is."""
+    """The first of `aliases`; empty where there is none."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When, UTC, to the microsecond."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All aliases that were moved to the version or made, or that were removed (KIND_UPDATED); "stable" first."""
 
     def __init__(
         self,
@@ -1670,10 +1681,11 @@ class AdapterEvent(_message.Message):
         digest: _builtins.str = ...,
         alias: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "digest", b"digest", "kind", b"kind", "name", b"name", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "aliases", b"aliases", "digest", b"digest", "kind", b"kind", "name", b"name", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

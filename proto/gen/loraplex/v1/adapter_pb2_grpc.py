@@ -30,8 +30,9 @@ class AdapterServiceStub(object):
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
@@ -139,8 +140,9 @@ class AdapterServiceServicer(object):
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
@@ -221,7 +223,8 @@ class AdapterServiceServicer(object):
 
     def SplitTraffic(self, request, context):
         """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
-        as long as the split is the same.
+        as long as the split is the same. A deprecated version is FAILED_PRECONDITION (VERSION_DEPRECATED), unless the bare
+        name serves it already or "stable" names it: its part may change, so that it can be left by degrees.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -230,6 +233,7 @@ class AdapterServiceServicer(object):
     def SetShadow(self, request, context):
         """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
         compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+        A deprecated version that is not the shadow already is FAILED_PRECONDITION (VERSION_DEPRECATED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,7 +241,9 @@ class AdapterServiceServicer(object):
 
     def PinAdapter(self, request, context):
         """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
-        than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+        than leave one slot free, or the largest version its room, are FAILED_PRECONDITION (TOO_MANY_PINNED), and so is what
+        lets pinned names serve more. Only RollbackAlias is never refused for it; where that, or a server of fewer slots,
+        comes to more, the last ones by name are evicted there like any other, and the server's log names them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,7 +260,8 @@ class AdapterServiceServicer(object):
 
     def DeprecateVersion(self, request, context):
         """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
-        it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+        it, and where a split or shadow named it before. It may not be promoted, nor be given traffic or a shadow anew:
+        FAILED_PRECONDITION (VERSION_DEPRECATED). RollbackAlias may still lead back to it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -398,8 +405,9 @@ class AdapterService(object):
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """

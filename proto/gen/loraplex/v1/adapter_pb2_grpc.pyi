@@ -31,8 +31,9 @@ class AdapterServiceStub:
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
@@ -76,15 +77,19 @@ class AdapterServiceStub:
     """Removes an alias. "stable" stays: FAILED_PRECONDITION (ALIAS_IN_USE), like one that a split or shadow names."""
     SplitTraffic: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.SplitTrafficRequest, _adapter_pb2.SplitTrafficResponse]
     """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
-    as long as the split is the same.
+    as long as the split is the same. A deprecated version is FAILED_PRECONDITION (VERSION_DEPRECATED), unless the bare
+    name serves it already or "stable" names it: its part may change, so that it can be left by degrees.
     """
     SetShadow: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.SetShadowRequest, _adapter_pb2.SetShadowResponse]
     """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
     compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+    A deprecated version that is not the shadow already is FAILED_PRECONDITION (VERSION_DEPRECATED).
     """
     PinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.PinAdapterRequest, _adapter_pb2.PinAdapterResponse]
     """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
-    than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+    than leave one slot free, or the largest version its room, are FAILED_PRECONDITION (TOO_MANY_PINNED), and so is what
+    lets pinned names serve more. Only RollbackAlias is never refused for it; where that, or a server of fewer slots,
+    comes to more, the last ones by name are evicted there like any other, and the server's log names them.
     """
     WarmVersion: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.WarmVersionRequest, _adapter_pb2.WarmVersionResponse]
     """Brings a version into an adapter slot of this server, so that its first request need not wait, and returns when it
@@ -93,7 +98,8 @@ class AdapterServiceStub:
     """
     DeprecateVersion: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.DeprecateVersionRequest, _adapter_pb2.DeprecateVersionResponse]
     """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
-    it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+    it, and where a split or shadow named it before. It may not be promoted, nor be given traffic or a shadow anew:
+    FAILED_PRECONDITION (VERSION_DEPRECATED). RollbackAlias may still lead back to it.
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_adapter_pb2.DeleteVersionRequest, _adapter_pb2.DeleteVersionResponse]
     """Removes one version. One that an alias, a split or a shadow names is FAILED_PRECONDITION (VERSION_IN_USE)."""
@@ -117,8 +123,9 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
@@ -159,15 +166,19 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """Removes an alias. "stable" stays: FAILED_PRECONDITION (ALIAS_IN_USE), like one that a split or shadow names."""
     SplitTraffic: _aio.UnaryUnaryMultiCallable[_adapter_pb2.SplitTrafficRequest, _adapter_pb2.SplitTrafficResponse]  # type: ignore[assignment]
     """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
-    as long as the split is the same.
+    as long as the split is the same. A deprecated version is FAILED_PRECONDITION (VERSION_DEPRECATED), unless the bare
+    name serves it already or "stable" names it: its part may change, so that it can be left by degrees.
     """
     SetShadow: _aio.UnaryUnaryMultiCallable[_adapter_pb2.SetShadowRequest, _adapter_pb2.SetShadowResponse]  # type: ignore[assignment]
     """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
     compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+    A deprecated version that is not the shadow already is FAILED_PRECONDITION (VERSION_DEPRECATED).
     """
     PinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_pb2.PinAdapterRequest, _adapter_pb2.PinAdapterResponse]  # type: ignore[assignment]
     """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
-    than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+    than leave one slot free, or the largest version its room, are FAILED_PRECONDITION (TOO_MANY_PINNED), and so is what
+    lets pinned names serve more. Only RollbackAlias is never refused for it; where that, or a server of fewer slots,
+    comes to more, the last ones by name are evicted there like any other, and the server's log names them.
     """
     WarmVersion: _aio.UnaryUnaryMultiCallable[_adapter_pb2.WarmVersionRequest, _adapter_pb2.WarmVersionResponse]  # type: ignore[assignment]
     """Brings a version into an adapter slot of this server, so that its first request need not wait, and returns when it
@@ -176,7 +187,8 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """
     DeprecateVersion: _aio.UnaryUnaryMultiCallable[_adapter_pb2.DeprecateVersionRequest, _adapter_pb2.DeprecateVersionResponse]  # type: ignore[assignment]
     """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
-    it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+    it, and where a split or shadow named it before. It may not be promoted, nor be given traffic or a shadow anew:
+    FAILED_PRECONDITION (VERSION_DEPRECATED). RollbackAlias may still lead back to it.
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_adapter_pb2.DeleteVersionRequest, _adapter_pb2.DeleteVersionResponse]  # type: ignore[assignment]
     """Removes one version. One that an alias, a split or a shadow names is FAILED_PRECONDITION (VERSION_IN_USE)."""
@@ -199,8 +211,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     versions and move atomically; requests that run finish on the version they started with.
 
     Every call that changes something takes a `request_id`: sent again with the same content it returns the first answer
-    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day. An `etag`,
-    where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH): read it again.
+    and changes nothing; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). Ids are kept for a day, each
+    tenant's by themselves. An `etag`, where given, must be that of the adapter as last read, else ABORTED (ETAG_MISMATCH):
+    read it again.
     A version or alias that there is not is NOT_FOUND; what can be the name of none, as an empty one, is INVALID_ARGUMENT.
     While the registry's database cannot be reached, changes are UNAVAILABLE, and known adapters are served.
     """
@@ -299,7 +312,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.SplitTrafficResponse, _abc.Awaitable[_adapter_pb2.SplitTrafficResponse]]:
         """Spreads the requests of the bare name over versions by weight. Requests of equal routing_key take the same version
-        as long as the split is the same.
+        as long as the split is the same. A deprecated version is FAILED_PRECONDITION (VERSION_DEPRECATED), unless the bare
+        name serves it already or "stable" names it: its part may change, so that it can be left by degrees.
         """
 
     @_abc_1.abstractmethod
@@ -310,6 +324,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_adapter_pb2.SetShadowResponse, _abc.Awaitable[_adapter_pb2.SetShadowResponse]]:
         """Lets a version answer a share of the bare name's requests besides the one that is served: its answers are
         compared with the served ones and discarded. Shadows wait while the queue is half full; callers never wait for them.
+        A deprecated version that is not the shadow already is FAILED_PRECONDITION (VERSION_DEPRECATED).
         """
 
     @_abc_1.abstractmethod
@@ -319,7 +334,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.PinAdapterResponse, _abc.Awaitable[_adapter_pb2.PinAdapterResponse]]:
         """Keeps what the bare name serves in an adapter slot, on every server of the registry, or lets go of it. More pins
-        than leave one slot free are FAILED_PRECONDITION (TOO_MANY_PINNED).
+        than leave one slot free, or the largest version its room, are FAILED_PRECONDITION (TOO_MANY_PINNED), and so is what
+        lets pinned names serve more. Only RollbackAlias is never refused for it; where that, or a server of fewer slots,
+        comes to more, the last ones by name are evicted there like any other, and the server's log names them.
         """
 
     @_abc_1.abstractmethod
@@ -340,7 +357,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.DeprecateVersionResponse, _abc.Awaitable[_adapter_pb2.DeprecateVersionResponse]]:
         """Marks a version as one to move away from, or takes the mark back. It is still served where aliases or digests name
-        it, and may not be promoted: FAILED_PRECONDITION (VERSION_DEPRECATED).
+        it, and where a split or shadow named it before. It may not be promoted, nor be given traffic or a shadow anew:
+        FAILED_PRECONDITION (VERSION_DEPRECATED). RollbackAlias may still lead back to it.
         """
 
     @_abc_1.abstractmethod

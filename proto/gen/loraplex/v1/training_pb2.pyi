@@ -433,7 +433,8 @@ class CreateTrainingJobRequest(_message.Message):
     """True: check everything, queue nothing; the answer's job has no name. Unset: false."""
     request_id: _builtins.str
     """Sent again within a day with the same content it returns the first job and queues nothing; with other content it is
-    ALREADY_EXISTS (REQUEST_ID_REUSED). At most 128 characters of printable ASCII; empty: every call counts.
+    ALREADY_EXISTS (REQUEST_ID_REUSED). Each tenant's ids stand by themselves. At most 128 characters of
+    printable ASCII; empty: every call counts.
     """
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingFile]:
