@@ -209,6 +209,14 @@ def test_a_package_whose_configuration_is_at_fault_names_the_field() -> None:
     assert (violation.field, violation.description) == ("r", "r must be positive")
 
 
+def test_a_used_up_quota_says_whose_and_which() -> None:
+    _, details = status_of(QuotaExceededError("has 2 adapters, as many as it may", "tenants/a"))
+
+    [violation] = details["QuotaFailure"].violations
+    assert (violation.subject, violation.description) == ("tenants/a", "has 2 adapters, as many as it may")
+    assert "RetryInfo" not in details
+
+
 @settings(deadline=None)
 @given(text=TEXTS)
 def test_a_status_fits_into_the_trailers_whatever_the_message_is(text: str) -> None:
