@@ -67,19 +67,16 @@ def check_packages(stage: Stage, client: LoraplexClient) -> None:
 
 def check_uploads(stage: Stage, server: LiveServer, writers: Sequence[Writer]) -> None:
     """Of uploads only those are kept that were never answered; each is a beginning of what was sent."""
-    unanswered = {w.pending.upload_id: w for w in writers if w.pending is not None and w.pending.upload_id}
+    pending = [(w, w.pending) for w in writers if w.pending is not None and w.pending.upload_id]
     with grpc.insecure_channel(server.target) as channel:
         stub = adapter_pb2_grpc.AdapterServiceStub(channel)
-        for upload_id, writer in unanswered.items():
-            had = received(stub, upload_id)
-            assert writer.pending is not None
-            _check_prefix(
-                stage.data / "uploads" / f"id-{upload_id}", had, stage.folders[writer.pending.package]
-            )
+        for writer, write in pending:
+            had = received(stub, write.upload_id)
+            _check_prefix(stage.data / "uploads" / write.upload_folder, had, stage.folders[write.package])
             if sum(had.values()) and not writer.has_taken_effect:
                 writer.counts.resumed += 1
                 writer.counts.resumed_bytes += sum(had.values())
-    check_upload_folders(stage, unanswered)
+    check_upload_folders(stage, [write.upload_folder for _, write in pending])
 
 
 def check_pins(client: LoraplexClient) -> None:
@@ -99,7 +96,7 @@ def check_pins(client: LoraplexClient) -> None:
 
 def check_upload_folders(stage: Stage, unanswered: Iterable[str]) -> None:
     """No upload is there but these."""
-    left = set(os.listdir(stage.data / "uploads")) - {f"id-{upload_id}" for upload_id in unanswered}
+    left = set(os.listdir(stage.data / "uploads")) - set(unanswered)
     if left:
         raise KillFailure(f"left of uploads: {sorted(left)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import random
 import time
 import uuid
@@ -14,6 +15,7 @@ import grpc
 
 from benchmarks.kills_stage import Stage
 from loraplex.v1 import adapter_pb2, adapter_pb2_grpc
+from loraplex_adapters.names import AdapterName
 from loraplex_client import LoraplexClient, NotFoundError
 from loraplex_client.adapter_requests import registration
 from loraplex_client.errors import api_error
@@ -52,6 +54,12 @@ class Write:
     def upload_id(self) -> str:
         """Empty where nothing is kept to go on with."""
         return f"of-{self.request_id}" if self.kind == "stream" else ""
+
+    @property
+    def upload_folder(self) -> str:
+        """Where the server keeps what it has of a stream, among its uploads."""
+        name = AdapterName.parse(self.name)
+        return f"id-{self.upload_id}@{name.tenant}@{name.adapter}"
 
     @property
     def _labels(self) -> dict[str, str]:
@@ -190,14 +198,17 @@ def received(stub: adapter_pb2_grpc.AdapterServiceStub, upload_id: str) -> Mappi
 
 
 def _messages(write: Write, folder: Path, had: Mapping[str, int]) -> Iterator[Message]:
-    """The header, and every chunk behind what the server had."""
+    """The header, which proves that what the server had is of this package, and every chunk behind it."""
+    files = {name: (folder / name).read_bytes() for name in UPLOAD_FILES}
+    proof = {name: hashlib.sha256(files[name][:size]).hexdigest() for name, size in had.items()}
     header = registration(
         write.name,
         {"on_existing": write.how, "alias": write.alias, "request_id": write.request_id},
     )
-    yield Message(header=Message.Header(registration=header, upload_id=write.upload_id))
-    for file_name in UPLOAD_FILES:
-        data = (folder / file_name).read_bytes()
+    yield Message(
+        header=Message.Header(registration=header, upload_id=write.upload_id, received_sha256=proof)
+    )
+    for file_name, data in files.items():
         for offset in range(had.get(file_name, 0), len(data), CHUNK_BYTES):
             piece = data[offset : offset + CHUNK_BYTES]
             yield Message(chunk=Message.Chunk(file_name=file_name, offset=offset, data=piece))

@@ -108,7 +108,7 @@ class PinnedVersions:
                     versions[version.digest] = version
                     names.setdefault(version.digest, str(adapter.name))
         limits = self._registry.pin_limits
-        if limits is None:
+        if limits is None or not versions:
             return set(versions), {}
         largest = self._registry.largest_version(self._base_fingerprint, limits.arena_elements)
         allowed = limits.allowed(versions.values(), largest)
