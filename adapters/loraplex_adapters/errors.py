@@ -66,6 +66,11 @@ class InvalidRequestError(LoraplexError):
         self.violations = violations
 
 
+def invalid(field: str, description: str) -> InvalidRequestError:
+    """One violation."""
+    return InvalidRequestError([FieldViolation(field, description)])
+
+
 class AdapterError(LoraplexError):
     """Something about an adapter."""
 

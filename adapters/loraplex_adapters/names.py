@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from loraplex_adapters.errors import FieldViolation, InvalidRequestError
+from loraplex_adapters.errors import invalid
 
 DEFAULT_TENANT = "default"
 STABLE = "stable"
@@ -45,13 +45,13 @@ class AdapterName:
             case [adapter]:
                 tenant = DEFAULT_TENANT
             case _:
-                raise _invalid(field, "must be ADAPTER, TENANT/ADAPTER or tenants/TENANT/adapters/ADAPTER")
+                raise invalid(field, "must be ADAPTER, TENANT/ADAPTER or tenants/TENANT/adapters/ADAPTER")
         for part in (tenant, adapter):
             problem = _problem_of_part(part)
             if problem:
-                raise _invalid(field, problem)
+                raise invalid(field, problem)
         if tenant == DEFAULT_TENANT and adapter in RESERVED_NAMES:
-            raise _invalid(
+            raise invalid(
                 field,
                 f"must not be one of {', '.join(sorted(RESERVED_NAMES))}, which name no adapter in metrics",
             )
@@ -80,7 +80,7 @@ class AdapterReference:
         parsed = AdapterName.parse(name, field)
         target = _target(text)
         if at and target is None:
-            raise _invalid(field, f"must name {_TARGET} behind '@'")
+            raise invalid(field, f"must name {_TARGET} behind '@'")
         return cls(parsed, target or "")
 
 
@@ -88,7 +88,7 @@ def parse_target(text: str, field: str) -> str:
     """An alias, or a digest as `digest_of` gives it. Raises InvalidRequestError for `field`."""
     target = _target(text)
     if target is None:
-        raise _invalid(field, f"must name {_TARGET}")
+        raise invalid(field, f"must name {_TARGET}")
     return target
 
 
@@ -96,7 +96,7 @@ def parse_digest(text: str, field: str) -> str:
     """A digest as `digest_of` gives it. Raises InvalidRequestError for `field`."""
     digest = digest_of(text)
     if digest is None:
-        raise _invalid(field, f"must be a digest, of which {MIN_DIGEST_CHARACTERS} hex digits are enough")
+        raise invalid(field, f"must be a digest, of which {MIN_DIGEST_CHARACTERS} hex digits are enough")
     return digest
 
 
@@ -104,7 +104,7 @@ def parse_whole_digest(text: str, field: str) -> str:
     """All 64 digits of a digest, in small letters. Raises InvalidRequestError for `field`."""
     digest = digest_of(text)
     if digest is None or len(digest) != _DIGEST_CHARACTERS:
-        raise _invalid(field, f"must be a digest of {_DIGEST_CHARACTERS} hex digits")
+        raise invalid(field, f"must be a digest of {_DIGEST_CHARACTERS} hex digits")
     return digest
 
 
@@ -114,9 +114,9 @@ def parse_alias(text: str, field: str = "alias") -> str:
     Raises InvalidRequestError for `field`.
     """
     if not _ALIAS.fullmatch(text):
-        raise _invalid(field, "must have 1 to 32 lower-case letters, digits, '-' and '_', a letter first")
+        raise invalid(field, "must have 1 to 32 lower-case letters, digits, '-' and '_', a letter first")
     if digest_of(text) is not None:
-        raise _invalid(field, "must not look like a digest")
+        raise invalid(field, "must not look like a digest")
     return text
 
 
@@ -124,10 +124,10 @@ def parse_tenant(parent: str, field: str = "parent") -> str:
     """The tenant of "tenants/T". Raises InvalidRequestError for `field`."""
     prefix, slash, tenant = parent.partition("/")
     if prefix != "tenants" or not slash:
-        raise _invalid(field, "must be tenants/TENANT")
+        raise invalid(field, "must be tenants/TENANT")
     problem = _problem_of_part(tenant)
     if problem:
-        raise _invalid(field, problem)
+        raise invalid(field, problem)
     return tenant
 
 
@@ -153,7 +153,3 @@ def _problem_of_part(part: str) -> str | None:
     if not _PART.fullmatch(part):
         return "may hold lower-case letters, digits, '-', '_' and '.', with '/' between tenant and adapter"
     return None
-
-
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError([FieldViolation(field, description)])

@@ -17,6 +17,7 @@ from loraplex_adapters.errors import (
     TooManyVersionsError,
     VersionDeprecatedError,
     VersionInUseError,
+    invalid,
 )
 from loraplex_adapters.names import STABLE, AdapterName, parse_alias, parse_digest
 from loraplex_adapters.releases import (
@@ -184,7 +185,7 @@ def split(release: Release, traffic: Sequence[TrafficShare]) -> Change | None:
     own = {adapter.stable.digest, *(version.digest for version in adapter.served_by_name())}
     shares = tuple(TrafficShare(_routable(adapter, share.target, own), share.weight) for share in traffic)
     if len({share.target for share in shares}) < len(shares):
-        raise _invalid("traffic", "must not name a target twice")
+        raise invalid("traffic", "must not name a target twice")
     return _updated(release, replace(adapter, traffic=shares))
 
 
@@ -197,7 +198,7 @@ def set_shadow(release: Release, shadow: Shadow | None) -> Change | None:
     if shadow is None:
         return _updated(release, replace(adapter, shadow=None))
     if not 1 <= shadow.percent <= 100:
-        raise _invalid("percent", f"must be in [1, 100], not {shadow.percent}")
+        raise invalid("percent", f"must be in [1, 100], not {shadow.percent}")
     own = {adapter.version(adapter.shadow.target).digest} if adapter.shadow else set()
     fixed = Shadow(_routable(adapter, shadow.target, own), shadow.percent)
     return _updated(release, replace(adapter, shadow=fixed))
@@ -286,7 +287,7 @@ def _point(release: Release, alias: str, digest: str) -> Release:
     adapter, history = release.adapter, release.history
     before = adapter.aliases.get(alias)
     if before is None and len(adapter.aliases) >= MAX_ALIASES:
-        raise _invalid("alias", f"one adapter may have at most {MAX_ALIASES} aliases; delete some")
+        raise invalid("alias", f"one adapter may have at most {MAX_ALIASES} aliases; delete some")
     if before is not None and before != digest:
         history = {**history, alias: (*history.get(alias, ()), before)[-MAX_HISTORY:]}
     after = replace(
@@ -372,7 +373,7 @@ def _check_alias_is_there(adapter: Adapter, alias: str) -> None:
 def check_labels(labels: Mapping[str, str], field_name: str = "labels") -> None:
     """Raises InvalidRequestError for `field_name` where there are too many, or one is out of range."""
     if len(labels) > MAX_LABELS:
-        raise _invalid(field_name, f"must be at most {MAX_LABELS}, not {len(labels)}")
+        raise invalid(field_name, f"must be at most {MAX_LABELS}, not {len(labels)}")
     violations = []
     for key, value in labels.items():
         if not 1 <= len(key) <= _MAX_LABEL_KEY_CHARACTERS:
@@ -386,7 +387,3 @@ def check_labels(labels: Mapping[str, str], field_name: str = "labels") -> None:
         violations.append(FieldViolation(field_name, problem))
     if violations:
         raise InvalidRequestError(violations)
-
-
-def _invalid(field_name: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError([FieldViolation(field_name, description)])

@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from loraplex_adapters.errors import FieldViolation, InvalidRequestError
+from loraplex_adapters.errors import invalid
 from loraplex_server.base.chat_template import read_chat_template
 from loraplex_server.errors import BaseModelInvalidError
 
@@ -77,12 +77,12 @@ class BaseTokenizer:
     def render(self, messages: list[ChatMessage]) -> str:
         """The conversation as the model was trained to see it, ready for the assistant's turn."""
         if self._template is None:
-            raise _invalid("chat", "the base model has no chat template; send `prompt` instead")
+            raise invalid("chat", "the base model has no chat template; send `prompt` instead")
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._template.render(messages=turns, add_generation_prompt=True, **self._special_tokens)
         except TemplateError as error:
-            raise _invalid("chat", f"the model's chat template refuses this conversation: {error}") from None
+            raise invalid("chat", f"the model's chat template refuses this conversation: {error}") from None
 
     def token_text(self, token_id: int) -> str:
         """A token by itself; a partial UTF-8 sequence shows as the replacement character."""
@@ -115,7 +115,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _token_text(token: Any) -> str | None:
     """A special token is a string or an object that holds one."""
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError([FieldViolation(field, description)])

@@ -15,13 +15,7 @@ from urllib.parse import SplitResult, unquote
 
 import fsspec
 
-from loraplex_adapters.errors import (
-    AdapterInvalidError,
-    FieldViolation,
-    InvalidRequestError,
-    LoraplexError,
-    SourceUnavailableError,
-)
+from loraplex_adapters.errors import AdapterInvalidError, LoraplexError, SourceUnavailableError, invalid
 from loraplex_adapters.package import open_package_file
 from loraplex_adapters.storage_faults import disk_faults
 from loraplex_server.admission.file_names import OPTIONAL_FILES, PACKAGE_FILES
@@ -55,7 +49,7 @@ def confined(path: str, roots: Iterable[Path], field: str = "path") -> Path:
         is_confined = any(resolved.is_relative_to(root.resolve()) for root in roots)
         if folder.is_absolute() and is_confined and resolved.is_dir():
             return resolved
-    raise _invalid(field, "must be an absolute path of a folder under one of the server's adapter_roots")
+    raise invalid(field, "must be an absolute path of a folder under one of the server's adapter_roots")
 
 
 async def fetch_url(
@@ -221,7 +215,3 @@ def _settle(copied: asyncio.Future[None], error: LoraplexError | None) -> None:
         copied.set_result(None)
     else:
         copied.set_exception(error)
-
-
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError([FieldViolation(field, description)])

@@ -9,13 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraplex_adapters.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    StorageError,
-    UploadBusyError,
-    UploadMismatchError,
-)
+from loraplex_adapters.errors import StorageError, UploadBusyError, UploadMismatchError, invalid
 from loraplex_adapters.names import AdapterName
 from loraplex_adapters.storage_faults import disk_faults
 from loraplex_server.admission.file_names import PACKAGE_FILES
@@ -135,8 +129,3 @@ def _sha256_of_kept(folder: Path, name: str) -> str:
         return hashlib.sha256().hexdigest()
     with disk_faults(), (folder / name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def invalid(field_name: str, description: str) -> InvalidRequestError:
-    """One violation."""
-    return InvalidRequestError([FieldViolation(field_name, description)])

@@ -28,9 +28,10 @@ from loraplex_adapters.errors import (
     UploadBusyError,
     UploadMismatchError,
     VersionDeprecatedError,
+    invalid,
 )
 from loraplex_adapters.storage_faults import disk_faults
-from loraplex_server.admission.upload import Upload, UploadClaim, file_sizes, invalid
+from loraplex_server.admission.upload import Upload, UploadClaim, file_sizes
 from loraplex_server.errors import UploadTooLargeError
 
 MAX_KEPT = 256  # uploads that broke off

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraplex.v1 import adapter_pb2
 from loraplex_adapters.base_spec import LORA_MODULES
-from loraplex_adapters.errors import FieldViolation, InvalidRequestError
+from loraplex_adapters.errors import FieldViolation, InvalidRequestError, invalid
 from loraplex_adapters.names import AdapterName, parse_alias, parse_target, parse_tenant, parse_whole_digest
 from loraplex_adapters.registry import Once
 from loraplex_adapters.release_changes import check_labels
@@ -49,11 +49,6 @@ _ON_EXISTING = {
 }
 _KINDS = {kind: adapter_pb2.AdapterEvent.Kind.Value(f"KIND_{kind.name}") for kind in EventKind}
 _MAX_GROUPS, _MAX_GROUP_COUNT = 32, 1_000_000
-
-
-def invalid(field: str, description: str) -> InvalidRequestError:
-    """One violation."""
-    return InvalidRequestError([FieldViolation(field, description)])
 
 
 def once(request: Any) -> Once | None:

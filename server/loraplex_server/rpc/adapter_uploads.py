@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from loraplex.v1 import adapter_pb2
+from loraplex_adapters.errors import invalid
 from loraplex_server.admission.upload import Upload
 from loraplex_server.errors import DeadlineExceededError
-from loraplex_server.rpc.adapter_messages import invalid
 
 Messages = AsyncIterator[adapter_pb2.UploadAdapterRequest]
 

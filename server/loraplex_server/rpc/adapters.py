@@ -9,6 +9,7 @@ from typing import Any
 
 from loraplex.v1 import adapter_pb2 as pb
 from loraplex.v1 import adapter_pb2_grpc
+from loraplex_adapters.errors import invalid
 from loraplex_adapters.filters import AdapterFilter
 from loraplex_adapters.names import (
     STABLE,
@@ -57,7 +58,7 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
                 registration = messages.registration_request(request.registration, source_label(request.url))
                 registered = await releases.register_url(registration, request.url)
             case _:
-                raise messages.invalid("source", "set exactly one of path and url")
+                raise invalid("source", "set exactly one of path and url")
         adapter, version = self._registered(registered)
         return pb.CreateAdapterResponse(adapter=adapter, version=version)
 
@@ -89,11 +90,11 @@ class AdapterServicer(adapter_pb2_grpc.AdapterServiceServicer):
     ) -> pb.ListAdaptersResponse:
         registry = self._releases.directory.registry
         if request.page_size > _MAX_PAGE_SIZE:
-            raise messages.invalid("page_size", f"must be at most {_MAX_PAGE_SIZE}")
+            raise invalid("page_size", f"must be at most {_MAX_PAGE_SIZE}")
         page_size = request.page_size or _DEFAULT_PAGE_SIZE
         tenant, name = messages.scope(request.parent)
         if name is not None:
-            raise messages.invalid("parent", "must be tenants/TENANT or empty")
+            raise invalid("parent", "must be tenants/TENANT or empty")
         adapters = await asyncio.to_thread(
             registry.list_page,
             page_size + 1,  # one more than a page tells whether there is another

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from loraplex.v1 import training_pb2 as pb
 from loraplex.v1 import training_pb2_grpc
+from loraplex_adapters.errors import invalid
 from loraplex_adapters.names import parse_tenant
 from loraplex_server.errors import TrainingDisabledError
 from loraplex_server.rpc import training_messages as messages
-from loraplex_server.rpc.adapter_messages import invalid
 from loraplex_server.rpc.grpc_types import Context
 from loraplex_server.rpc.serving import Serving
 from loraplex_server.rpc.stall_guard import StallGuard

@@ -10,9 +10,9 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from loraplex.v1 import training_pb2
-from loraplex_adapters.errors import FieldViolation, InvalidRequestError
+from loraplex_adapters.errors import FieldViolation, InvalidRequestError, invalid
 from loraplex_adapters.names import parse_alias, parse_tenant
-from loraplex_server.rpc.adapter_messages import invalid, once
+from loraplex_server.rpc.adapter_messages import once
 from loraplex_server.training.event_log import JobEvent
 from loraplex_server.training.jobs import CANDIDATE, JobState, TrainingJob, Verdict
 from loraplex_server.training.service import NewJob
