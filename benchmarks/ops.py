@@ -23,7 +23,8 @@ from torch import Tensor
 from benchmarks.bandwidth import copy_bandwidth
 from loraplex_server.kernels.decode_attention import decode_attention, num_parts
 from loraplex_server.kernels.lora_expand import lora_expand
-from loraplex_server.kernels.lora_shrink import ShrinkScratch, lora_shrink, max_rank_groups, num_splits
+from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups, num_splits
+from loraplex_server.kernels.lora_shrink import lora_shrink
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -110,10 +111,10 @@ def decode_tiles(rows: int, adapters: int) -> Tensor:
     return row_tile_table(tiles, len(tiles)).to(DEVICE)
 
 
-def scratch_for(shape: ProjectionShape, shrunk: Tensor, tiles: Tensor, tile_rows: int) -> ShrinkScratch:
+def scratch_for(shape: ProjectionShape, shrunk: Tensor, tiles: Tensor, tile_rows: int) -> LoraScratch:
     num_parts = num_splits(shape.in_features, tile_rows) * shrunk.numel()
     num_counters = tiles.shape[0] * max_rank_groups(shrunk.shape[1])
-    return ShrinkScratch.allocate(num_parts, num_counters, DEVICE)
+    return LoraScratch.allocate(num_parts, num_counters, DEVICE)
 
 
 def lora_bytes(shape: ProjectionShape, ranks: list[int]) -> tuple[int, int]:
@@ -137,7 +138,7 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
             layer: int,
             x: Tensor = x,
             shrunk: Tensor = shrunk,
-            scratch: ShrinkScratch = scratch,
+            scratch: LoraScratch = scratch,
             shape: ProjectionShape = shape,
         ) -> None:
             lora_shrink(x, shrunk, scratch, tables, tiles, layer, shape, DECODE_TILE_ROWS)

@@ -28,6 +28,7 @@ from loraplex_server.kernels import (
     swiglu,
 )
 from loraplex_server.kernels.layer_ops import HeadNorms
+from loraplex_server.kernels.lora_scratch import LoraScratch
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -87,7 +88,7 @@ def launch_lora() -> None:
     qkv = ProjectionShape(0, HIDDEN, (width, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM))
     for tile_rows in (DECODE_TILE_ROWS, PREFILL_TILE_ROWS):
         tiles, shrunk = i32(20, 4), b16(ROWS, 96)
-        scratch = lora_shrink.ShrinkScratch.allocate(4 * shrunk.numel(), 160, torch.device("cpu"))
+        scratch = LoraScratch.allocate(4 * shrunk.numel(), 160, torch.device("cpu"))
         lora_shrink.lora_shrink(b16(ROWS, HIDDEN), shrunk, scratch, tables, tiles, 1, qkv, tile_rows)
         for adds in (True, False):
             y = b16(ROWS, sum(qkv.widths))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.lora_shrink import ShrinkScratch, max_rank_groups
+from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups
 from loraplex_server.kernels.lora_tables import (
     RECORD_FIELDS,
     LoraTables,
@@ -100,10 +100,10 @@ def random_adapters(
     )
 
 
-def poisoned_scratch(splits: int, shrunk: Tensor, num_rows: int, num_tiles: int) -> ShrinkScratch:
+def poisoned_scratch(splits: int, shrunk: Tensor, num_rows: int, num_tiles: int) -> LoraScratch:
     """Scratch just large enough for a shrink of so many rows, NaN wherever nothing is written."""
     rank_stride = shrunk.shape[1]
     num_counters = num_tiles * max_rank_groups(rank_stride)
-    scratch = ShrinkScratch.allocate(splits * num_rows * rank_stride, num_counters, shrunk.device)
+    scratch = LoraScratch.allocate(splits * num_rows * rank_stride, num_counters, shrunk.device)
     scratch.parts.fill_(torch.nan)
     return scratch

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from loraplex_server.kernels.lora_apply import lora_apply
 from loraplex_server.kernels.lora_dense import lora_dense
-from loraplex_server.kernels.lora_expand import lora_expand, lora_expand_reference
-from loraplex_server.kernels.lora_shrink import lora_shrink, lora_shrink_reference, num_splits
+from loraplex_server.kernels.lora_expand import lora_expand_reference
+from loraplex_server.kernels.lora_scratch import num_splits
+from loraplex_server.kernels.lora_shrink import lora_shrink, lora_shrink_reference
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -40,17 +42,16 @@ def relative_error(out: Tensor, reference: Tensor) -> float:
 
 def run(
     adapters: Adapters, x: Tensor, y: Tensor, slots: list[int], tile_rows: int, adds: bool = True
-) -> Tensor:
-    """Shrink and expand into y, through scratch that is NaN wherever nothing is written."""
+) -> None:
+    """Both products into y, through scratch that is NaN wherever nothing is written."""
     tiles = tile_table(slots, tile_rows, x.device)
     splits = num_splits(adapters.projection.in_features, tile_rows)
     rank_stride = adapters.max_total_rank + 3
     shrunk = torch.full((x.shape[0] + 1, rank_stride), torch.nan, dtype=x.dtype, device=x.device)
     scratch = poisoned_scratch(splits, shrunk, x.shape[0], tiles.shape[0])
-    lora_shrink(x, shrunk, scratch, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows)
+    place = (tiles, adapters.layer, adapters.projection, tile_rows)
+    lora_apply(x, y, shrunk, scratch, adapters.tables, *place, adds=adds)
     assert not scratch.counters.any()
-    lora_expand(shrunk, y, adapters.tables, tiles, adapters.layer, adapters.projection, tile_rows, adds=adds)
-    return shrunk
 
 
 def reference(adapters: Adapters, x: Tensor, y: Tensor, slots: list[int]) -> Tensor:
@@ -188,9 +189,11 @@ def test_shrunk_rows_are_written_for_true_ranks_only(device: torch.device) -> No
     generator = torch.Generator().manual_seed(3)
     adapters = random_adapters(QKV, [(0, 0, 5), (2, 0, 0)], torch.bfloat16, device, generator)
     x = torch.randn(3, QKV.in_features, generator=generator).bfloat16().to(device)
-    y = torch.zeros(3, sum(QKV.widths), dtype=torch.bfloat16, device=device)
+    tiles = tile_table([-1, 0, 1], DECODE_TILE_ROWS, device)
+    shrunk = torch.full((4, 8), torch.nan, dtype=torch.bfloat16, device=device)
+    scratch = poisoned_scratch(num_splits(QKV.in_features, DECODE_TILE_ROWS), shrunk, 3, tiles.shape[0])
 
-    shrunk = run(adapters, x, y, [-1, 0, 1], DECODE_TILE_ROWS)
+    lora_shrink(x, shrunk, scratch, adapters.tables, tiles, adapters.layer, QKV, DECODE_TILE_ROWS)
 
     assert shrunk.isfinite().sum(dim=1).tolist() == [0, 5, 2, 0]
 

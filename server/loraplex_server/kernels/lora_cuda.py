@@ -1,7 +1,6 @@
-"""LoRA's two products for rows that decode, in CUDA C++ (lora_shrink.cu, lora_expand.cu): on Hopper, in bf16.
+"""LoRA for rows that decode, in CUDA C++ (lora.cu): on Hopper, in bf16. One launch for each projection.
 
-Both take few registers and hardly any shared memory: a base product leaves little of either, and beside it is where
-they run.
+Its blocks take little of a multiprocessor: a base product leaves little, and beside it is where they run.
 """
 
 from __future__ import annotations
@@ -12,16 +11,22 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.cuda_driver import CudaKernel, device_index, load_kernel
+from loraplex_server.kernels.lora_scratch import LoraScratch
+from loraplex_server.kernels.lora_tables import LoraTables, ProjectionShape
 from loraplex_server.kernels.product_kernels import has_cuda_products
 
-_WARPS = 4
-_SHRINK_INPUTS = _WARPS * 128  # of one block
-_SHRINK_RANKS = 16  # that a block takes at once
-_SHRINK_GROUPS = 4  # blocks that share the ranks of one row tile
-_MORE_GROUPS, _FEW_TILES = 8, 4  # up to so many row tiles, which would not fill the device
-SHRINK_DEFINES = {"DEPTH": 1, "MINB": 5}
-EXPAND_DEFINES = {"GROUPS": 2, "DEPTH": 2, "MINB": 5}
-_EXPAND_COLUMNS = _WARPS * 32 * EXPAND_DEFINES["GROUPS"]  # of one block
+PART_INPUTS = 1024  # whose products are added up before they go to memory
+DEFINES = {
+    "WARPS": 4,
+    "PART": PART_INPUTS,
+    "A_CHUNKS": 2,
+    "A_STAGES": 3,
+    "COLUMNS": 128,
+    "B_STAGES": 2,
+    "MINB": 4,
+}
+_TILE_BYTES = 56  # in shared memory
+_MAX_TILES = 2048
 
 
 def has_cuda_lora(rows: Tensor) -> bool:
@@ -29,71 +34,46 @@ def has_cuda_lora(rows: Tensor) -> bool:
     return rows.dtype == torch.bfloat16 and has_cuda_products(rows.device)
 
 
-def launch_shrink(
+def launch_lora(
     x: Tensor,
-    shrunk: Tensor,
-    parts: Tensor,
-    counters: Tensor,
-    arena: Tensor,
-    records: Tensor,
-    row_tiles: Tensor,
-    record_start: int,
-    slot_stride: int,
-) -> None:
-    """Operands as `lora_shrink` has checked them; it leaves at most as many parts as the Triton kernel."""
-    num_rows, in_features = x.shape
-    rank_stride = shrunk.shape[1]
-    groups = _MORE_GROUPS if row_tiles.shape[0] <= _FEW_TILES else _SHRINK_GROUPS
-    groups = min(groups, -(-rank_stride // _SHRINK_RANKS))
-    _shrink_kernel(device_index(x.device)).launch(
-        (-(-in_features // _SHRINK_INPUTS), groups * row_tiles.shape[0]),
-        (
-            *(x, shrunk, parts, counters, arena, records, row_tiles),
-            *(
-                record_start,
-                slot_stride,
-                x.stride(0),
-                num_rows * rank_stride,
-                in_features,
-                rank_stride,
-                groups,
-            ),
-        ),
-        overlap=True,
-    )
-
-
-def launch_expand(
     y: Tensor,
-    shrunk: Tensor,
-    arena: Tensor,
-    records: Tensor,
+    scratch: LoraScratch,
+    rank_stride: int,
+    tables: LoraTables,
     row_tiles: Tensor,
-    record_start: int,
-    slot_stride: int,
-    column_ends: tuple[int, int, int],
+    layer: int,
+    projection: ProjectionShape,
     adds: bool,
 ) -> None:
-    """Operands as `lora_expand` has checked them."""
-    end_0, end_1, end_2 = column_ends
-    widths = (end_0, end_1 - end_0, end_2 - end_1)
-    _expand_kernel(device_index(y.device), adds).launch(
-        (sum(-(-width // _EXPAND_COLUMNS) for width in widths), row_tiles.shape[0]),
+    """Operands as `lora_apply` has checked them."""
+    num_rows, in_features = x.shape
+    num_tiles, device = row_tiles.shape[0], device_index(x.device)
+    _kernel(device, adds).launch(
+        (_multiprocessors(device), 1),
         (
-            *(y, shrunk, arena, records, row_tiles, record_start, slot_stride),
-            *(y.stride(0), *column_ends, shrunk.shape[1]),
+            *(x, y, scratch.parts, scratch.meeting, tables.arena, tables.records, row_tiles, num_tiles),
+            *(tables.record_start(layer, projection), tables.slot_stride, x.stride(0), y.stride(0)),
+            *(num_rows * rank_stride, in_features, rank_stride, *projection.column_ends),
         ),
         overlap=True,
+        shared_bytes=_shared_bytes(num_tiles),
     )
 
 
-@functools.cache
-def _shrink_kernel(device: int) -> CudaKernel:
-    with torch.cuda.device(device):
-        return load_kernel("lora_shrink.cu", "lora_shrink", SHRINK_DEFINES, 32 * _WARPS)
+def _shared_bytes(num_tiles: int) -> int:
+    """Weights under way, and the row tiles."""
+    a_bytes = DEFINES["A_STAGES"] * DEFINES["A_CHUNKS"] * 1536
+    b_bytes = DEFINES["B_STAGES"] * DEFINES["COLUMNS"] * 32
+    return DEFINES["WARPS"] * max(a_bytes, b_bytes) + num_tiles * _TILE_BYTES
 
 
 @functools.cache
-def _expand_kernel(device: int, adds: bool) -> CudaKernel:
+def _multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@functools.cache
+def _kernel(device: int, adds: bool) -> CudaKernel:
+    defines = DEFINES | {"ADD": int(adds)}
     with torch.cuda.device(device):
-        return load_kernel("lora_expand.cu", "lora_expand", EXPAND_DEFINES | {"ADD": int(adds)}, 32 * _WARPS)
+        return load_kernel("lora.cu", "lora", defines, 32 * DEFINES["WARPS"], _shared_bytes(_MAX_TILES))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.device_code import cast, dot, wait_for_previous
-from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_expand
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -156,23 +155,9 @@ def lora_expand(
     adds    rows of the base alone are not touched; otherwise they, and modules that an adapter leaves alone, become 0.
             Rows in no tile are never touched
     """
+    check_expand(shrunk, y, tables, row_tiles, projection)
     end_0, end_1, end_2 = projection.column_ends
-    require(y.ndim == 2 and y.shape[1] == end_2, f"y {tuple(y.shape)} is not [n, {end_2}]")
-    require(y.stride(1) == 1, "rows of y must be contiguous")
-    require(all(width % 8 == 0 for width in projection.widths), f"widths {projection.widths}: not ×8")
-    require(
-        shrunk.dtype == tables.arena.dtype and shrunk.is_contiguous() and shrunk.shape[0] >= y.shape[0],
-        f"shrunk {tuple(shrunk.shape)} does not hold the rows of y in the dtype of the arena",
-    )
-    require(
-        row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
-    )
     record_start, slot_stride = tables.record_start(layer, projection), tables.slot_stride
-    if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(y):
-        require(y.stride(0) % 8 == 0 and y.data_ptr() % 16 == 0, "rows of y must be aligned to 16 bytes")
-        operands = (y, shrunk, tables.arena, tables.records, row_tiles)
-        launch_expand(*operands, record_start, slot_stride, projection.column_ends, adds)
-        return
     config = next(c for limit, c in CONFIGS[tile_rows] if row_tiles.shape[0] <= limit)
     num_blocks = sum(-(-width // config.block_n) for width in projection.widths)
     pdl = overlaps_launches(y)
@@ -197,4 +182,21 @@ def lora_expand(
         num_warps=config.num_warps,
         num_stages=1,  # the loop requests its next rows of B itself
         launch_pdl=pdl,
+    )
+
+
+def check_expand(
+    shrunk: Tensor, y: Tensor, tables: LoraTables, row_tiles: Tensor, projection: ProjectionShape
+) -> None:
+    """Raises ValueError unless the operands are as `lora_expand` wants them."""
+    end_2 = projection.column_ends[-1]
+    require(y.ndim == 2 and y.shape[1] == end_2, f"y {tuple(y.shape)} is not [n, {end_2}]")
+    require(y.stride(1) == 1, "rows of y must be contiguous")
+    require(all(width % 8 == 0 for width in projection.widths), f"widths {projection.widths}: not ×8")
+    require(
+        shrunk.dtype == tables.arena.dtype and shrunk.is_contiguous() and shrunk.shape[0] >= y.shape[0],
+        f"shrunk {tuple(shrunk.shape)} does not hold the rows of y in the dtype of the arena",
+    )
+    require(
+        row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
     )

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.device_code import cast, dot, wait_for_previous
-from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_shrink
+from loraplex_server.kernels.lora_scratch import (
+    PREFILL_RANKS,
+    LoraScratch,
+    decode_part,
+    max_rank_groups,
+    num_splits,
+)
 from loraplex_server.kernels.lora_tables import (
     DECODE_TILE_ROWS,
     PREFILL_TILE_ROWS,
@@ -32,10 +38,6 @@ from loraplex_server.kernels.triton_runtime import (
     tl,
 )
 
-PREFILL_SPLITS = 4
-_PREFILL_RANKS = 64  # of one program, at most
-_DECODE_RANK_GROUPS = 8  # of the kernels for rows that decode, at most; each takes ranks in turns
-
 
 @dataclass(frozen=True, slots=True)
 class ShrinkConfig:
@@ -52,39 +54,6 @@ DECODE_CONFIGS: tuple[tuple[int, ShrinkConfig], ...] = (
     (1 << 30, ShrinkConfig(block_r=32, rank_groups=2, num_warps=4)),
 )
 """(row tiles up to, configuration): few tiles need more programs each to fill the device."""
-
-
-def decode_part(in_features: int) -> int:
-    """Length of one part of the sum over `in` in the decode kernel."""
-    return 256 if in_features <= 8192 else 512
-
-
-def num_splits(in_features: int, tile_rows: int) -> int:
-    """Partial sums that a shrink with these row tiles leaves behind."""
-    if tile_rows == DECODE_TILE_ROWS:
-        return -(-in_features // decode_part(in_features))
-    return PREFILL_SPLITS
-
-
-def max_rank_groups(rank_stride: int) -> int:
-    """Programs, at most, that share the ranks of one row tile; each of them counts by itself who is last."""
-    return max(_DECODE_RANK_GROUPS, -(-rank_stride // _PREFILL_RANKS))
-
-
-@dataclass(frozen=True, slots=True)
-class ShrinkScratch:
-    """What the programs of a shrink hand to one another. Shrinks in one stream may share it."""
-
-    parts: Tensor  # [elements] fp32
-    counters: Tensor  # [row tiles · max_rank_groups] int32; all zero before and after a shrink
-
-    @classmethod
-    def allocate(cls, num_parts: int, num_counters: int, device: torch.device) -> ShrinkScratch:
-        """Scratch for shrinks whose splits · rows · rank_stride and counters are at most these."""
-        return cls(
-            torch.empty(num_parts, dtype=torch.float32, device=device),
-            torch.zeros(num_counters, dtype=torch.int32, device=device),
-        )
 
 
 def lora_shrink_reference(
@@ -266,7 +235,7 @@ def _shrink_prefill_kernel(
 def lora_shrink(
     x: Tensor,
     shrunk: Tensor,
-    scratch: ShrinkScratch,
+    scratch: LoraScratch,
     tables: LoraTables,
     row_tiles: Tensor,
     layer: int,
@@ -282,32 +251,11 @@ def lora_shrink(
     row_tiles  [tiles, 4] int32 of `row_tile_table`, planned with `tile_rows`
     tile_rows  DECODE_TILE_ROWS or PREFILL_TILE_ROWS
     """
+    check_shrink(x, shrunk, scratch, tables, row_tiles, projection, tile_rows)
     num_rows, in_features = x.shape
-    splits = num_splits(in_features, tile_rows)
-    rank_stride = shrunk.shape[1]
-    require(in_features == projection.in_features, f"x {tuple(x.shape)} is not [n, {projection.in_features}]")
-    is_aligned = x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
-    require(x.stride(1) == 1 and is_aligned, "rows of x must be contiguous and 16-byte aligned")
-    require(in_features % 8 == 0, f"in_features {in_features} is not a multiple of 8")
-    require(x.dtype == tables.arena.dtype, f"x is {x.dtype}, the arena {tables.arena.dtype}")
-    require(
-        shrunk.dtype == x.dtype and shrunk.is_contiguous() and shrunk.shape[0] >= num_rows,
-        f"shrunk {tuple(shrunk.shape)} does not hold {num_rows} contiguous rows of {x.dtype}",
-    )
-    num_parts = splits * num_rows * rank_stride
-    num_counters = row_tiles.shape[0] * max_rank_groups(rank_stride)
-    require(
-        scratch.parts.numel() >= num_parts and scratch.counters.numel() >= num_counters,
-        f"scratch is too small for {num_parts} parts and {num_counters} counters",
-    )
-    require(
-        row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
-    )
+    splits, rank_stride = num_splits(in_features, tile_rows), shrunk.shape[1]
     record_start, slot_stride = tables.record_start(layer, projection), tables.slot_stride
     operands = (x, shrunk, scratch.parts, scratch.counters, tables.arena, tables.records, row_tiles)
-    if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(x):
-        launch_shrink(*operands, record_start, slot_stride)
-        return
     pdl = overlaps_launches(x)
     arguments = (*operands, record_start, slot_stride, x.stride(0), num_rows * rank_stride)
     if tile_rows == DECODE_TILE_ROWS:
@@ -329,7 +277,7 @@ def lora_shrink(
         )
         return
     require(tile_rows == PREFILL_TILE_ROWS, f"no configuration for tiles of {tile_rows} rows")
-    block_r = min(_PREFILL_RANKS, max(16, next_power_of_2(rank_stride)))
+    block_r = min(PREFILL_RANKS, max(16, next_power_of_2(rank_stride)))
     block_k = 64
     _shrink_prefill_kernel[(splits, -(-rank_stride // block_r), row_tiles.shape[0])](
         *arguments,
@@ -344,4 +292,37 @@ def lora_shrink(
         num_warps=4,
         num_stages=4,
         launch_pdl=pdl,
+    )
+
+
+def check_shrink(
+    x: Tensor,
+    shrunk: Tensor,
+    scratch: LoraScratch,
+    tables: LoraTables,
+    row_tiles: Tensor,
+    projection: ProjectionShape,
+    tile_rows: int,
+) -> None:
+    """Raises ValueError unless the operands are as `lora_shrink` wants them."""
+    num_rows, in_features = x.shape
+    splits = num_splits(in_features, tile_rows)
+    rank_stride = shrunk.shape[1]
+    require(in_features == projection.in_features, f"x {tuple(x.shape)} is not [n, {projection.in_features}]")
+    is_aligned = x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    require(x.stride(1) == 1 and is_aligned, "rows of x must be contiguous and 16-byte aligned")
+    require(in_features % 8 == 0, f"in_features {in_features} is not a multiple of 8")
+    require(x.dtype == tables.arena.dtype, f"x is {x.dtype}, the arena {tables.arena.dtype}")
+    require(
+        shrunk.dtype == x.dtype and shrunk.is_contiguous() and shrunk.shape[0] >= num_rows,
+        f"shrunk {tuple(shrunk.shape)} does not hold {num_rows} contiguous rows of {x.dtype}",
+    )
+    num_parts = splits * num_rows * rank_stride
+    num_counters = row_tiles.shape[0] * max_rank_groups(rank_stride)
+    require(
+        scratch.parts.numel() >= num_parts and scratch.counters.numel() >= num_counters,
+        f"scratch is too small for {num_parts} parts and {num_counters} counters",
+    )
+    require(
+        row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
     )

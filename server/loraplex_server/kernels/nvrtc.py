@@ -17,7 +17,20 @@ from pathlib import Path
 
 from loraplex_server.errors import KernelError
 
-_HEADERS = tuple(f"{name}.cuh" for name in ("common", "int8", "nf4", "partial_sums", "tma", "wgmma"))
+_HEADERS = tuple(
+    f"{name}.cuh"
+    for name in (
+        "common",
+        "int8",
+        "lora",
+        "lora_expand",
+        "lora_shrink",
+        "nf4",
+        "partial_sums",
+        "tma",
+        "wgmma",
+    )
+)
 
 
 def compile_cubin(source: str, defines: Mapping[str, int], arch: str, cache: Path | None = None) -> bytes:

@@ -16,9 +16,8 @@ from torch import Tensor
 from loraplex_server.kernels.decode_attention import decode_attention
 from loraplex_server.kernels.embedding import embed
 from loraplex_server.kernels.layer_ops import HeadNorms
+from loraplex_server.kernels.lora_apply import lora_apply
 from loraplex_server.kernels.lora_dense import lora_dense
-from loraplex_server.kernels.lora_expand import lora_expand
-from loraplex_server.kernels.lora_shrink import lora_shrink
 from loraplex_server.kernels.lora_tables import ProjectionShape
 from loraplex_server.kernels.norm import rms_norm
 from loraplex_server.kernels.paged_attention import AttentionShape
@@ -253,8 +252,8 @@ class GpuDecoder:
         assert batch.lora is not None
         assert x is not None
         lora, shape, shrunk = batch.lora, self._projections[projection], workspace.shrunk[: batch.num_rows]
-        lora_shrink(x, shrunk, workspace.shrink, lora.tables, lora.row_tiles, index, shape, lora.tile_rows)
-        lora_expand(shrunk, y, lora.tables, lora.row_tiles, index, shape, lora.tile_rows, adds=adds)
+        place = (lora.row_tiles, index, shape, lora.tile_rows)
+        lora_apply(x, y, shrunk, workspace.lora, lora.tables, *place, adds=adds)
 
     def _norm(
         self,

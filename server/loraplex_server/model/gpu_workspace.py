@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.decode_attention import num_parts
-from loraplex_server.kernels.lora_shrink import ShrinkScratch, max_rank_groups, num_splits
+from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups, num_splits
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, PREFILL_TILE_ROWS
 from loraplex_server.kernels.quantize import QuantizedRows
 from loraplex_server.kernels.sampling import SampleScratch
@@ -54,7 +54,7 @@ class GpuWorkspace:
         prefill_splits = num_splits(config.hidden_size, PREFILL_TILE_ROWS)
         num_shrink_parts = self.rank_stride * max(max(splits) * max_decodes, prefill_splits * max_rows)
         num_counters = max_rows * max_rank_groups(self.rank_stride)  # each row may be a tile of its own
-        self.shrink = ShrinkScratch.allocate(num_shrink_parts, num_counters, device)
+        self.lora = LoraScratch.allocate(num_shrink_parts, num_counters, device)
         self.shrunk = buffer(max_rows, self.rank_stride)
         self._lora_delta = buffer(max_rows * max(self.qkv.shape[1], self.gate_up.shape[1]))
         self.logit_hidden = buffer(max_decodes, config.hidden_size)
@@ -77,5 +77,5 @@ class GpuWorkspace:
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         buffers = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        scratch = [getattr(part, f.name) for part in (self.sampling, self.shrink) for f in fields(part)]
+        scratch = [getattr(part, f.name) for part in (self.sampling, self.lora) for f in fields(part)]
         return sum(tensor.nbytes for tensor in (*buffers, *scratch))

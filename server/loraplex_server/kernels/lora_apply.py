@@ -1,0 +1,41 @@
+"""LoRA of one projection, both products, for all adapters of a batch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_lora
+from loraplex_server.kernels.lora_expand import check_expand, lora_expand
+from loraplex_server.kernels.lora_scratch import LoraScratch
+from loraplex_server.kernels.lora_shrink import check_shrink, lora_shrink
+from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, LoraTables, ProjectionShape
+from loraplex_server.kernels.triton_runtime import require
+
+
+def lora_apply(
+    x: Tensor,
+    y: Tensor,
+    shrunk: Tensor,
+    scratch: LoraScratch,
+    tables: LoraTables,
+    row_tiles: Tensor,
+    layer: int,
+    projection: ProjectionShape,
+    tile_rows: int,
+    *,
+    adds: bool,
+) -> None:
+    """y += B (A x) in place, or y = B (A x); operands as `lora_shrink` and `lora_expand` want them.
+
+    shrunk  scratch, whose rows are as long as the largest sum of ranks of an adapter's modules, or longer
+
+    Raises ValueError where an operand is not as it should be.
+    """
+    if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(x):
+        check_shrink(x, shrunk, scratch, tables, row_tiles, projection, tile_rows)
+        check_expand(shrunk, y, tables, row_tiles, projection)
+        require(y.stride(0) % 8 == 0 and y.data_ptr() % 16 == 0, "rows of y must be aligned to 16 bytes")
+        launch_lora(x, y, scratch, shrunk.shape[1], tables, row_tiles, layer, projection, adds)
+        return
+    lora_shrink(x, shrunk, scratch, tables, row_tiles, layer, projection, tile_rows)
+    lora_expand(shrunk, y, tables, row_tiles, layer, projection, tile_rows, adds=adds)

@@ -1,0 +1,49 @@
+"""What the blocks of LoRA's kernels hand to one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS
+
+PREFILL_SPLITS = 4
+PREFILL_RANKS = 64  # of one program, at most
+_DECODE_RANK_GROUPS = 8  # of the Triton kernel for rows that decode, at most; each takes ranks in turns
+
+
+def decode_part(in_features: int) -> int:
+    """Length of one part of the sum over `in` in the Triton kernel for rows that decode."""
+    return 256 if in_features <= 8192 else 512
+
+
+def num_splits(in_features: int, tile_rows: int) -> int:
+    """Partial sums, at most, that a shrink with these row tiles leaves behind."""
+    if tile_rows == DECODE_TILE_ROWS:
+        return -(-in_features // decode_part(in_features))
+    return PREFILL_SPLITS
+
+
+def max_rank_groups(rank_stride: int) -> int:
+    """Programs, at most, that share the ranks of one row tile; each of them counts by itself who is last."""
+    return max(_DECODE_RANK_GROUPS, -(-rank_stride // PREFILL_RANKS))
+
+
+@dataclass(frozen=True, slots=True)
+class LoraScratch:
+    """Launches in one stream may share it."""
+
+    parts: Tensor  # [elements] fp32
+    counters: Tensor  # [row tiles · max_rank_groups] int32; all zero before and after a launch
+    meeting: Tensor  # [2] int32: blocks of the CUDA kernel that have come, zero between launches; how often all have
+
+    @classmethod
+    def allocate(cls, num_parts: int, num_counters: int, device: torch.device) -> LoraScratch:
+        """Scratch for launches whose splits · rows · rank_stride and counters are at most these."""
+        return cls(
+            torch.empty(num_parts, dtype=torch.float32, device=device),
+            torch.zeros(num_counters, dtype=torch.int32, device=device),
+            torch.zeros(2, dtype=torch.int32, device=device),
+        )
