@@ -8,14 +8,20 @@ from types import SimpleNamespace
 import pytest
 
 from loraplex_server.kernels import cuda_driver
-from loraplex_server.kernels.lora_cuda import DEFINES
+from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, SHRINK_DEFINES
 from loraplex_server.kernels.nvrtc import compile_cubin
 
+SOURCES = [
+    ("lora_shrink", SHRINK_DEFINES),
+    ("lora_expand", EXPAND_DEFINES | {"ADD": 0}),
+    ("lora_expand", EXPAND_DEFINES | {"ADD": 1}),
+]
 
-@pytest.mark.parametrize("adds", [0, 1])
-def test_the_source_compiles_for_hopper(adds: int, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize(("function", "defines"), SOURCES)
+def test_the_sources_compile_for_hopper(function: str, defines: dict[str, int], tmp_path: Path) -> None:
     pytest.importorskip("nvidia.cu13", reason="needs NVRTC")
-    assert b"lora" in compile_cubin("lora.cu", DEFINES | {"ADD": adds}, "sm_90a", tmp_path)
+    assert function.encode() in compile_cubin(f"{function}.cu", defines, "sm_90a", tmp_path)
 
 
 @pytest.mark.parametrize(

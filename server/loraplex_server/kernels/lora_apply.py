@@ -35,7 +35,7 @@ def lora_apply(
         check_shrink(x, shrunk, scratch, tables, row_tiles, projection, tile_rows)
         check_expand(shrunk, y, tables, row_tiles, projection)
         require(y.stride(0) % 8 == 0 and y.data_ptr() % 16 == 0, "rows of y must be aligned to 16 bytes")
-        launch_lora(x, y, scratch, shrunk.shape[1], tables, row_tiles, layer, projection, adds)
+        launch_lora(x, y, scratch.parts, shrunk.shape[1], tables, row_tiles, layer, projection, adds)
         return
     lora_shrink(x, shrunk, scratch, tables, row_tiles, layer, projection, tile_rows)
     lora_expand(shrunk, y, tables, row_tiles, layer, projection, tile_rows, adds=adds)

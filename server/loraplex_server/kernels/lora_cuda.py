@@ -1,6 +1,6 @@
-"""LoRA for rows that decode, in CUDA C++ (lora.cu): on Hopper, in bf16. One launch for each projection.
+"""LoRA's two products for rows that decode, in CUDA C++ (lora_shrink.cu, lora_expand.cu): on Hopper, in bf16.
 
-Its blocks take little of a multiprocessor: a base product leaves little, and beside it is where they run.
+Their blocks take little of a multiprocessor: a base product leaves little, and beside it is where they run.
 """
 
 from __future__ import annotations
@@ -11,21 +11,15 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.cuda_driver import CudaKernel, device_index, load_kernel
-from loraplex_server.kernels.lora_scratch import LoraScratch
 from loraplex_server.kernels.lora_tables import LoraTables, ProjectionShape
 from loraplex_server.kernels.product_kernels import has_cuda_products
 
 PART_INPUTS = 1024  # whose products are added up before they go to memory
-DEFINES = {
-    "WARPS": 4,
-    "PART": PART_INPUTS,
-    "A_CHUNKS": 2,
-    "A_STAGES": 3,
-    "COLUMNS": 128,
-    "B_STAGES": 2,
-    "MINB": 4,
-}
-_TILE_BYTES = 56  # in shared memory
+_WARPS = 4  # of a block
+_LAUNCH = {"WARPS": _WARPS, "MINB": 4}
+SHRINK_DEFINES = _LAUNCH | {"PART": PART_INPUTS, "CHUNKS": 2, "STAGES": 3}
+EXPAND_DEFINES = _LAUNCH | {"COLUMNS": 128, "STAGES": 2}
+_TILE_BYTES = 52  # in shared memory
 _MAX_TILES = 2048
 
 
@@ -37,7 +31,7 @@ def has_cuda_lora(rows: Tensor) -> bool:
 def launch_lora(
     x: Tensor,
     y: Tensor,
-    scratch: LoraScratch,
+    parts: Tensor,
     rank_stride: int,
     tables: LoraTables,
     row_tiles: Tensor,
@@ -45,26 +39,44 @@ def launch_lora(
     projection: ProjectionShape,
     adds: bool,
 ) -> None:
-    """Operands as `lora_apply` has checked them."""
+    """Both products; operands as `lora_apply` has checked them.
+
+    parts  [in / PART_INPUTS, n, rank_stride] fp32, scratch
+    """
     num_rows, in_features = x.shape
-    num_tiles, device = row_tiles.shape[0], device_index(x.device)
-    _kernel(device, adds).launch(
-        (_multiprocessors(device), 1),
+    num_tiles, part_stride = row_tiles.shape[0], num_rows * rank_stride
+    device = device_index(x.device)
+    grid = (_multiprocessors(device), 1)
+    weights = (
+        *(tables.arena, tables.records, row_tiles, num_tiles),
+        *(tables.record_start(layer, projection), tables.slot_stride),
+    )
+    _shrink_kernel(device).launch(
+        grid,
+        (x, parts, *weights, x.stride(0), part_stride, in_features, rank_stride),
+        overlap=True,
+        shared_bytes=shrink_bytes(num_tiles),
+    )
+    num_parts = -(-in_features // PART_INPUTS)
+    _expand_kernel(device, adds).launch(
+        grid,
         (
-            *(x, y, scratch.parts, scratch.meeting, tables.arena, tables.records, row_tiles, num_tiles),
-            *(tables.record_start(layer, projection), tables.slot_stride, x.stride(0), y.stride(0)),
-            *(num_rows * rank_stride, in_features, rank_stride, *projection.column_ends),
+            *(y, parts, *weights, y.stride(0), *projection.column_ends),
+            *(num_parts, part_stride, rank_stride),
         ),
         overlap=True,
-        shared_bytes=_shared_bytes(num_tiles),
+        shared_bytes=expand_bytes(num_tiles),
     )
 
 
-def _shared_bytes(num_tiles: int) -> int:
-    """Weights under way, and the row tiles."""
-    a_bytes = DEFINES["A_STAGES"] * DEFINES["A_CHUNKS"] * 1536
-    b_bytes = DEFINES["B_STAGES"] * DEFINES["COLUMNS"] * 32
-    return DEFINES["WARPS"] * max(a_bytes, b_bytes) + num_tiles * _TILE_BYTES
+def shrink_bytes(num_tiles: int) -> int:
+    """Dynamic shared memory of a block of the first product: weights and activations under way, and the row tiles."""
+    return _WARPS * SHRINK_DEFINES["STAGES"] * SHRINK_DEFINES["CHUNKS"] * 1536 + num_tiles * _TILE_BYTES
+
+
+def expand_bytes(num_tiles: int) -> int:
+    """... of the second product: weights under way, and the row tiles."""
+    return _WARPS * EXPAND_DEFINES["STAGES"] * EXPAND_DEFINES["COLUMNS"] * 32 + num_tiles * _TILE_BYTES
 
 
 @functools.cache
@@ -73,7 +85,15 @@ def _multiprocessors(device: int) -> int:
 
 
 @functools.cache
-def _kernel(device: int, adds: bool) -> CudaKernel:
-    defines = DEFINES | {"ADD": int(adds)}
+def _shrink_kernel(device: int) -> CudaKernel:
     with torch.cuda.device(device):
-        return load_kernel("lora.cu", "lora", defines, 32 * DEFINES["WARPS"], _shared_bytes(_MAX_TILES))
+        return load_kernel(
+            "lora_shrink.cu", "lora_shrink", SHRINK_DEFINES, 32 * _WARPS, shrink_bytes(_MAX_TILES)
+        )
+
+
+@functools.cache
+def _expand_kernel(device: int, adds: bool) -> CudaKernel:
+    defines = EXPAND_DEFINES | {"ADD": int(adds)}
+    with torch.cuda.device(device):
+        return load_kernel("lora_expand.cu", "lora_expand", defines, 32 * _WARPS, expand_bytes(_MAX_TILES))

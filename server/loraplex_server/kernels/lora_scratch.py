@@ -37,7 +37,6 @@ class LoraScratch:
 
     parts: Tensor  # [elements] fp32
     counters: Tensor  # [row tiles · max_rank_groups] int32; all zero before and after a launch
-    meeting: Tensor  # [2] int32: blocks of the CUDA kernel that have come, zero between launches; how often all have
 
     @classmethod
     def allocate(cls, num_parts: int, num_counters: int, device: torch.device) -> LoraScratch:
@@ -45,5 +44,4 @@ class LoraScratch:
         return cls(
             torch.empty(num_parts, dtype=torch.float32, device=device),
             torch.zeros(num_counters, dtype=torch.int32, device=device),
-            torch.zeros(2, dtype=torch.int32, device=device),
         )

@@ -23,8 +23,6 @@ _HEADERS = tuple(
         "common",
         "int8",
         "lora",
-        "lora_expand",
-        "lora_shrink",
         "nf4",
         "partial_sums",
         "tma",

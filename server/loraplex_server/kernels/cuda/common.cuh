@@ -26,6 +26,12 @@ __device__ __forceinline__ void copy_async(u32 to, const void* from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
+// 16 bytes, or zeros.
+__device__ __forceinline__ void copy_async_or_zero(u32 to, const u16* from, bool is_there) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0)
+                 : "memory");
+}
+
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int PENDING>
@@ -77,15 +83,10 @@ __device__ __forceinline__ uint4 load_shared16(u32 address) {
     return v;
 }
 
-// 16 bytes, or zeros. Volatile: what is requested before the wait for the previous kernel stays before it, and the rest
-// behind it.
-__device__ __forceinline__ uint4 load_global16(const u16* from, bool is_there) {
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (is_there)
-        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "l"(from)
-                     : "memory");
+// A number, or zero; past the first-level cache, which other blocks' stores do not reach.
+__device__ __forceinline__ float load_global_float(const float* from, bool is_there) {
+    float v = 0.0f;
+    if (is_there) asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(from) : "memory");
     return v;
 }
 
@@ -115,6 +116,16 @@ __device__ __forceinline__ uint4 load_matrices(u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(address));
+    return v;
+}
+
+// ... each of them transposed.
+__device__ __forceinline__ uint4 load_matrices_transposed(u32 address) {
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
     return v;
 }
 

@@ -1,6 +1,12 @@
-// How LoRA of a batch is dealt out to the blocks of a launch, and how they meet.
+// What LoRA's two products for rows that decode share: how a batch is dealt out to the blocks of a launch.
 //
-// Compile-time: WARPS (of a block), COLUMNS (of a unit of B: 64 or 128), PART (inputs of a unit of A), ADD.
+// A block for each multiprocessor stays for the whole launch. It has an equal, contiguous share of the batch, and each of
+// its warps keeps STAGES copies of weights under way in its part of shared memory, from its first weight to its last, so that
+// the bus does not pause for it. That takes few registers and little shared memory: a block finds room beside a base
+// product, which leaves a good part of the bus idle.
+//
+// Compile-time: WARPS (of a block), STAGES (copies under way of one warp), MINB (blocks that a multiprocessor has room for
+// at least).
 #pragma once
 #include "common.cuh"
 
@@ -15,27 +21,6 @@ __device__ __forceinline__ int divide_up(int a, int b) { return (a + b - 1) / b;
 // a / b of a < 2^21 and b > 0, in a few instructions.
 __device__ __forceinline__ int divide(int a, int b) { return __float2int_rd((a + 0.5f) * __frcp_rn(static_cast<float>(b))); }
 
-// 16 bytes, or zeros.
-__device__ __forceinline__ void copy_async_or_zero(u32 to, const u16* from, bool is_there) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0)
-                 : "memory");
-}
-
-struct Operands {
-    const u16* x;
-    u16* y;
-    float* parts;  // [part, row, rank]: A x as sums over parts of the inputs
-    const u16* arena;
-    int x_stride, y_stride, part_stride, in_features, rank_stride;
-    int ends[MAX_MODULES];  // of the modules' columns
-
-    __device__ int num_parts() const { return divide_up(in_features, PART); }
-    __device__ int start_of(int module) const { return module == 0 ? 0 : module == 1 ? ends[0] : ends[1]; }
-    __device__ int width_of(int module) const {
-        return (module == 0 ? ends[0] : module == 1 ? ends[1] : ends[2]) - start_of(module);
-    }
-};
-
 // A row tile and its adapter's record.
 struct Tile {
     int row, num_rows, pad[2];
@@ -49,7 +34,7 @@ struct Tile {
 
 static_assert(sizeof(Tile) == 48, "read as three times 16 bytes");
 
-// Where the work of each tile ends: one of the two products of all tiles.
+// The row tiles of a launch, and where the work of each ends.
 struct Work {
     const Tile* tiles;
     const int* ends;
@@ -84,21 +69,21 @@ struct Work {
     }
 };
 
-// Reads tiles and records into shared memory: num_tiles times TILE_BYTES. To be called by the whole block.
-#define TILE_BYTES 56
+// Reads tiles and records into `memory`, shared, num_tiles · TILE_BYTES. To be called by the whole block.
+#define TILE_BYTES 52
 
 template <class WorkOf>
-__device__ void load_tiles(unsigned char* memory, const int* table, const int* records, long long slot_stride, int num_tiles,
-                           const WorkOf& work_of, Work& first, Work& second) {
-    __shared__ int2 of_warps[WARPS];
+__device__ __forceinline__ Work load_tiles(unsigned char* memory, const int* table, const int* records, long long slot_stride,
+                                           int num_tiles, const WorkOf& work_of) {
+    __shared__ int of_warps[WARPS];
     Tile* const tiles = reinterpret_cast<Tile*>(memory);
-    int* const first_ends = reinterpret_cast<int*>(tiles + num_tiles);
-    int* const second_ends = first_ends + num_tiles;
+    int* const ends = reinterpret_cast<int*>(tiles + num_tiles);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int2 total = make_int2(0, 0);
+    int total = 0;
+#pragma unroll 1
     for (int begin = 0; begin < num_tiles; begin += THREADS) {
         const int index = begin + threadIdx.x;
-        int2 work = make_int2(0, 0);
+        int work = 0;
         if (index < num_tiles) {
             const int4 rows = *reinterpret_cast<const int4*>(table + index * 4);
             int4 low = make_int4(0, 0, 0, 0), high = low;
@@ -112,54 +97,19 @@ __device__ void load_tiles(unsigned char* memory, const int* table, const int* r
         }
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
-            const int x = __shfl_up_sync(ALL_LANES, work.x, distance), y = __shfl_up_sync(ALL_LANES, work.y, distance);
-            if (lane >= distance) work.x += x, work.y += y;
+            const int before = __shfl_up_sync(ALL_LANES, work, distance);
+            if (lane >= distance) work += before;
         }
         if (lane == 31) of_warps[warp] = work;
         __syncthreads();
-        work.x += total.x, work.y += total.y;
+        work += total;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) {
-            if (w < warp) work.x += of_warps[w].x, work.y += of_warps[w].y;
-            total.x += of_warps[w].x, total.y += of_warps[w].y;
+            if (w < warp) work += of_warps[w];
+            total += of_warps[w];
         }
-        if (index < num_tiles) first_ends[index] = work.x, second_ends[index] = work.y;
+        if (index < num_tiles) ends[index] = work;
         __syncthreads();
     }
-    first = {tiles, first_ends, num_tiles, total.x};
-    second = {tiles, second_ends, num_tiles, total.y};
+    return {tiles, ends, num_tiles, total};
 }
-
-// All blocks of a launch come to one place, each of which must be running by then or have room to when others end.
-// Two words: how many have come, and how often all have.
-struct Meeting {
-    int* words;
-    int earlier;
-
-    // When the previous launch has ended.
-    __device__ explicit Meeting(int* words) : words(words), earlier(times()) {}
-
-    __device__ int times() const {
-        int v;
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(words + 1) : "memory");
-        return v;
-    }
-
-    // By the whole block; what it has stored is there for all who wait.
-    __device__ void come() const {
-        __syncthreads();
-        if (threadIdx.x != 0) return;
-        __threadfence();
-        if (atomicAdd(words, 1) != static_cast<int>(gridDim.x) - 1) return;
-        words[0] = 0;
-        __threadfence();
-        atomicAdd(words + 1, 1);
-    }
-
-    // By a whole warp.
-    __device__ void wait() const {
-        if ((threadIdx.x & 31) == 0)
-            while (times() == earlier) __nanosleep(20);
-        __syncwarp();
-    }
-};
