@@ -19,6 +19,7 @@ from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
 from loraplex_server.engine.sampler import Sampler
+from loraplex_server.kernels.cuda_driver import prefer_shared_memory
 from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.footprint import decoder_bytes
@@ -92,6 +93,7 @@ def build_gpu_backend(
         host_cache=sizes.host_cache_bytes,
     )
     if has_cuda_products(device):
+        prefer_shared_memory(device)
         _compile_products(decoder_config, numerics, int8_head=config.int8_head)
     decoder, weight_bytes = build_gpu_decoder(
         source,

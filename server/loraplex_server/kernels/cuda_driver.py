@@ -14,6 +14,8 @@ from loraplex_server.errors import KernelError
 from loraplex_server.kernels.nvrtc import compile_cubin
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_SHARED_CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
+_PREFER_SHARED = 1  # CU_FUNC_CACHE_PREFER_SHARED
 _PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _CAPTURE_ACTIVE = 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE
 _SET_DEPENDENCIES = 1  # CU_STREAM_SET_CAPTURE_DEPENDENCIES
@@ -60,6 +62,9 @@ class CudaKernel:
         self._shared_bytes = shared_bytes
         if shared_bytes:
             check(driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared_bytes))
+        # A multiprocessor divides its memory anew between the first-level cache and shared memory only when nothing
+        # runs there: a kernel that finds too little of it waits for all others to end, however much could be had.
+        check(driver().cuFuncSetAttribute(function, _SHARED_CARVEOUT, 100))
         self._attribute = _Attribute(_PROGRAMMATIC_SERIALIZATION)
         self._attribute.value[0] = 1
 
@@ -80,6 +85,13 @@ class CudaKernel:
             1 if overlap else 0,
         )
         check(driver().cuLaunchKernelEx(ctypes.byref(config), self._function, addresses, None))
+
+
+def prefer_shared_memory(device: torch.device) -> None:
+    """Kernels of other makers too leave a multiprocessor's memory divided as `CudaKernel` wants it."""
+    with torch.cuda.device(device):
+        torch.cuda.current_stream()  # makes the context
+        check(driver().cuCtxSetCacheConfig(_PREFER_SHARED))
 
 
 def has_capture_edges() -> bool:

@@ -89,6 +89,20 @@ __device__ __forceinline__ uint4 load_global16(const u16* from, bool is_there) {
     return v;
 }
 
+// Past the first-level cache, which other blocks' stores do not reach.
+__device__ __forceinline__ float load_global_float(const float* from) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(from) : "memory");
+    return v;
+}
+
+// ... or zero.
+__device__ __forceinline__ u16 load_global_half(const u16* from, bool is_there) {
+    u16 v = 0;
+    if (is_there) asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
+    return v;
+}
+
 __device__ __forceinline__ float2 load_shared_pair(u32 address) {
     float2 v;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));

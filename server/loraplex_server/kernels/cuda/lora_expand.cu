@@ -20,12 +20,6 @@
 
 static_assert(HELD_RANKS % (DEPTH * STEP) == 0, "ranks are held from where a round of steps begins");
 
-__device__ __forceinline__ u16 load_half(const u16* from, bool is_there) {
-    u16 v = 0;
-    if (is_there) asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
-    return v;
-}
-
 __device__ __forceinline__ u32 add_pair(u32 y, float low, float high) {
     return to_bf16_pair(from_bf16(static_cast<u16>(y)) + low, from_bf16(static_cast<u16>(y >> 16)) + high);
 }
@@ -87,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_expand(
             for (int r = lane; r < min(HELD_RANKS, (rank - begin + STEP - 1) / STEP * STEP); r += 32)
 #pragma unroll
                 for (int row = warp; row < TILE_ROWS; row += WARPS)
-                    held[row][r] = load_half(rows + (long long)row * rank_stride + begin + r, row < num_rows && begin + r < rank);
+                    held[row][r] = load_global_half(rows + (long long)row * rank_stride + begin + r, row < num_rows && begin + r < rank);
             __syncthreads();
         }
 #pragma unroll

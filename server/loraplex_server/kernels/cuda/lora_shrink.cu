@@ -16,13 +16,6 @@
 #define TILE_ROWS 16
 #define TILE_RANKS 16
 
-// Past the first-level cache, which other blocks' stores do not reach.
-__device__ __forceinline__ float load_part_of_sum(const float* from) {
-    float v;
-    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(from) : "memory");
-    return v;
-}
-
 extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_shrink(
     const u16* x, u16* shrunk, float* parts, int* counters, const u16* arena, const int* records, const int* tiles,
     int record_start, int slot_stride, int x_stride, int split_stride, int in_features, int rank_stride, int groups) {
@@ -117,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MINB) lora_shrink(
                 float sum = 0.0f;
 #pragma unroll 8
                 for (int part = 0; part < static_cast<int>(gridDim.x); ++part)
-                    sum += load_part_of_sum(parts + part * (long long)split_stride + place);
+                    sum += load_global_float(parts + part * (long long)split_stride + place);
                 shrunk[place] = static_cast<u16>(to_bf16_pair(sum, 0.0f));
             }
         }

@@ -1,0 +1,79 @@
+"""LoRA's CUDA C++ kernels and their launchers, executed on a CPU, against the references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraplex_server.kernels import lora_cuda, lora_expand, lora_shrink
+from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, SHRINK_DEFINES
+from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, ProjectionShape
+from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel
+from tests.kernels.lora_case import MIXES, random_adapters
+from tests.kernels.test_lora import DOWN, GATE_UP, MIXED_RANKS, QKV, check, check_alone, run
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+CPU = torch.device("cpu")
+THREADS = 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Rows of bf16 that decode take the CUDA kernels, as on Hopper."""
+    folder: Path = tmp_path_factory.mktemp("kernels")
+    shrink = EmulatedKernel("lora_shrink", SHRINK_DEFINES, THREADS, folder)
+    expands = [
+        EmulatedKernel("lora_expand", EXPAND_DEFINES | {"ADD": adds}, THREADS, folder) for adds in (0, 1)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lora_cuda, "device_index", lambda device: 0)
+        patch.setattr(lora_cuda, "_shrink_kernel", lambda device: shrink)
+        patch.setattr(lora_cuda, "_expand_kernel", lambda device, adds: expands[adds])
+        for module in (lora_shrink, lora_expand):
+            patch.setattr(module, "has_cuda_lora", lambda rows: rows.dtype == torch.bfloat16)
+        yield
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("num_rows", [1, 21])
+def test_decode_rows_of_mixed_ranks_match_the_reference(mix: str, num_rows: int) -> None:
+    check(QKV, MIXED_RANKS, mix, num_rows, DECODE_TILE_ROWS, torch.bfloat16, CPU)
+    check_alone(QKV, MIXED_RANKS, mix, num_rows, DECODE_TILE_ROWS, CPU)
+
+
+@pytest.mark.parametrize("projection", [GATE_UP, DOWN], ids=["gate_up", "down"])
+@pytest.mark.parametrize("rank", [1, 16, 128, 256])
+def test_every_rank_matches_the_reference(projection: ProjectionShape, rank: int) -> None:
+    ranks: list[tuple[int, ...]] = [(rank,) * len(projection.widths)] * 2
+    check(projection, ranks, "distinct", 5, DECODE_TILE_ROWS, torch.bfloat16, CPU)
+
+
+def test_a_row_is_the_same_alone_and_in_a_mixed_batch() -> None:
+    generator = torch.Generator().manual_seed(7)
+    adapters = random_adapters(DOWN, [(8,), (40,), (16,)], torch.bfloat16, CPU, generator)
+    x = torch.randn(12, DOWN.in_features, generator=generator).bfloat16()
+    y = torch.randn(12, 72, generator=generator).bfloat16()
+    slots = sorted(row % 3 for row in range(12))
+    alone = y.clone()
+    for row, slot in enumerate(slots):
+        run(adapters, x[row : row + 1], alone[row : row + 1], [slot], DECODE_TILE_ROWS)
+
+    run(adapters, x, y, slots, DECODE_TILE_ROWS)
+
+    assert torch.equal(y, alone)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_rows_in_no_tile_are_left_as_they_are(adds: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    adapters = random_adapters(DOWN, [(4,)], torch.bfloat16, CPU, generator)
+    x = torch.randn(3, DOWN.in_features, generator=generator).bfloat16()
+    y = torch.full((3, 72), 5.0, dtype=torch.bfloat16)
+
+    run(adapters, x, y, [0, -1], DECODE_TILE_ROWS, adds)
+
+    assert (y == 5.0).all(dim=1).tolist() == [False, adds, True]
