@@ -11,6 +11,7 @@ import torch
 from loraplex_server.kernels import lora_cuda, lora_expand, lora_shrink
 from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, SHRINK_DEFINES
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, ProjectionShape
+from loraplex_server.kernels.nvrtc import cuda_source
 from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel
 from tests.kernels.lora_case import MIXES, random_adapters
 from tests.kernels.test_lora import DOWN, GATE_UP, MIXED_RANKS, QKV, check, check_alone, run
@@ -25,9 +26,12 @@ THREADS = 128
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Rows of bf16 that decode take the CUDA kernels, as on Hopper."""
     folder: Path = tmp_path_factory.mktemp("kernels")
-    shrink = EmulatedKernel("lora_shrink", SHRINK_DEFINES, THREADS, folder)
+    shrink = EmulatedKernel(cuda_source("lora_shrink.cu"), "lora_shrink", SHRINK_DEFINES, THREADS, folder)
     expands = [
-        EmulatedKernel("lora_expand", EXPAND_DEFINES | {"ADD": adds}, THREADS, folder) for adds in (0, 1)
+        EmulatedKernel(
+            cuda_source("lora_expand.cu"), "lora_expand", EXPAND_DEFINES | {"ADD": adds}, THREADS, folder
+        )
+        for adds in (0, 1)
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lora_cuda, "device_index", lambda device: 0)

@@ -1,151 +1,9 @@
-// Stands in for kernels/cuda/common.cuh: the primitives on a CPU, for one block after another.
+// Stands in for kernels/cuda/common.cuh: its primitives on a CPU.
 //
-// A thread of a block is a coroutine. What a warp does together (products, shuffles, barriers) waits until all of its lanes
-// have come. Shared memory is static, and what one block leaves there the next one finds.
+// Asynchronous copies are done no earlier than they are waited for, so that a kernel that does not wait reads what was there
+// before.
 #pragma once
-#include <ucontext.h>
-
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <vector>
-
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define __restrict__
-#define __align__(n) __attribute__((aligned(n)))
-#define __shared__ static
-
-typedef uint32_t u32;
-typedef unsigned long long u64;
-typedef uint16_t u16;
-
-struct int2 { int x, y; };
-struct int4 { int x, y, z, w; };
-struct alignas(16) uint4 { u32 x, y, z, w; };
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int min(int a, int b) { return a < b ? a : b; }
-
-// ---- a block
-
-struct Index { int x, y, z; };
-
-struct Barrier {
-    int expected = 0, come = 0;
-    long long times = 0;
-};
-
-struct Lane {
-    Index index;
-    ucontext_t context;
-    std::unique_ptr<unsigned char[]> stack;
-    bool is_done = false;
-};
-
-struct Warp {
-    Barrier barrier;
-    uint4 given[32];  // what each lane brings to a common operation
-    float left[16][16], right[16][8];  // ... to a product
-};
-
-struct Block {
-    std::vector<Lane> lanes;
-    std::vector<Warp> warps;
-    Barrier barrier;
-    bool is_any = false;
-    Lane* current = nullptr;
-    ucontext_t scheduler;
-    std::function<void()> body;
-};
-
-inline Block emulated;
-inline Index blockIdx, gridDim;
-#define threadIdx (emulated.current->index)
-
-inline void pause() { swapcontext(&emulated.current->context, &emulated.scheduler); }
-
-inline void meet(Barrier& barrier) {
-    const long long times = barrier.times;
-    if (++barrier.come == barrier.expected) {
-        barrier.come = 0;
-        ++barrier.times;
-        return;
-    }
-    while (barrier.times == times) pause();
-}
-
-inline Warp& warp_of_lane() { return emulated.warps[threadIdx.x / 32]; }
-
-inline void __syncwarp() { meet(warp_of_lane().barrier); }
-inline void __syncthreads() { meet(emulated.barrier); }
-inline void __threadfence() {}  // blocks run one after another
-
-inline bool __syncthreads_or(bool is_true) {
-    __syncthreads();
-    emulated.is_any = false;
-    __syncthreads();
-    emulated.is_any |= is_true;
-    __syncthreads();
-    return emulated.is_any;
-}
-
-inline int atomicAdd(int* place, int value) {
-    const int before = *place;
-    *place += value;
-    return before;
-}
-
-// All lanes give something and see what the others gave.
-template <class Of>
-auto together(const uint4& given, const Of& of) {
-    Warp& warp = warp_of_lane();
-    warp.given[threadIdx.x & 31] = given;
-    __syncwarp();
-    auto result = of(warp.given);
-    __syncwarp();
-    return result;
-}
-
-inline void run_lane() {
-    emulated.body();
-    emulated.current->is_done = true;
-    pause();
-}
-
-inline void run_block(int threads, const std::function<void()>& body) {
-    emulated.lanes = std::vector<Lane>(threads);
-    emulated.warps = std::vector<Warp>(threads / 32);
-    emulated.barrier = {threads, 0, 0};
-    emulated.body = body;
-    for (Warp& warp : emulated.warps) warp.barrier.expected = 32;
-    for (int i = 0; i < threads; ++i) {
-        Lane& lane = emulated.lanes[i];
-        lane.index = {i, 0, 0};
-        lane.stack = std::make_unique<unsigned char[]>(1 << 16);
-        getcontext(&lane.context);
-        lane.context.uc_stack.ss_sp = lane.stack.get();
-        lane.context.uc_stack.ss_size = 1 << 16;
-        makecontext(&lane.context, run_lane, 0);
-    }
-    for (bool is_running = true; is_running;) {
-        is_running = false;
-        for (Lane& lane : emulated.lanes) {
-            if (lane.is_done) continue;
-            is_running = true;
-            emulated.current = &lane;
-            swapcontext(&emulated.scheduler, &lane.context);
-        }
-    }
-}
-
-// ---- what the kernels take from common.cuh
+#include "emulated_block.cuh"
 
 inline void allow_next_kernel() {}
 inline void wait_for_previous_kernel() {}
@@ -156,11 +14,74 @@ inline u32 shared_address(const void* pointer) {
     return static_cast<u32>(static_cast<const unsigned char*>(pointer) - &shared_base);
 }
 
-inline const uint4& shared16(u32 address) {
-    const unsigned char* const place = &shared_base + static_cast<int32_t>(address);
-    if (reinterpret_cast<uintptr_t>(place) % 16 != 0) std::fprintf(stderr, "unaligned shared address\n"), std::abort();
-    return *reinterpret_cast<const uint4*>(place);
+inline unsigned char* shared_place(u32 address, int alignment) {
+    unsigned char* const place = &shared_base + static_cast<int32_t>(address);
+    if (reinterpret_cast<uintptr_t>(place) % alignment != 0) std::fprintf(stderr, "unaligned shared address\n"), std::abort();
+    return place;
 }
+
+inline uint4& shared16(u32 address) { return *reinterpret_cast<uint4*>(shared_place(address, 16)); }
+
+inline Copy copy_of(u32 to, const void* from, u32 bytes) {
+    if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0) std::fprintf(stderr, "unaligned copy\n"), std::abort();
+    const unsigned char* const begin = static_cast<const unsigned char*>(from);
+    return {shared_place(to, 16), {begin, begin + bytes}};
+}
+
+inline void copy_async(u32 to, const void* from) { emulated.current->copies.push_back(copy_of(to, from, 16)); }
+
+inline void commit_copies() {
+    emulated.current->groups.push_back(std::move(emulated.current->copies));
+    emulated.current->copies.clear();
+}
+
+template <int PENDING>
+void wait_for_copies() {
+    for (auto& groups = emulated.current->groups; groups.size() > PENDING; groups.pop_front())
+        for (const Copy& copy : groups.front()) copy.finish();
+}
+
+inline void init_barrier(u32 barrier, u32 arrivals) {
+    emulated.copy_barriers[barrier] = CopyBarrier();
+    emulated.copy_barriers[barrier].expected = static_cast<int>(arrivals);
+}
+
+inline void fence_barrier_init() {}
+
+inline void expect_bytes(u32 barrier, u32 bytes) {
+    ++emulated.copy_barriers.at(barrier).come;
+    emulated.copy_barriers.at(barrier).bytes_expected += bytes;
+}
+
+inline void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
+    emulated.copy_barriers.at(barrier).copies.push_back(copy_of(to, from, bytes));
+    emulated.copy_barriers.at(barrier).bytes_come += bytes;
+}
+
+inline void wait_barrier(u32 barrier, u32 parity) {
+    CopyBarrier& of = emulated.copy_barriers.at(barrier);
+    while ((of.times & 1) == parity) {
+        if (of.come < of.expected || of.bytes_come < of.bytes_expected) {
+            pause();
+            continue;
+        }
+        for (const Copy& copy : of.copies) copy.finish();
+        of.copies.clear();
+        of.come = 0, of.bytes_expected = of.bytes_come = 0;
+        ++of.times;
+    }
+}
+
+template <int THREADS_TOGETHER>
+void sync_group(int id) {
+    if (THREADS_TOGETHER == 32) return __syncwarp();
+    emulated.named_barriers[id].expected = THREADS_TOGETHER;
+    meet(emulated.named_barriers[id]);
+}
+
+inline uint4 load_shared16(u32 address) { return shared16(address); }
+inline float2 load_shared_pair(u32 address) { return *reinterpret_cast<const float2*>(shared_place(address, 8)); }
+inline void store_shared16(u32 address, u32 a, u32 b, u32 c, u32 d) { shared16(address) = {a, b, c, d}; }
 
 inline uint4 load_global16(const u16* from, bool is_there) {
     uint4 v{};
@@ -172,21 +93,20 @@ inline uint4 load_global16(const u16* from, bool is_there) {
 inline float load_global_float(const float* from) { return *from; }
 inline u16 load_global_half(const u16* from, bool is_there) { return is_there ? *from : 0; }
 
-inline float from_bf16(u16 bits) {
-    const u32 wide = static_cast<u32>(bits) << 16;
-    float v;
-    std::memcpy(&v, &wide, 4);
-    return v;
-}
+inline float from_bf16(u16 bits) { return __uint_as_float(static_cast<u32>(bits) << 16); }
 
 inline u16 to_bf16(float v) {
-    u32 bits;
-    std::memcpy(&bits, &v, 4);
+    const u32 bits = __float_as_uint(v);
     if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
     return static_cast<u16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 inline u32 to_bf16_pair(float low, float high) { return static_cast<u32>(to_bf16(high)) << 16 | to_bf16(low); }
+
+inline u32 multiply_pairs(u32 a, u32 b) {
+    auto product = [&](int shift) { return from_bf16(static_cast<u16>(a >> shift)) * from_bf16(static_cast<u16>(b >> shift)); };
+    return to_bf16_pair(product(0), product(16));
+}
 
 inline uint4 load_matrices(u32 address) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -210,8 +130,8 @@ inline u32 transpose_8x8(u32 pair) {
 // d = a · b + d, 16×16 by 16×8
 inline void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    float(&left)[16][16] = warp_of_lane().left;
-    float(&right)[16][8] = warp_of_lane().right;
+    float(&left)[16][32] = warp_of_lane().left;
+    float(&right)[32][8] = warp_of_lane().right;
     for (int i = 0; i < 4; ++i)
         for (int half = 0; half < 2; ++half)
             left[g + (i & 1) * 8][2 * t + half + (i >> 1) * 8] = from_bf16(static_cast<u16>(a[i] >> (16 * half)));
@@ -222,5 +142,23 @@ inline void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     __syncwarp();
     for (int i = 0; i < 4; ++i)
         for (int k = 0; k < 16; ++k) d[i] += left[g + (i >> 1) * 8][k] * right[k][2 * t + (i & 1)];
+    __syncwarp();
+}
+
+// d = a · b + d, 16×32 by 32×8, of bytes
+inline void mma_int8(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    float(&left)[16][32] = warp_of_lane().left;
+    float(&right)[32][8] = warp_of_lane().right;
+    auto byte_of = [](u32 word, int i) { return static_cast<float>(static_cast<signed char>(word >> (8 * i))); };
+    for (int i = 0; i < 4; ++i)
+        for (int byte = 0; byte < 4; ++byte) left[g + (i & 1) * 8][4 * t + byte + (i >> 1) * 16] = byte_of(a[i], byte);
+    for (int byte = 0; byte < 4; ++byte) {
+        right[4 * t + byte][g] = byte_of(b0, byte);
+        right[4 * t + byte + 16][g] = byte_of(b1, byte);
+    }
+    __syncwarp();
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 32; ++k) d[i] += static_cast<int>(left[g + (i >> 1) * 8][k] * right[k][2 * t + (i & 1)]);
     __syncwarp();
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from loraplex_server.kernels.nvrtc import cuda_source
+from loraplex_server.kernels.nvrtc import HEADERS, cuda_source
 
 COMPILER = shutil.which("c++")
 _DRIVER = """
@@ -28,11 +28,16 @@ extern "C" void launch(int columns, int rows, int threads, void** arguments) {{
 """
 
 
+_DYNAMIC_SHARED = re.compile(r"extern __shared__ __align__\(\d+\) unsigned char (\w+)\[\];")
+
+
 class EmulatedKernel:
     """As `CudaKernel`, on a CPU."""
 
-    def __init__(self, function: str, defines: Mapping[str, int], threads: int, folder: Path) -> None:
-        code = cuda_source(f"{function}.cu")
+    def __init__(
+        self, code: str, function: str, defines: Mapping[str, int], threads: int, folder: Path
+    ) -> None:
+        code = _DYNAMIC_SHARED.sub(r"unsigned char* const \1 = dynamic_shared_memory;", code)
         parameters = re.search(rf"{function}\((.*?)\)\s*{{", code, re.S)
         assert parameters is not None
         types = [part.strip().rsplit(" ", 1)[0] for part in parameters[1].split(",")]
@@ -45,13 +50,15 @@ class EmulatedKernel:
         self._library = _build(code + _DRIVER.format(function=function, arguments=arguments), defines, folder)
         self._threads = threads
 
-    def launch(self, grid: tuple[int, int], arguments: tuple[Tensor | int, ...], overlap: bool) -> None:
+    def launch(
+        self, grid: tuple[int, int], arguments: tuple[Tensor | int | None, ...], overlap: bool = False
+    ) -> None:
         """Blocks one after another, on tensors of a CPU; nothing overlaps."""
         del overlap
         boxed = [
-            ctypes.c_void_p(value.data_ptr())
-            if isinstance(value, Tensor)
-            else ctypes.cast(ctypes.pointer(ctypes.c_int(value)), ctypes.c_void_p)
+            ctypes.cast(ctypes.pointer(ctypes.c_int(value)), ctypes.c_void_p)
+            if isinstance(value, int)
+            else ctypes.c_void_p(None if value is None else value.data_ptr())
             for value in arguments
         ]
         addresses = (ctypes.c_void_p * len(boxed))(*(box.value for box in boxed))
@@ -64,7 +71,10 @@ def _build(code: str, defines: Mapping[str, int], folder: Path) -> ctypes.CDLL:
     name = hashlib.sha256(repr((code, options)).encode()).hexdigest()[:16]
     headers = folder / "headers"
     headers.mkdir(parents=True, exist_ok=True)
-    (headers / "common.cuh").write_text((files(__package__) / "common.cuh").read_text())
+    for header in HEADERS:
+        (headers / header).write_text(cuda_source(header))
+    for header in ("common.cuh", "emulated_block.cuh"):
+        (headers / header).write_text((files(__package__) / header).read_text())
     source, library = folder / f"{name}.cpp", folder / f"{name}.so"
     source.write_text(code)
     subprocess.run(

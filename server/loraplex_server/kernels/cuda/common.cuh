@@ -77,6 +77,10 @@ __device__ __forceinline__ uint4 load_shared16(u32 address) {
     return v;
 }
 
+__device__ __forceinline__ void store_shared16(u32 address, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
 // 16 bytes, or zeros. Volatile: what is requested before the wait for the previous kernel stays before it, and the rest
 // behind it.
 __device__ __forceinline__ uint4 load_global16(const u16* from, bool is_there) {

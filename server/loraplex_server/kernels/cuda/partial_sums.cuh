@@ -34,10 +34,6 @@ __device__ __forceinline__ uint4 load_part(u32 address, int rank) {
     return v;
 }
 
-__device__ __forceinline__ void store_part(u32 address, u32 a, u32 b, u32 c, u32 d) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
-}
-
 __device__ __forceinline__ u32 bits(float v) { return __float_as_uint(v); }
 __device__ __forceinline__ u32 bits(int v) { return static_cast<u32>(v); }
 __device__ __forceinline__ void add_bits(float& sum, u32 v) { sum += __uint_as_float(v); }
@@ -63,8 +59,8 @@ __device__ __forceinline__ void add_parts(u32 base, int wk, Value (&sums)[MT][NT
 #pragma unroll
         for (int nt = 0; nt < NT; ++nt) {
             const Value* d = sums[mt][nt];
-            store_part(base + ((wk * TILES + local_tile(mt)) * NT + nt) * 512 + lane * 16, bits(d[0]), bits(d[1]),
-                       bits(d[2]), bits(d[3]));
+            store_shared16(base + ((wk * TILES + local_tile(mt)) * NT + nt) * 512 + lane * 16, bits(d[0]), bits(d[1]),
+                           bits(d[2]), bits(d[3]));
         }
     sync_parts();
     for (int unit = cluster_rank() * WARPS + warp; unit < TILES * NT; unit += SK * WARPS) {

@@ -1,0 +1,200 @@
+// Blocks of threads on a CPU, one block after another, and the language's own types and functions.
+//
+// A thread is a coroutine. What a warp does together (products, shuffles, barriers) waits until all of its lanes have come.
+// Static shared memory holds what the block before left there; the dynamic one is poisoned before each block.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__
+#define __align__(n) __attribute__((aligned(n)))
+#define __shared__ static
+#define __constant__ static const
+
+typedef uint32_t u32;
+typedef unsigned long long u64;
+typedef uint16_t u16;
+
+struct int2 { int x, y; };
+struct float2 { float x, y; };
+struct int4 { int x, y, z, w; };
+struct alignas(16) uint4 { u32 x, y, z, w; };
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline u32 __funnelshift_l(u32 low, u32 high, int by) { return static_cast<u32>((static_cast<u64>(high) << 32 | low) << by >> 32); }
+inline u32 __funnelshift_r(u32 low, u32 high, int by) { return static_cast<u32>((static_cast<u64>(high) << 32 | low) >> by); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+
+inline u32 __float_as_uint(float v) {
+    u32 bits;
+    std::memcpy(&bits, &v, 4);
+    return bits;
+}
+
+inline float __uint_as_float(u32 bits) {
+    float v;
+    std::memcpy(&v, &bits, 4);
+    return v;
+}
+
+// ---- a block
+
+struct Index { int x, y, z; };
+
+struct Barrier {
+    int expected = 0, come = 0;
+    long long times = 0;
+};
+
+struct Copy {
+    unsigned char* to;
+    std::vector<unsigned char> bytes;
+
+    void finish() const { std::memcpy(to, bytes.data(), bytes.size()); }
+};
+
+// Of asynchronous copies: what it waits for, and the copies that are done when it has come.
+struct CopyBarrier {
+    int expected = 0, come = 0;
+    u64 bytes_expected = 0, bytes_come = 0, times = 0;
+    std::vector<Copy> copies;
+};
+
+struct Lane {
+    Index index;
+    ucontext_t context;
+    std::unique_ptr<unsigned char[]> stack;
+    std::vector<Copy> copies;              // not yet committed
+    std::deque<std::vector<Copy>> groups;  // committed, not yet done
+    bool is_done = false;
+};
+
+struct Warp {
+    Barrier barrier;
+    uint4 given[32];  // what each lane brings to a common operation
+    float left[16][32], right[32][8];  // ... to a product
+};
+
+struct Block {
+    std::vector<Lane> lanes;
+    std::vector<Warp> warps;
+    Barrier barrier;
+    std::map<int, Barrier> named_barriers;
+    std::map<u32, CopyBarrier> copy_barriers;  // by address
+    bool is_any = false;
+    Lane* current = nullptr;
+    ucontext_t scheduler;
+    std::function<void()> body;
+};
+
+inline Block emulated;
+inline unsigned char dynamic_shared_memory[227 * 1024] __attribute__((aligned(1024)));
+inline Index blockIdx, gridDim;
+#define threadIdx (emulated.current->index)
+
+inline void pause() { swapcontext(&emulated.current->context, &emulated.scheduler); }
+
+inline void meet(Barrier& barrier) {
+    const long long times = barrier.times;
+    if (++barrier.come == barrier.expected) {
+        barrier.come = 0;
+        ++barrier.times;
+        return;
+    }
+    while (barrier.times == times) pause();
+}
+
+inline Warp& warp_of_lane() { return emulated.warps[threadIdx.x / 32]; }
+
+inline void __syncwarp() { meet(warp_of_lane().barrier); }
+inline void __syncthreads() { meet(emulated.barrier); }
+inline void __threadfence() {}  // blocks run one after another
+
+inline bool __syncthreads_or(bool is_true) {
+    __syncthreads();
+    emulated.is_any = false;
+    __syncthreads();
+    emulated.is_any |= is_true;
+    __syncthreads();
+    return emulated.is_any;
+}
+
+inline int atomicAdd(int* place, int value) {
+    const int before = *place;
+    *place += value;
+    return before;
+}
+
+// All lanes give something and see what the others gave.
+template <class Of>
+auto together(const uint4& given, const Of& of) {
+    Warp& warp = warp_of_lane();
+    warp.given[threadIdx.x & 31] = given;
+    __syncwarp();
+    auto result = of(warp.given);
+    __syncwarp();
+    return result;
+}
+
+template <class Value>
+Value __shfl_xor_sync(u32, Value value, int mask) {
+    static_assert(sizeof(Value) == 4, "words");
+    u32 word;
+    std::memcpy(&word, &value, 4);
+    word = together({word, 0, 0, 0}, [&](const uint4* given) { return given[(threadIdx.x & 31) ^ mask].x; });
+    std::memcpy(&value, &word, 4);
+    return value;
+}
+
+inline void run_lane() {
+    emulated.body();
+    emulated.current->is_done = true;
+    pause();
+}
+
+inline void run_block(int threads, const std::function<void()>& body) {
+    emulated.lanes = std::vector<Lane>(threads);
+    emulated.warps = std::vector<Warp>(threads / 32);
+    emulated.barrier = {threads, 0, 0};
+    emulated.named_barriers.clear();
+    emulated.copy_barriers.clear();
+    std::memset(dynamic_shared_memory, 0xff, sizeof(dynamic_shared_memory));  // NaN
+    emulated.body = body;
+    for (Warp& warp : emulated.warps) warp.barrier.expected = 32;
+    for (int i = 0; i < threads; ++i) {
+        Lane& lane = emulated.lanes[i];
+        lane.index = {i, 0, 0};
+        lane.stack = std::make_unique<unsigned char[]>(1 << 16);
+        getcontext(&lane.context);
+        lane.context.uc_stack.ss_sp = lane.stack.get();
+        lane.context.uc_stack.ss_size = 1 << 16;
+        makecontext(&lane.context, run_lane, 0);
+    }
+    for (bool is_running = true; is_running;) {
+        is_running = false;
+        for (Lane& lane : emulated.lanes) {
+            if (lane.is_done) continue;
+            is_running = true;
+            emulated.current = &lane;
+            swapcontext(&emulated.scheduler, &lane.context);
+        }
+    }
+}
