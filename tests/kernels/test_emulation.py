@@ -48,7 +48,6 @@ extern "C" __global__ void copy(const int* from, int* to) {
         (COPY, "wait_for_copies<1>(); __syncwarp();", False),
         (COPY, "__syncwarp();", False),
         (BULK, "wait_barrier(barrier, 0);", True),
-        (BULK, "wait_barrier(barrier, 1);", False),
         (BULK, "", False),
     ],
 )
@@ -61,3 +60,10 @@ def test_copies_are_there_when_they_have_been_waited_for(
 
     swapped = source.view(16, 2, 4).flip(1).reshape(-1)
     assert torch.equal(to, swapped) == is_right
+
+
+def test_threads_that_wait_for_what_never_comes_are_found(tmp_path: Path) -> None:
+    kernel = EmulatedKernel(BULK.replace("WAIT", "wait_barrier(barrier, 1);"), "copy", {}, 32, tmp_path)
+
+    with pytest.raises(RuntimeError, match="wait for one another"):
+        kernel.launch((1, 1), (torch.zeros(128, dtype=torch.int32), torch.zeros(128, dtype=torch.int32)))

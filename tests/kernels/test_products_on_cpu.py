@@ -1,4 +1,4 @@
-"""The products in CUDA C++ for few rows, and their launchers, executed on a CPU, against arithmetic in fp64."""
+"""The products in CUDA C++ and their launchers, executed on a CPU, against arithmetic in fp64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from loraplex_server.kernels import int8_matmul, nf4_matmul
 from loraplex_server.kernels.nvrtc import cuda_source
 from loraplex_server.kernels.product_plan import ProductPlan, int8_plan, nf4_plan
-from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel
+from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel, emulated_map
 from tests.kernels.test_products import error, int8_case, nf4_weight, poisoned, rows_of, tolerance
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -40,12 +40,14 @@ def kernel_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ProductPlan
 def emulated(kernel_of: Callable[[ProductPlan], EmulatedKernel], monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (nf4_matmul, int8_matmul):
         monkeypatch.setattr(module, "product_kernel", lambda plan, device: kernel_of(plan))
+        monkeypatch.setattr(module, "tensor_map", emulated_map)
 
 
-@pytest.mark.parametrize("is_exact", [False, True])
-@pytest.mark.parametrize("rows", [1, 5, 16])
+@pytest.mark.parametrize(
+    ("rows", "is_exact"), [(1, False), (5, True), (16, False), (21, False), (40, False), (40, True)]
+)
 @pytest.mark.parametrize("planned_for", [NARROW, WIDE])
-def test_the_nf4_product_for_few_rows_is_the_product_with_bitsandbytes_weights(
+def test_the_nf4_product_is_the_product_with_bitsandbytes_weights(
     planned_for: int, rows: int, is_exact: bool
 ) -> None:
     weight, x = nf4_weight(72, 832, CPU), rows_of(rows, 832, CPU)
@@ -56,10 +58,9 @@ def test_the_nf4_product_for_few_rows_is_the_product_with_bitsandbytes_weights(
     assert error(out, x.double() @ weight.dequantized().double().t() + bias.double()) < tolerance(out)
 
 
-@pytest.mark.parametrize(
-    ("planned_for", "rows"), [(NARROW, 1), (NARROW, 7), (NARROW, 13), (NARROW, 30), (WIDE, 1)]
-)
-def test_the_int8_product_for_few_rows_is_the_product_of_the_integers(planned_for: int, rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 13, 30, 40])
+@pytest.mark.parametrize("planned_for", [NARROW, WIDE])
+def test_the_int8_product_is_the_product_of_the_integers(planned_for: int, rows: int) -> None:
     x, weight, expected = int8_case(rows, 72, 832, CPU)
     out = poisoned(rows, 72, CPU)
 

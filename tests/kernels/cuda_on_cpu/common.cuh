@@ -8,7 +8,7 @@
 inline void allow_next_kernel() {}
 inline void wait_for_previous_kernel() {}
 
-static unsigned char shared_base;  // addresses count from here
+alignas(1024) static unsigned char shared_base;  // addresses count from here
 
 inline u32 shared_address(const void* pointer) {
     return static_cast<u32>(static_cast<const unsigned char*>(pointer) - &shared_base);
@@ -41,47 +41,52 @@ void wait_for_copies() {
         for (const Copy& copy : groups.front()) copy.finish();
 }
 
+inline CopyBarrier& copy_barrier(u32 address) { return this_block().copy_barriers.at(address); }
+
 inline void init_barrier(u32 barrier, u32 arrivals) {
-    emulated.copy_barriers[barrier] = CopyBarrier();
-    emulated.copy_barriers[barrier].expected = static_cast<int>(arrivals);
+    this_block().copy_barriers[barrier] = CopyBarrier();
+    copy_barrier(barrier).expected = static_cast<int>(arrivals);
 }
 
 inline void fence_barrier_init() {}
 
 inline void expect_bytes(u32 barrier, u32 bytes) {
-    ++emulated.copy_barriers.at(barrier).come;
-    emulated.copy_barriers.at(barrier).bytes_expected += bytes;
+    ++copy_barrier(barrier).come;
+    copy_barrier(barrier).bytes_expected += bytes;
+    copy_barrier(barrier).settle();
 }
 
-inline void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
-    emulated.copy_barriers.at(barrier).copies.push_back(copy_of(to, from, bytes));
-    emulated.copy_barriers.at(barrier).bytes_come += bytes;
+inline void copy_to_barrier(Copy copy, u32 barrier) {
+    CopyBarrier& of = copy_barrier(barrier);
+    of.bytes_come += copy.bytes.size();
+    of.coming.push_back(std::move(copy));
+    of.settle();
 }
+
+inline void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) { copy_to_barrier(copy_of(to, from, bytes), barrier); }
 
 inline void wait_barrier(u32 barrier, u32 parity) {
-    CopyBarrier& of = emulated.copy_barriers.at(barrier);
-    while ((of.times & 1) == parity) {
-        if (of.come < of.expected || of.bytes_come < of.bytes_expected) {
-            pause();
-            continue;
-        }
-        for (const Copy& copy : of.copies) copy.finish();
-        of.copies.clear();
-        of.come = 0, of.bytes_expected = of.bytes_come = 0;
-        ++of.times;
-    }
+    CopyBarrier& of = copy_barrier(barrier);
+    while ((of.times & 1) == parity) pause();
+    for (const Copy& copy : of.landed) copy.finish();
+    of.landed.clear();
 }
 
 template <int THREADS_TOGETHER>
 void sync_group(int id) {
     if (THREADS_TOGETHER == 32) return __syncwarp();
-    emulated.named_barriers[id].expected = THREADS_TOGETHER;
-    meet(emulated.named_barriers[id]);
+    this_block().named_barriers[id].expected = THREADS_TOGETHER;
+    meet(this_block().named_barriers[id]);
 }
 
 inline uint4 load_shared16(u32 address) { return shared16(address); }
 inline float2 load_shared_pair(u32 address) { return *reinterpret_cast<const float2*>(shared_place(address, 8)); }
 inline void store_shared16(u32 address, u32 a, u32 b, u32 c, u32 d) { shared16(address) = {a, b, c, d}; }
+
+inline uint4 load_cluster16(u32 address, int rank) {
+    const long long from_block = shared_place(address, 16) - this_block().memory;
+    return *reinterpret_cast<const uint4*>(emulated.blocks[rank].memory + from_block);
+}
 
 inline uint4 load_global16(const u16* from, bool is_there) {
     uint4 v{};
@@ -127,14 +132,20 @@ inline u32 transpose_8x8(u32 pair) {
     });
 }
 
+// A lane's part of 16 rows of pairs of bf16, as products take them.
+inline void give_left(const u32 (&a)[4]) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    for (int i = 0; i < 4; ++i)
+        for (int half = 0; half < 2; ++half)
+            warp_of_lane().left[g + (i & 1) * 8][2 * t + half + (i >> 1) * 8] = from_bf16(static_cast<u16>(a[i] >> (16 * half)));
+}
+
 // d = a · b + d, 16×16 by 16×8
 inline void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    float(&left)[16][32] = warp_of_lane().left;
-    float(&right)[32][8] = warp_of_lane().right;
-    for (int i = 0; i < 4; ++i)
-        for (int half = 0; half < 2; ++half)
-            left[g + (i & 1) * 8][2 * t + half + (i >> 1) * 8] = from_bf16(static_cast<u16>(a[i] >> (16 * half)));
+    const auto &left = warp_of_lane().left;
+    auto& right = warp_of_lane().right;
+    give_left(a);
     for (int half = 0; half < 2; ++half) {
         right[2 * t + half][g] = from_bf16(static_cast<u16>(b0 >> (16 * half)));
         right[2 * t + half + 8][g] = from_bf16(static_cast<u16>(b1 >> (16 * half)));

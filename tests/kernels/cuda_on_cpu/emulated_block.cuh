@@ -1,7 +1,8 @@
-// Blocks of threads on a CPU, one block after another, and the language's own types and functions.
+// Clusters of blocks of threads on a CPU, one cluster after another, and the language's own types and functions.
 //
-// A thread is a coroutine. What a warp does together (products, shuffles, barriers) waits until all of its lanes have come.
-// Static shared memory holds what the block before left there; the dynamic one is poisoned before each block.
+// A thread is a coroutine. What a warp does together (products, shuffles, barriers) waits until all of its lanes have come;
+// which warps go on in a round is drawn, so that some run ahead of others. Static shared memory is that of all blocks and
+// holds what others left there, dynamic memory is poisoned before each cluster.
 #pragma once
 #include <ucontext.h>
 
@@ -24,6 +25,8 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static
 #define __constant__ static const
+#define __grid_constant__
+#define __cluster_dims__(...)
 
 typedef uint32_t u32;
 typedef unsigned long long u64;
@@ -71,19 +74,26 @@ struct Copy {
     void finish() const { std::memcpy(to, bytes.data(), bytes.size()); }
 };
 
-// Of asynchronous copies: what it waits for, and the copies that are done when it has come.
+// Of asynchronous copies: what it waits for, and those that have come but have not been waited for.
 struct CopyBarrier {
     int expected = 0, come = 0;
     u64 bytes_expected = 0, bytes_come = 0, times = 0;
-    std::vector<Copy> copies;
+    std::vector<Copy> coming, landed;
+
+    void settle();
 };
+
+struct Block;
 
 struct Lane {
     Index index;
+    Block* block;
     ucontext_t context;
     std::unique_ptr<unsigned char[]> stack;
     std::vector<Copy> copies;              // not yet committed
     std::deque<std::vector<Copy>> groups;  // committed, not yet done
+    std::vector<std::function<void()>> products;
+    std::deque<std::vector<std::function<void()>>> product_groups;
     bool is_done = false;
 };
 
@@ -94,26 +104,40 @@ struct Warp {
 };
 
 struct Block {
+    Index index;
     std::vector<Lane> lanes;
     std::vector<Warp> warps;
     Barrier barrier;
     std::map<int, Barrier> named_barriers;
     std::map<u32, CopyBarrier> copy_barriers;  // by address
     bool is_any = false;
+    unsigned char* memory;  // dynamic shared
+};
+
+#define MAX_CLUSTER 4
+#define BLOCK_MEMORY (227 * 1024)
+
+struct Cluster {
+    std::vector<Block> blocks;
+    Barrier barrier;
     Lane* current = nullptr;
     ucontext_t scheduler;
     std::function<void()> body;
+    u64 progress = 0;  // how often anybody has come, or gone on
 };
 
-inline Block emulated;
-inline unsigned char dynamic_shared_memory[227 * 1024] __attribute__((aligned(1024)));
-inline Index blockIdx, gridDim;
+inline Cluster emulated;
+inline Index gridDim;
+inline unsigned char shared_memories[MAX_CLUSTER][BLOCK_MEMORY] __attribute__((aligned(1024)));
 #define threadIdx (emulated.current->index)
+#define blockIdx (emulated.current->block->index)
+#define dynamic_shared_memory (emulated.current->block->memory)
 
 inline void pause() { swapcontext(&emulated.current->context, &emulated.scheduler); }
 
 inline void meet(Barrier& barrier) {
     const long long times = barrier.times;
+    ++emulated.progress;
     if (++barrier.come == barrier.expected) {
         barrier.come = 0;
         ++barrier.times;
@@ -122,19 +146,30 @@ inline void meet(Barrier& barrier) {
     while (barrier.times == times) pause();
 }
 
-inline Warp& warp_of_lane() { return emulated.warps[threadIdx.x / 32]; }
+inline void CopyBarrier::settle() {
+    ++emulated.progress;
+    if (come < expected || bytes_come < bytes_expected) return;
+    for (Copy& copy : coming) landed.push_back(std::move(copy));
+    coming.clear();
+    come = 0, bytes_expected = bytes_come = 0;
+    ++times;
+}
+
+inline Block& this_block() { return *emulated.current->block; }
+inline Warp& warp_of_lane() { return this_block().warps[threadIdx.x / 32]; }
 
 inline void __syncwarp() { meet(warp_of_lane().barrier); }
-inline void __syncthreads() { meet(emulated.barrier); }
+inline void __syncthreads() { meet(this_block().barrier); }
+inline void sync_cluster() { meet(emulated.barrier); }
 inline void __threadfence() {}  // blocks run one after another
 
 inline bool __syncthreads_or(bool is_true) {
     __syncthreads();
-    emulated.is_any = false;
+    this_block().is_any = false;
     __syncthreads();
-    emulated.is_any |= is_true;
+    this_block().is_any |= is_true;
     __syncthreads();
-    return emulated.is_any;
+    return this_block().is_any;
 }
 
 inline int atomicAdd(int* place, int value) {
@@ -167,34 +202,54 @@ Value __shfl_xor_sync(u32, Value value, int mask) {
 inline void run_lane() {
     emulated.body();
     emulated.current->is_done = true;
+    ++emulated.progress;
     pause();
 }
 
-inline void run_block(int threads, const std::function<void()>& body) {
-    emulated.lanes = std::vector<Lane>(threads);
-    emulated.warps = std::vector<Warp>(threads / 32);
-    emulated.barrier = {threads, 0, 0};
-    emulated.named_barriers.clear();
-    emulated.copy_barriers.clear();
-    std::memset(dynamic_shared_memory, 0xff, sizeof(dynamic_shared_memory));  // NaN
+// Whether all threads ended, instead of waiting for one another.
+inline bool run_cluster(const std::vector<Index>& indices, int threads, const std::function<void()>& body) {
+    emulated.blocks = std::vector<Block>(indices.size());
+    emulated.barrier = {static_cast<int>(indices.size()) * threads, 0, 0};
     emulated.body = body;
-    for (Warp& warp : emulated.warps) warp.barrier.expected = 32;
-    for (int i = 0; i < threads; ++i) {
-        Lane& lane = emulated.lanes[i];
-        lane.index = {i, 0, 0};
-        lane.stack = std::make_unique<unsigned char[]>(1 << 16);
-        getcontext(&lane.context);
-        lane.context.uc_stack.ss_sp = lane.stack.get();
-        lane.context.uc_stack.ss_size = 1 << 16;
-        makecontext(&lane.context, run_lane, 0);
-    }
-    for (bool is_running = true; is_running;) {
-        is_running = false;
-        for (Lane& lane : emulated.lanes) {
-            if (lane.is_done) continue;
-            is_running = true;
-            emulated.current = &lane;
-            swapcontext(&emulated.scheduler, &lane.context);
+    std::memset(shared_memories, 0xff, indices.size() * BLOCK_MEMORY);  // NaN
+    for (size_t rank = 0; rank < indices.size(); ++rank) {
+        Block& block = emulated.blocks[rank];
+        block.index = indices[rank];
+        block.lanes = std::vector<Lane>(threads);
+        block.warps = std::vector<Warp>(threads / 32);
+        block.barrier = {threads, 0, 0};
+        block.memory = shared_memories[rank];
+        for (Warp& warp : block.warps) warp.barrier.expected = 32;
+        for (int i = 0; i < threads; ++i) {
+            Lane& lane = block.lanes[i];
+            lane.index = {i, 0, 0};
+            lane.block = &block;
+            lane.stack = std::make_unique<unsigned char[]>(1 << 16);
+            getcontext(&lane.context);
+            lane.context.uc_stack.ss_sp = lane.stack.get();
+            lane.context.uc_stack.ss_size = 1 << 16;
+            makecontext(&lane.context, run_lane, 0);
         }
     }
+    u64 progress = emulated.progress, idle_rounds = 0, random = 88172645463325252ull;
+    for (bool is_running = true; is_running;) {
+        is_running = false;
+        for (Block& block : emulated.blocks)
+            for (size_t warp = 0; warp < block.warps.size(); ++warp) {
+                random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+                const bool has_turn = (random >> 40 & ((1 << warp % 4) - 1)) == 0;  // some warps are slow
+                for (size_t i = warp * 32; i < warp * 32 + 32; ++i) {
+                    Lane& lane = block.lanes[i];
+                    if (lane.is_done) continue;
+                    is_running = true;
+                    if (!has_turn) continue;
+                    emulated.current = &lane;
+                    swapcontext(&emulated.scheduler, &lane.context);
+                }
+            }
+        idle_rounds = emulated.progress == progress ? idle_rounds + 1 : 0;
+        progress = emulated.progress;
+        if (idle_rounds > 1000) return false;
+    }
+    return true;
 }

@@ -81,6 +81,23 @@ __device__ __forceinline__ void store_shared16(u32 address, u32 a, u32 b, u32 c,
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
+// All blocks of the cluster.
+__device__ __forceinline__ void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// From the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ uint4 load_cluster16(u32 address, int rank) {
+    uint4 v;
+    u32 remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(remote)
+                 : "memory");
+    return v;
+}
+
 // 16 bytes, or zeros. Volatile: what is requested before the wait for the previous kernel stays before it, and the rest
 // behind it.
 __device__ __forceinline__ uint4 load_global16(const u16* from, bool is_there) {

@@ -13,25 +13,18 @@ __device__ __forceinline__ int cluster_rank() { return 0; }
 
 __device__ __forceinline__ void sync_parts() {
 #if SK > 1
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    sync_cluster();
 #else
     __syncthreads();
 #endif
 }
 
 __device__ __forceinline__ uint4 load_part(u32 address, int rank) {
-    uint4 v;
 #if SK > 1
-    u32 remote;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(remote)
-                 : "memory");
+    return load_cluster16(address, rank);
 #else
-    v = load_shared16(address);
+    return load_shared16(address);
 #endif
-    return v;
 }
 
 __device__ __forceinline__ u32 bits(float v) { return __float_as_uint(v); }
