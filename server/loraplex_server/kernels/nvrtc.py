@@ -17,18 +17,7 @@ from pathlib import Path
 
 from loraplex_server.errors import KernelError
 
-_HEADERS = tuple(
-    f"{name}.cuh"
-    for name in (
-        "common",
-        "int8",
-        "lora",
-        "nf4",
-        "partial_sums",
-        "tma",
-        "wgmma",
-    )
-)
+HEADERS = tuple(f"{name}.cuh" for name in ("common", "int8", "lora", "nf4", "partial_sums", "tma", "wgmma"))
 
 
 def compile_cubin(source: str, defines: Mapping[str, int], arch: str, cache: Path | None = None) -> bytes:
@@ -41,7 +30,7 @@ def compile_cubin(source: str, defines: Mapping[str, int], arch: str, cache: Pat
     options = [f"--gpu-architecture={arch}", "--std=c++17", "--extra-device-vectorization"]
     options += [f"-D{name}={value}" for name, value in sorted(defines.items())]
     code = cuda_source(source)
-    headers = {name: cuda_source(name) for name in _HEADERS}
+    headers = {name: cuda_source(name) for name in HEADERS}
     nvrtc = _nvrtc()
     folder = cache or kernel_cache()
     key = hashlib.sha256(repr((code, headers, options, nvrtc.version)).encode()).hexdigest()[:32]

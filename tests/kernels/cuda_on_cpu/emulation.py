@@ -13,54 +13,77 @@ from pathlib import Path
 
 from torch import Tensor
 
-from loraplex_server.kernels.nvrtc import cuda_source
+from loraplex_server.kernels.cuda_driver import Argument
+from loraplex_server.kernels.nvrtc import HEADERS, cuda_source
 
 COMPILER = shutil.which("c++")
 _DRIVER = """
-extern "C" void launch(int blocks, int threads, int shared_bytes, void** arguments) {{
-    static std::vector<unsigned char> room;
-    for (int i = 0; i < blocks; ++i) {{
-        room.assign(shared_bytes + 128, 0xff);  // NaN
-        dynamic_shared_memory = room.data() + (-reinterpret_cast<uintptr_t>(room.data()) & 127);
-        blockIdx = {{i, 0, 0}}, gridDim = {{blocks, 1, 1}};
-        run_block(threads, [&] {{ {function}({arguments}); }});
-    }}
+extern "C" int launch(int columns, int rows, int cluster_rows, int threads, void** arguments) {{
+    gridDim = {{columns, rows, 1}};
+    for (int y = 0; y < rows; y += cluster_rows)
+        for (int x = 0; x < columns; ++x) {{
+            std::vector<Index> blocks;
+            for (int rank = 0; rank < cluster_rows; ++rank) blocks.push_back({{x, y + rank, 0}});
+            if (!run_cluster(blocks, threads, [&] {{ {function}({arguments}); }})) return 1;
+        }}
+    return 0;
 }}
 """
+_DYNAMIC_SHARED = re.compile(r"extern __shared__ __align__\(\d+\) unsigned char (\w+)\[\];")
 
 
 class EmulatedKernel:
     """As `CudaKernel`, on a CPU."""
 
-    def __init__(self, function: str, defines: Mapping[str, int], threads: int, folder: Path) -> None:
-        code = cuda_source(f"{function}.cu")
+    def __init__(
+        self, code: str, function: str, defines: Mapping[str, int], threads: int, folder: Path
+    ) -> None:
+        code = _DYNAMIC_SHARED.sub(r"unsigned char* const \1 = dynamic_shared_memory;", code)
         parameters = re.search(rf"{function}\((.*?)\)\s*{{", code, re.S)
         assert parameters is not None
         types = [part.strip().rsplit(" ", 1)[0] for part in parameters[1].split(",")]
         arguments = ", ".join(
-            f"*static_cast<{kind}*>(arguments[{index}])"
-            if kind == "int"
-            else f"static_cast<{kind}>(arguments[{index}])"
+            f"static_cast<{kind}>(arguments[{index}])"
+            if "*" in kind
+            else f"*static_cast<{kind}*>(arguments[{index}])"
             for index, kind in enumerate(types)
-        )
-        code = code.replace(
-            "extern __shared__ __align__(128) unsigned char memory[];",
-            "unsigned char* const memory = dynamic_shared_memory;",
         )
         self._library = _build(code + _DRIVER.format(function=function, arguments=arguments), defines, folder)
         self._threads = threads
+        self._cluster_rows = defines.get("SK", 1)
 
-    def launch(self, blocks: int, shared_bytes: int, arguments: tuple[Tensor | int, ...]) -> None:
-        """Pointers must be to contiguous memory of a CPU."""
-        boxed = [
-            ctypes.c_void_p(value.data_ptr())
-            if isinstance(value, Tensor)
-            else ctypes.cast(ctypes.pointer(ctypes.c_int(value)), ctypes.c_void_p)
-            for value in arguments
-        ]
-        self._library.launch(
-            blocks, self._threads, shared_bytes, (ctypes.c_void_p * len(boxed))(*(box.value for box in boxed))
-        )
+    def launch(
+        self,
+        grid: tuple[int, int],
+        arguments: tuple[Argument, ...],
+        overlap: bool = False,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Blocks one after another, on tensors of a CPU; nothing overlaps.
+
+        Raises RuntimeError where all threads of a cluster wait for one another.
+        """
+        del overlap, shared_bytes
+        boxed = [_boxed(argument) for argument in arguments]
+        addresses = (ctypes.c_void_p * len(boxed))(*(box.value for box in boxed))
+        if self._library.launch(*grid, self._cluster_rows, self._threads, addresses):
+            raise RuntimeError("all threads wait for one another")
+
+
+def emulated_map(matrix: Tensor, box_rows: int) -> ctypes.Array[ctypes.c_uint64]:
+    """As `tensor_map`, for the stand-in of tma.cuh."""
+    (rows, columns), size = matrix.shape, matrix.element_size()
+    return (ctypes.c_uint64 * 16)(matrix.data_ptr(), rows, columns, matrix.stride(0) * size, size, box_rows)
+
+
+def _boxed(argument: Argument) -> ctypes.c_void_p:
+    """The address of a value, or the one that a tensor is."""
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if argument is None:
+        return ctypes.c_void_p(None)
+    value = ctypes.c_int(argument) if isinstance(argument, int) else argument
+    return ctypes.cast(ctypes.pointer(value), ctypes.c_void_p)
 
 
 def _build(code: str, defines: Mapping[str, int], folder: Path) -> ctypes.CDLL:
@@ -69,8 +92,10 @@ def _build(code: str, defines: Mapping[str, int], folder: Path) -> ctypes.CDLL:
     name = hashlib.sha256(repr((code, options)).encode()).hexdigest()[:16]
     headers = folder / "headers"
     headers.mkdir(parents=True, exist_ok=True)
-    (headers / "lora.cuh").write_text(cuda_source("lora.cuh"))
-    (headers / "common.cuh").write_text((files(__package__) / "common.cuh").read_text())
+    for header in HEADERS:
+        (headers / header).write_text(cuda_source(header))
+    for header in ("common.cuh", "emulated_block.cuh", "tma.cuh", "wgmma.cuh"):
+        (headers / header).write_text((files(__package__) / header).read_text())
     source, library = folder / f"{name}.cpp", folder / f"{name}.so"
     source.write_text(code)
     subprocess.run(

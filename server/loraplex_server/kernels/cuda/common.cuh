@@ -83,6 +83,27 @@ __device__ __forceinline__ uint4 load_shared16(u32 address) {
     return v;
 }
 
+__device__ __forceinline__ void store_shared16(u32 address, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+// All blocks of the cluster.
+__device__ __forceinline__ void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// From the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ uint4 load_cluster16(u32 address, int rank) {
+    uint4 v;
+    u32 remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(remote)
+                 : "memory");
+    return v;
+}
+
 // A number, or zero; past the first-level cache, which other blocks' stores do not reach.
 __device__ __forceinline__ float load_global_float(const float* from, bool is_there) {
     float v = 0.0f;

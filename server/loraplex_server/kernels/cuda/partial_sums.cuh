@@ -13,29 +13,18 @@ __device__ __forceinline__ int cluster_rank() { return 0; }
 
 __device__ __forceinline__ void sync_parts() {
 #if SK > 1
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    sync_cluster();
 #else
     __syncthreads();
 #endif
 }
 
 __device__ __forceinline__ uint4 load_part(u32 address, int rank) {
-    uint4 v;
 #if SK > 1
-    u32 remote;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(remote)
-                 : "memory");
+    return load_cluster16(address, rank);
 #else
-    v = load_shared16(address);
+    return load_shared16(address);
 #endif
-    return v;
-}
-
-__device__ __forceinline__ void store_part(u32 address, u32 a, u32 b, u32 c, u32 d) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
 __device__ __forceinline__ u32 bits(float v) { return __float_as_uint(v); }
@@ -63,8 +52,8 @@ __device__ __forceinline__ void add_parts(u32 base, int wk, Value (&sums)[MT][NT
 #pragma unroll
         for (int nt = 0; nt < NT; ++nt) {
             const Value* d = sums[mt][nt];
-            store_part(base + ((wk * TILES + local_tile(mt)) * NT + nt) * 512 + lane * 16, bits(d[0]), bits(d[1]),
-                       bits(d[2]), bits(d[3]));
+            store_shared16(base + ((wk * TILES + local_tile(mt)) * NT + nt) * 512 + lane * 16, bits(d[0]), bits(d[1]),
+                           bits(d[2]), bits(d[3]));
         }
     sync_parts();
     for (int unit = cluster_rank() * WARPS + warp; unit < TILES * NT; unit += SK * WARPS) {
