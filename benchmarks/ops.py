@@ -22,6 +22,8 @@ from torch import Tensor
 
 from benchmarks.bandwidth import copy_bandwidth
 from loraplex_server.kernels.decode_attention import decode_attention, num_parts
+from loraplex_server.kernels.lora_apply import lora_apply, lora_prepare
+from loraplex_server.kernels.lora_cuda import plan_ints, plan_shapes
 from loraplex_server.kernels.lora_expand import lora_expand
 from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups, num_splits
 from loraplex_server.kernels.lora_shrink import lora_shrink
@@ -114,7 +116,8 @@ def decode_tiles(rows: int, adapters: int) -> Tensor:
 def scratch_for(shape: ProjectionShape, shrunk: Tensor, tiles: Tensor, tile_rows: int) -> LoraScratch:
     num_parts = num_splits(shape.in_features, tile_rows) * shrunk.numel()
     num_counters = tiles.shape[0] * max_rank_groups(shrunk.shape[1])
-    return LoraScratch.allocate(num_parts, num_counters, DEVICE)
+    num_plan_ints = plan_ints(LAYERS, len(PROJECTIONS), tiles.shape[0])
+    return LoraScratch.allocate(num_parts, num_counters, num_plan_ints, DEVICE)
 
 
 def lora_bytes(shape: ProjectionShape, ranks: list[int]) -> tuple[int, int]:
@@ -134,21 +137,24 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
         scratch = scratch_for(shape, shrunk, tiles, DECODE_TILE_ROWS)
         a_bytes, b_bytes = lora_bytes(shape, ranks)
 
-        def shrink(
+        shapes = plan_shapes(
+            [*PROJECTIONS.values()], [len(p.widths) == 1 for p in PROJECTIONS.values()], DEVICE
+        )
+        lora_prepare(scratch, tables, tiles, shapes, DECODE_TILE_ROWS)
+
+        def apply(
             layer: int,
             x: Tensor = x,
+            y: Tensor = y,
             shrunk: Tensor = shrunk,
             scratch: LoraScratch = scratch,
             shape: ProjectionShape = shape,
         ) -> None:
-            lora_shrink(x, shrunk, scratch, tables, tiles, layer, shape, DECODE_TILE_ROWS)
+            place = (tables, tiles, layer, shape, DECODE_TILE_ROWS)
+            lora_apply(x, y, shrunk, scratch, *place, adds=len(shape.widths) == 1)
 
-        def expand(layer: int, y: Tensor = y, s: Tensor = shrunk, p: ProjectionShape = shape) -> None:
-            lora_expand(s, y, tables, tiles, layer, p, DECODE_TILE_ROWS, adds=len(p.widths) == 1)
-
-        yield Case(f"lora_shrink {name:7} {label}", a_bytes + 2 * x.numel(), shrink)
-        yield Case(f"lora_expand {name:7} {label}", b_bytes + 4 * y.numel(), expand)
-        steps += [shrink, expand]
+        yield Case(f"lora {name:7} {label}", a_bytes + b_bytes + 2 * x.numel() + 4 * y.numel(), apply)
+        steps.append(apply)
         total_bytes += a_bytes + b_bytes
 
     def all_projections(layer: int) -> None:

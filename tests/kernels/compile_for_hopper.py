@@ -88,7 +88,7 @@ def launch_lora() -> None:
     qkv = ProjectionShape(0, HIDDEN, (width, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM))
     for tile_rows in (DECODE_TILE_ROWS, PREFILL_TILE_ROWS):
         tiles, shrunk = i32(20, 4), b16(ROWS, 96)
-        scratch = LoraScratch.allocate(4 * shrunk.numel(), 160, torch.device("cpu"))
+        scratch = LoraScratch.allocate(4 * shrunk.numel(), 160, 1, torch.device("cpu"))
         lora_shrink.lora_shrink(b16(ROWS, HIDDEN), shrunk, scratch, tables, tiles, 1, qkv, tile_rows)
         for adds in (True, False):
             y = b16(ROWS, sum(qkv.widths))

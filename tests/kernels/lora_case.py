@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraplex_server.kernels.lora_cuda import plan_ints
 from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups
 from loraplex_server.kernels.lora_tables import (
     RECORD_FIELDS,
@@ -104,6 +105,8 @@ def poisoned_scratch(splits: int, shrunk: Tensor, num_rows: int, num_tiles: int)
     """Scratch just large enough for a shrink of so many rows, NaN wherever nothing is written."""
     rank_stride = shrunk.shape[1]
     num_counters = num_tiles * max_rank_groups(rank_stride)
-    scratch = LoraScratch.allocate(splits * num_rows * rank_stride, num_counters, shrunk.device)
+    scratch = LoraScratch.allocate(
+        splits * num_rows * rank_stride, num_counters, plan_ints(2, 4, num_tiles), shrunk.device
+    )
     scratch.parts.fill_(torch.nan)
     return scratch

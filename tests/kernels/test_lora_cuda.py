@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from loraplex_server.kernels import cuda_driver
-from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, SHRINK_DEFINES
+from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, PLAN_DEFINES, SHRINK_DEFINES
 from loraplex_server.kernels.nvrtc import compile_cubin
 
 SOURCES = [
-    ("lora_shrink", SHRINK_DEFINES),
-    ("lora_expand", EXPAND_DEFINES | {"ADD": 0}),
-    ("lora_expand", EXPAND_DEFINES | {"ADD": 1}),
+    ("lora_plan", PLAN_DEFINES),
+    ("lora_shrink", SHRINK_DEFINES | {"STAGES": 3}),
+    ("lora_expand", EXPAND_DEFINES | {"STAGES": 2, "ADD": 0}),
+    ("lora_expand", EXPAND_DEFINES | {"STAGES": 2, "ADD": 1}),
 ]
 
 

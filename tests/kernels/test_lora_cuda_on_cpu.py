@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loraplex_server.kernels import lora_apply, lora_cuda
-from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, SHRINK_DEFINES
+from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, PLAN_DEFINES, SHRINK_DEFINES
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, ProjectionShape
 from loraplex_server.kernels.nvrtc import cuda_source
 from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel
@@ -26,18 +26,25 @@ THREADS, BLOCKS = 128, 3
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Rows of bf16 that decode take the CUDA kernels, as on Hopper."""
     folder: Path = tmp_path_factory.mktemp("kernels")
-    shrink = EmulatedKernel(cuda_source("lora_shrink.cu"), "lora_shrink", SHRINK_DEFINES, THREADS, folder)
-    expands = [
-        EmulatedKernel(
-            cuda_source("lora_expand.cu"), "lora_expand", EXPAND_DEFINES | {"ADD": adds}, THREADS, folder
-        )
-        for adds in (0, 1)
-    ]
+    made: dict[tuple[str, int, bool], EmulatedKernel] = {}
+
+    def kernel(function: str, defines: dict[str, int], stages: int, adds: bool = False) -> EmulatedKernel:
+        key = (function, stages, adds)
+        if key not in made:
+            defines = defines | {"STAGES": stages, "ADD": int(adds)}
+            made[key] = EmulatedKernel(cuda_source(f"{function}.cu"), function, defines, THREADS, folder)
+        return made[key]
+
+    kernels = {
+        "_plan_kernel": lambda device: kernel("lora_plan", PLAN_DEFINES, 0),
+        "_shrink_kernel": lambda device, stages: kernel("lora_shrink", SHRINK_DEFINES, stages),
+        "_expand_kernel": lambda device, stages, adds: kernel("lora_expand", EXPAND_DEFINES, stages, adds),
+        "_multiprocessors": lambda device: BLOCKS,
+        "device_index": lambda device: 0,
+    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lora_cuda, "device_index", lambda device: 0)
-        patch.setattr(lora_cuda, "_shrink_kernel", lambda device: shrink)
-        patch.setattr(lora_cuda, "_expand_kernel", lambda device, adds: expands[adds])
-        patch.setattr(lora_cuda, "_multiprocessors", lambda device: BLOCKS)
+        for name, value in kernels.items():
+            patch.setattr(lora_cuda, name, value)
         patch.setattr(lora_apply, "has_cuda_lora", lambda rows: rows.dtype == torch.bfloat16)
         yield
 

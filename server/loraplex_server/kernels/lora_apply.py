@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_lora
+from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_lora, launch_plan, plan_ints
 from loraplex_server.kernels.lora_expand import check_expand, lora_expand
 from loraplex_server.kernels.lora_scratch import LoraScratch
 from loraplex_server.kernels.lora_shrink import check_shrink, lora_shrink
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, LoraTables, ProjectionShape
 from loraplex_server.kernels.triton_runtime import require
+
+
+def lora_prepare(
+    scratch: LoraScratch, tables: LoraTables, row_tiles: Tensor, shapes: Tensor, tile_rows: int
+) -> None:
+    """What all launches of a step would otherwise find out for themselves; once, ahead of its first `lora_apply`.
+
+    shapes  `plan_shapes` of the projections, in the order of their numbers
+    """
+    if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(tables.arena):
+        needed = plan_ints(tables.records.shape[1], shapes.shape[0], row_tiles.shape[0])
+        require(scratch.plan.numel() >= needed, f"scratch is too small for a plan of {needed} integers")
+        launch_plan(tables, row_tiles, shapes, scratch.plan)
 
 
 def lora_apply(
@@ -25,7 +38,9 @@ def lora_apply(
     *,
     adds: bool,
 ) -> None:
-    """y += B (A x) in place, or y = B (A x); operands as `lora_shrink` and `lora_expand` want them.
+    """y += B (A x) in place, or y = B (A x), in a step that has been prepared.
+
+    Operands as `lora_shrink` and `lora_expand` want them.
 
     shrunk  scratch, whose rows are as long as the largest sum of ranks of an adapter's modules, or longer
 
@@ -35,7 +50,8 @@ def lora_apply(
         check_shrink(x, shrunk, scratch, tables, row_tiles, projection, tile_rows)
         check_expand(shrunk, y, tables, row_tiles, projection)
         require(y.stride(0) % 8 == 0 and y.data_ptr() % 16 == 0, "rows of y must be aligned to 16 bytes")
-        launch_lora(x, y, scratch.parts, shrunk.shape[1], tables, row_tiles, layer, projection, adds)
+        plan = (tables, scratch.plan, row_tiles.shape[0], layer, projection)
+        launch_lora(x, y, scratch.parts, shrunk.shape[1], *plan, adds)
         return
     lora_shrink(x, shrunk, scratch, tables, row_tiles, layer, projection, tile_rows)
     lora_expand(shrunk, y, tables, row_tiles, layer, projection, tile_rows, adds=adds)

@@ -37,11 +37,15 @@ class LoraScratch:
 
     parts: Tensor  # [elements] fp32
     counters: Tensor  # [row tiles · max_rank_groups] int32; all zero before and after a launch
+    plan: Tensor  # [plan_ints] int32, of the step under way
 
     @classmethod
-    def allocate(cls, num_parts: int, num_counters: int, device: torch.device) -> LoraScratch:
-        """Scratch for launches whose splits · rows · rank_stride and counters are at most these."""
+    def allocate(
+        cls, num_parts: int, num_counters: int, num_plan_ints: int, device: torch.device
+    ) -> LoraScratch:
+        """Scratch for launches whose splits · rows · rank_stride, counters and plans are at most these."""
         return cls(
             torch.empty(num_parts, dtype=torch.float32, device=device),
             torch.zeros(num_counters, dtype=torch.int32, device=device),
+            torch.empty(num_plan_ints, dtype=torch.int32, device=device),
         )

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.decode_attention import num_parts
+from loraplex_server.kernels.lora_cuda import plan_ints
 from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups, num_splits
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, PREFILL_TILE_ROWS
 from loraplex_server.kernels.quantize import QuantizedRows
 from loraplex_server.kernels.sampling import SampleScratch
 from loraplex_server.model.config import DecoderConfig
+from loraplex_server.model.projections import PROJECTIONS
 
 
 class GpuWorkspace:
@@ -54,7 +56,8 @@ class GpuWorkspace:
         prefill_splits = num_splits(config.hidden_size, PREFILL_TILE_ROWS)
         num_shrink_parts = self.rank_stride * max(max(splits) * max_decodes, prefill_splits * max_rows)
         num_counters = max_rows * max_rank_groups(self.rank_stride)  # each row may be a tile of its own
-        self.lora = LoraScratch.allocate(num_shrink_parts, num_counters, device)
+        num_plan_ints = plan_ints(config.num_layers, len(PROJECTIONS), max_rows)
+        self.lora = LoraScratch.allocate(num_shrink_parts, num_counters, num_plan_ints, device)
         self.shrunk = buffer(max_rows, self.rank_stride)
         self._lora_delta = buffer(max_rows * max(self.qkv.shape[1], self.gate_up.shape[1]))
         self.logit_hidden = buffer(max_decodes, config.hidden_size)

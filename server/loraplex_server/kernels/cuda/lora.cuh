@@ -34,6 +34,11 @@ struct Tile {
 
 static_assert(sizeof(Tile) == 48, "read as three times 16 bytes");
 
+// Stages of one block of columns of a module. Without ranks there are zeros to be written, unless they were added.
+__device__ __forceinline__ int stages_of_ranks(int ranks, bool adds) {
+    return adds ? divide_up(ranks, RANKS) : max(1, divide_up(ranks, RANKS));
+}
+
 // The row tiles of a launch, and where the work of each ends.
 struct Work {
     const Tile* tiles;
@@ -69,47 +74,21 @@ struct Work {
     }
 };
 
-// Reads tiles and records into `memory`, shared, num_tiles · TILE_BYTES. To be called by the whole block.
+// What lora_plan.cu has prepared for a projection of a layer, num_tiles · PLAN_INTS: the tiles, where the work of each ends
+// for the first product, and for the second.
+#define TILE_INTS 12
+#define PLAN_INTS 16  // a multiple of 16 bytes
+
+// Reads it into `memory`, shared, num_tiles · TILE_BYTES. To be called by the whole block.
 #define TILE_BYTES 52
 
-template <class WorkOf>
-__device__ __forceinline__ Work load_tiles(unsigned char* memory, const int* table, const int* records, long long slot_stride,
-                                           int num_tiles, const WorkOf& work_of) {
-    __shared__ int of_warps[WARPS];
-    Tile* const tiles = reinterpret_cast<Tile*>(memory);
-    int* const ends = reinterpret_cast<int*>(tiles + num_tiles);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int total = 0;
+__device__ __forceinline__ Work load_work(unsigned char* memory, const int* plan, int num_tiles, int product) {
+    int4* const tiles = reinterpret_cast<int4*>(memory);
+    int* const ends = reinterpret_cast<int*>(memory) + num_tiles * TILE_INTS;
 #pragma unroll 1
-    for (int begin = 0; begin < num_tiles; begin += THREADS) {
-        const int index = begin + threadIdx.x;
-        int work = 0;
-        if (index < num_tiles) {
-            const int4 rows = *reinterpret_cast<const int4*>(table + index * 4);
-            int4 low = make_int4(0, 0, 0, 0), high = low;
-            if (rows.y > 0 && rows.z >= 0) {
-                const int4* const record = reinterpret_cast<const int4*>(records + rows.z * slot_stride);
-                low = record[0], high = record[1];
-            }
-            int4* const to = reinterpret_cast<int4*>(tiles + index);
-            to[0] = rows, to[1] = low, to[2] = high;
-            work = work_of(tiles[index]);
-        }
-#pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-            const int before = __shfl_up_sync(ALL_LANES, work, distance);
-            if (lane >= distance) work += before;
-        }
-        if (lane == 31) of_warps[warp] = work;
-        __syncthreads();
-        work += total;
-#pragma unroll
-        for (int w = 0; w < WARPS; ++w) {
-            if (w < warp) work += of_warps[w];
-            total += of_warps[w];
-        }
-        if (index < num_tiles) ends[index] = work;
-        __syncthreads();
-    }
-    return {tiles, ends, num_tiles, total};
+    for (int i = threadIdx.x; i < num_tiles * 3; i += THREADS) tiles[i] = reinterpret_cast<const int4*>(plan)[i];
+#pragma unroll 1
+    for (int i = threadIdx.x; i < num_tiles; i += THREADS) ends[i] = plan[num_tiles * (TILE_INTS + product) + i];
+    __syncthreads();
+    return {reinterpret_cast<const Tile*>(memory), ends, num_tiles, ends[num_tiles - 1]};
 }

@@ -64,8 +64,7 @@ struct Unit {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, MINB) lora_expand(
-    u16* y, const float* all_parts, const u16* arena, const int* records, const int* table, int num_tiles, int record_start,
-    int slot_stride, int y_stride, int end_0, int end_1, int end_2, int num_parts, int part_stride, int rank_stride) {
+    u16* y, const float* all_parts, const u16* arena, const int* plan, int num_tiles, int y_stride, int end_0, int end_1, int end_2, int num_parts, int part_stride, int rank_stride) {
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ __align__(16) HeldRows all_held[WARPS];
     allow_next_kernel();
@@ -75,16 +74,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINB) lora_expand(
     HeldRows& held = all_held[warp];
     auto start_of = [&](int module) { return module == 0 ? 0 : module == 1 ? end_0 : end_1; };
     auto width_of = [&](int module) { return (module == 0 ? end_0 : module == 1 ? end_1 : end_2) - start_of(module); };
-    // Work is counted in stages; without ranks there are zeros to be written.
-    auto stages_of = [&](int ranks) { return ADD ? divide_up(ranks, RANKS) : max(1, divide_up(ranks, RANKS)); };
+    auto stages_of = [&](int ranks) { return stages_of_ranks(ranks, ADD); };
     auto stages_of_module = [&](const Tile& tile, int module) {
         return divide_up(width_of(module), COLUMNS) * stages_of(tile.ranks[module]);
     };
     auto stages_of_sub = [&](const Tile& tile) {
         return stages_of_module(tile, 0) + stages_of_module(tile, 1) + stages_of_module(tile, 2);
     };
-    const Work work = load_tiles(memory + WARPS * STAGES * STAGE_BYTES, table, records + record_start, slot_stride, num_tiles,
-                                 [&](const Tile& tile) { return tile.num_subs() * stages_of_sub(tile); });
+    const Work work = load_work(memory + WARPS * STAGES * STAGE_BYTES, plan, num_tiles, 1);
     // Warps of one block are far from one another: a share that is longer by one does not come to all of them.
     int begin, end;
     work.share(warp * gridDim.x + blockIdx.x, gridDim.x * WARPS, begin, end);

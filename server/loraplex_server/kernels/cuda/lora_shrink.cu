@@ -23,8 +23,8 @@ struct Unit {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, MINB) lora_shrink(
-    const u16* x, float* parts, const u16* arena, const int* records, const int* table, int num_tiles, int record_start,
-    int slot_stride, int x_stride, int part_stride, int in_features, int rank_stride) {
+    const u16* x, float* parts, const u16* arena, const int* plan, int num_tiles, int x_stride, int part_stride,
+    int in_features, int rank_stride) {
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ float all_sums[2][WARPS][ROWS][RANKS + 1];
     allow_next_kernel();
@@ -32,9 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINB) lora_shrink(
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const u32 ring = shared_address(memory) + warp * (STAGES * STAGE_BYTES) + lane * 16;
     const int num_parts = divide_up(in_features, PART);
-    const Work work = load_tiles(
-        memory + WARPS * STAGES * STAGE_BYTES, table, records + record_start, slot_stride, num_tiles,
-        [&](const Tile& tile) { return tile.num_subs() * tile.num_groups() * num_parts; });
+    const Work work = load_work(memory + WARPS * STAGES * STAGE_BYTES, plan, num_tiles, 0);
     int first_unit, units_end;
     work.share(blockIdx.x, gridDim.x, first_unit, units_end);
     if (first_unit == units_end) {
