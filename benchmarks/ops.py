@@ -140,7 +140,7 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
         shapes = plan_shapes(
             [*PROJECTIONS.values()], [len(p.widths) == 1 for p in PROJECTIONS.values()], DEVICE
         )
-        lora_prepare(scratch, tables, tiles, shapes, DECODE_TILE_ROWS)
+        lora_prepare(scratch, tables, tiles, shapes, rows, DECODE_TILE_ROWS)
 
         def apply(
             layer: int,

@@ -51,7 +51,7 @@ def run(
     shrunk = torch.full((x.shape[0] + 1, rank_stride), torch.nan, dtype=x.dtype, device=x.device)
     scratch = poisoned_scratch(splits, shrunk, x.shape[0], tiles.shape[0])
     shapes = plan_shapes([adapters.projection] * 4, [adds] * 4, x.device)
-    lora_prepare(scratch, adapters.tables, tiles, shapes, tile_rows)
+    lora_prepare(scratch, adapters.tables, tiles, shapes, x.shape[0], tile_rows)
     place = (tiles, adapters.layer, adapters.projection, tile_rows)
     lora_apply(x, y, shrunk, scratch, adapters.tables, *place, adds=adds)
     assert not scratch.counters.any()

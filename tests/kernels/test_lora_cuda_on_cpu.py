@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from loraplex_server.kernels import lora_apply, lora_cuda
-from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, PLAN_DEFINES, SHRINK_DEFINES
+from loraplex_server.kernels.lora_cuda import PLAN_DEFINES, Depth, expand_defines, shrink_defines
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, ProjectionShape
 from loraplex_server.kernels.nvrtc import cuda_source
 from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel
@@ -26,19 +27,24 @@ THREADS, BLOCKS = 128, 3
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Rows of bf16 that decode take the CUDA kernels, as on Hopper."""
     folder: Path = tmp_path_factory.mktemp("kernels")
-    made: dict[tuple[str, int, bool], EmulatedKernel] = {}
 
-    def kernel(function: str, defines: dict[str, int], stages: int, adds: bool = False) -> EmulatedKernel:
-        key = (function, stages, adds)
-        if key not in made:
-            defines = defines | {"STAGES": stages, "ADD": int(adds)}
-            made[key] = EmulatedKernel(cuda_source(f"{function}.cu"), function, defines, THREADS, folder)
-        return made[key]
+    @functools.cache
+    def kernel(function: str, defines: tuple[tuple[str, int], ...]) -> EmulatedKernel:
+        return EmulatedKernel(cuda_source(f"{function}.cu"), function, dict(defines), THREADS, folder)
+
+    def plan_kernel(device: int) -> EmulatedKernel:
+        return kernel("lora_plan", tuple(PLAN_DEFINES.items()))
+
+    def shrink_kernel(device: int, depth: Depth) -> EmulatedKernel:
+        return kernel("lora_shrink", tuple(shrink_defines(depth).items()))
+
+    def expand_kernel(device: int, depth: Depth, adds: bool) -> EmulatedKernel:
+        return kernel("lora_expand", tuple(expand_defines(depth, adds).items()))
 
     kernels = {
-        "_plan_kernel": lambda device: kernel("lora_plan", PLAN_DEFINES, 0),
-        "_shrink_kernel": lambda device, stages: kernel("lora_shrink", SHRINK_DEFINES, stages),
-        "_expand_kernel": lambda device, stages, adds: kernel("lora_expand", EXPAND_DEFINES, stages, adds),
+        "_plan_kernel": plan_kernel,
+        "_shrink_kernel": shrink_kernel,
+        "_expand_kernel": expand_kernel,
         "_multiprocessors": lambda device: BLOCKS,
         "device_index": lambda device: 0,
     }
@@ -50,7 +56,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("num_rows", [1, 21])
+@pytest.mark.parametrize("num_rows", [1, 21, 40])
 def test_decode_rows_of_mixed_ranks_match_the_reference(mix: str, num_rows: int) -> None:
     check(QKV, MIXED_RANKS, mix, num_rows, DECODE_TILE_ROWS, torch.bfloat16, CPU)
     check_alone(QKV, MIXED_RANKS, mix, num_rows, DECODE_TILE_ROWS, CPU)

@@ -13,16 +13,22 @@ from loraplex_server.kernels.triton_runtime import require
 
 
 def lora_prepare(
-    scratch: LoraScratch, tables: LoraTables, row_tiles: Tensor, shapes: Tensor, tile_rows: int
+    scratch: LoraScratch,
+    tables: LoraTables,
+    row_tiles: Tensor,
+    shapes: Tensor,
+    num_rows: int,
+    tile_rows: int,
 ) -> None:
     """What all launches of a step would otherwise find out for themselves; once, ahead of its first `lora_apply`.
 
-    shapes  `plan_shapes` of the projections, in the order of their numbers
+    shapes    `plan_shapes` of the projections, in the order of their numbers
+    num_rows  of the step, as those of x will be
     """
     if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(tables.arena):
-        needed = plan_ints(tables.records.shape[1], shapes.shape[0], row_tiles.shape[0])
+        needed = plan_ints(tables.records.shape[1], shapes.shape[1], row_tiles.shape[0])
         require(scratch.plan.numel() >= needed, f"scratch is too small for a plan of {needed} integers")
-        launch_plan(tables, row_tiles, shapes, scratch.plan)
+        launch_plan(tables, row_tiles, shapes, num_rows, scratch.plan)
 
 
 def lora_apply(

@@ -108,8 +108,8 @@ class GpuDecoder:
             out=token_ids,
         )
         if batch.lora is not None and batch.lora.sole_slot is None:
-            lora = batch.lora
-            lora_prepare(workspace.lora, lora.tables, lora.row_tiles, self._lora_shapes, lora.tile_rows)
+            lora, place = batch.lora, (self._lora_shapes, batch.num_rows)
+            lora_prepare(workspace.lora, lora.tables, lora.row_tiles, *place, lora.tile_rows)
         embed(token_ids, self._weights.table, self._weights.table_scales, hidden)
         delta: Tensor | None = None
         for index, layer in enumerate(self._weights.layers):

@@ -4,7 +4,6 @@
 // Block (projection, layer). It starts no kernel early: those that follow read the plan without waiting for it.
 #include "lora.cuh"
 
-#define COLUMNS 128  // of a unit of the second product
 #define PROJECTIONS 4
 #define RECORD_INTS 8
 #define SHAPE_INTS 5  // parts of the inputs, blocks of columns of each module, whether the second product adds
