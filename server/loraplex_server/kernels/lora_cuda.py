@@ -21,7 +21,7 @@ _WARPS = 4  # of a block
 _LAUNCH = {"WARPS": _WARPS, "MINB": 4}
 PLAN_DEFINES = {"WARPS": _WARPS}
 SHRINK_DEFINES = _LAUNCH | {"PART": PART_INPUTS}
-EXPAND_DEFINES = _LAUNCH
+EXPAND_DEFINES = _LAUNCH | {"BATCH": 4}
 
 
 @dataclass(frozen=True, slots=True)

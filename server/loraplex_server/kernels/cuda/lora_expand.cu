@@ -5,7 +5,7 @@
 // transposed, its columns are the rows of a fragment and A x is the other one. A warp adds up the parts of A x when it
 // comes to other rows or another module, and keeps the sums.
 //
-// Compile-time, besides those of lora.cuh: ADD, COLUMNS (64 or 128).
+// Compile-time, besides those of lora.cuh: ADD, COLUMNS (64 or 128), BATCH (parts of A x that are requested at once).
 #include "lora.cuh"
 
 #define STAGE_BYTES (RANKS * COLUMNS * 2)
@@ -14,8 +14,7 @@
 #define HELD_RANKS 64                // of A x, a multiple of RANKS
 #define HELD_PITCH (HELD_RANKS + 8)  // the rows of a fragment lie in different banks
 
-#define PAIRS 2  // of ranks that a lane adds up at once,
-#define BATCH 4  // requesting so many parts
+#define PAIRS 2  // of ranks that a lane adds up at once
 
 typedef u16 HeldRows[ROWS][HELD_PITCH];
 
