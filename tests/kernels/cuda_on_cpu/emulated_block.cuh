@@ -36,7 +36,6 @@ struct int2 { int x, y; };
 struct float2 { float x, y; };
 struct int4 { int x, y, z, w; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -208,6 +207,7 @@ inline void run_lane() {
 
 // Whether all threads ended, instead of waiting for one another.
 inline bool run_cluster(const std::vector<Index>& indices, int threads, const std::function<void()>& body) {
+    if (indices.size() > MAX_CLUSTER) std::fprintf(stderr, "a cluster of over %d blocks\n", MAX_CLUSTER), std::abort();
     emulated.blocks = std::vector<Block>(indices.size());
     emulated.barrier = {static_cast<int>(indices.size()) * threads, 0, 0};
     emulated.body = body;
