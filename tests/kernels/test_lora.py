@@ -120,6 +120,36 @@ def check(
     assert torch.equal(y[[row for row, slot in enumerate(slots) if slot < 0]], untouched)
 
 
+def check_same_alone(
+    projection: ProjectionShape, ranks: list[tuple[int, ...]], tile_rows: int, device: torch.device
+) -> None:
+    """A row's result has the same bits by itself and among rows of other adapters."""
+    generator = torch.Generator().manual_seed(7)
+    adapters = random_adapters(projection, ranks, torch.bfloat16, device, generator)
+    x = torch.randn(12, projection.in_features, generator=generator).bfloat16().to(device)
+    y = torch.randn(12, sum(projection.widths), generator=generator).bfloat16().to(device)
+    slots = sorted(row % len(ranks) for row in range(12))
+    alone = y.clone()
+    for row, slot in enumerate(slots):
+        run(adapters, x[row : row + 1], alone[row : row + 1], [slot], tile_rows)
+
+    run(adapters, x, y, slots, tile_rows)
+
+    assert torch.equal(y, alone)
+
+
+def check_rows_in_no_tile(adds: bool, device: torch.device) -> None:
+    """They are left as they are; rows of the base alone too, where LoRA is added."""
+    generator = torch.Generator().manual_seed(3)
+    adapters = random_adapters(DOWN, [(4,)], torch.bfloat16, device, generator)
+    x = torch.randn(3, DOWN.in_features, generator=generator).bfloat16().to(device)
+    y = torch.full((3, 72), 5.0, dtype=torch.bfloat16, device=device)
+
+    run(adapters, x, y, [0, -1], DECODE_TILE_ROWS, adds)
+
+    assert (y == 5.0).all(dim=1).tolist() == [False, adds, True]
+
+
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("num_rows", [1, 21])
 def test_decode_rows_of_mixed_ranks_match_the_reference(
@@ -162,30 +192,12 @@ def test_prefill_rows_match_the_reference(mix: str, device: torch.device) -> Non
 
 @pytest.mark.parametrize("tile_rows", [DECODE_TILE_ROWS, PREFILL_TILE_ROWS])
 def test_a_row_is_the_same_alone_and_in_a_mixed_batch(tile_rows: int, device: torch.device) -> None:
-    generator = torch.Generator().manual_seed(7)
-    adapters = random_adapters(QKV, MIXED_RANKS, torch.bfloat16, device, generator)
-    x = torch.randn(12, QKV.in_features, generator=generator).bfloat16().to(device)
-    y = torch.randn(12, sum(QKV.widths), generator=generator).bfloat16().to(device)
-    slots = sorted(row % 5 for row in range(12))
-    alone = y.clone()
-    for row, slot in enumerate(slots):
-        run(adapters, x[row : row + 1], alone[row : row + 1], [slot], tile_rows)
-
-    run(adapters, x, y, slots, tile_rows)
-
-    assert torch.equal(y, alone)
+    check_same_alone(QKV, MIXED_RANKS, tile_rows, device)
 
 
 @pytest.mark.parametrize("adds", [True, False])
 def test_rows_in_no_tile_are_left_as_they_are(adds: bool, device: torch.device) -> None:
-    generator = torch.Generator().manual_seed(3)
-    adapters = random_adapters(DOWN, [(4,)], torch.bfloat16, device, generator)
-    x = torch.randn(3, DOWN.in_features, generator=generator).bfloat16().to(device)
-    y = torch.full((3, 72), 5.0, dtype=torch.bfloat16, device=device)
-
-    run(adapters, x, y, [0, -1], DECODE_TILE_ROWS, adds)
-
-    assert (y == 5.0).all(dim=1).tolist() == [False, adds, True]
+    check_rows_in_no_tile(adds, device)
 
 
 def test_shrunk_rows_are_written_for_true_ranks_only(device: torch.device) -> None:

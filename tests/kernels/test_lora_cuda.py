@@ -1,4 +1,4 @@
-"""LoRA's products in CUDA C++: what can be held without a GPU. On one, tests/kernels/test_lora.py runs them."""
+"""LoRA's products in CUDA C++: that they compile, what old drivers lack. test_lora_cuda_on_cpu.py executes them."""
 
 from __future__ import annotations
 

@@ -14,8 +14,17 @@ from loraplex_server.kernels.lora_cuda import PLAN_DEFINES, Depth, expand_define
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, ProjectionShape
 from loraplex_server.kernels.nvrtc import cuda_source
 from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel
-from tests.kernels.lora_case import MIXES, random_adapters
-from tests.kernels.test_lora import DOWN, GATE_UP, MIXED_RANKS, QKV, check, check_alone, run
+from tests.kernels.lora_case import MIXES
+from tests.kernels.test_lora import (
+    DOWN,
+    GATE_UP,
+    MIXED_RANKS,
+    QKV,
+    check,
+    check_alone,
+    check_rows_in_no_tile,
+    check_same_alone,
+)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
@@ -70,27 +79,9 @@ def test_every_rank_matches_the_reference(projection: ProjectionShape, rank: int
 
 
 def test_a_row_is_the_same_alone_and_in_a_mixed_batch() -> None:
-    generator = torch.Generator().manual_seed(7)
-    adapters = random_adapters(DOWN, [(8,), (40,), (16,)], torch.bfloat16, CPU, generator)
-    x = torch.randn(12, DOWN.in_features, generator=generator).bfloat16()
-    y = torch.randn(12, 72, generator=generator).bfloat16()
-    slots = sorted(row % 3 for row in range(12))
-    alone = y.clone()
-    for row, slot in enumerate(slots):
-        run(adapters, x[row : row + 1], alone[row : row + 1], [slot], DECODE_TILE_ROWS)
-
-    run(adapters, x, y, slots, DECODE_TILE_ROWS)
-
-    assert torch.equal(y, alone)
+    check_same_alone(DOWN, [(8,), (40,), (16,)], DECODE_TILE_ROWS, CPU)
 
 
 @pytest.mark.parametrize("adds", [True, False])
 def test_rows_in_no_tile_are_left_as_they_are(adds: bool) -> None:
-    generator = torch.Generator().manual_seed(3)
-    adapters = random_adapters(DOWN, [(4,)], torch.bfloat16, CPU, generator)
-    x = torch.randn(3, DOWN.in_features, generator=generator).bfloat16()
-    y = torch.full((3, 72), 5.0, dtype=torch.bfloat16)
-
-    run(adapters, x, y, [0, -1], DECODE_TILE_ROWS, adds)
-
-    assert (y == 5.0).all(dim=1).tolist() == [False, adds, True]
+    check_rows_in_no_tile(adds, CPU)

@@ -1,6 +1,7 @@
 """The NF4 and int8 products against arithmetic in fp64, over row counts, with outputs poisoned by NaN.
 
-The Triton kernels run here wherever there is no GPU, interpreted; those in CUDA C++ are marked `gpu`.
+The Triton kernels run here wherever there is no GPU, interpreted; those in CUDA C++ are marked `gpu`,
+and test_products_on_cpu.py executes them without one.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ inline void give_left(const u32 (&a)[4]) {
 // d = a · b + d, 16×16 by 16×8
 inline void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const auto &left = warp_of_lane().left;
+    const auto& left = warp_of_lane().left;
     auto& right = warp_of_lane().right;
     give_left(a);
     for (int half = 0; half < 2; ++half) {

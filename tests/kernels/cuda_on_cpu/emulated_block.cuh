@@ -233,6 +233,7 @@ inline void run_lane() {
 
 // Whether all threads ended, instead of waiting for one another.
 inline bool run_cluster(const std::vector<Index>& indices, int threads, const std::function<void()>& body) {
+    if (indices.size() > MAX_CLUSTER) std::fprintf(stderr, "a cluster of over %d blocks\n", MAX_CLUSTER), std::abort();
     emulated.blocks = std::vector<Block>(indices.size());
     emulated.barrier = {static_cast<int>(indices.size()) * threads, 0, 0};
     emulated.body = body;

@@ -1,4 +1,4 @@
-"""Compiles a kernel with the stand-in for common.cuh and runs its blocks one after another."""
+"""Compiles a kernel with stand-ins for the headers that speak to the GPU, and runs its blocks one after another."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from loraplex_server.kernels.cuda_driver import Argument
 from loraplex_server.kernels.nvrtc import HEADERS, cuda_source
 
 COMPILER = shutil.which("c++")
+_FLAGS = ("-std=c++17", "-O1", "-w", "-fPIC", "-shared")
+_STAND_INS = ("common.cuh", "emulated_block.cuh", "tma.cuh", "wgmma.cuh")
 _DRIVER = """
 extern "C" int launch(int columns, int rows, int cluster_rows, int threads, void** arguments) {{
     gridDim = {{columns, rows, 1}};
@@ -94,24 +96,9 @@ def _build(code: str, defines: Mapping[str, int], folder: Path) -> ctypes.CDLL:
     headers.mkdir(parents=True, exist_ok=True)
     for header in HEADERS:
         (headers / header).write_text(cuda_source(header))
-    for header in ("common.cuh", "emulated_block.cuh", "tma.cuh", "wgmma.cuh"):
+    for header in _STAND_INS:
         (headers / header).write_text((files(__package__) / header).read_text())
     source, library = folder / f"{name}.cpp", folder / f"{name}.so"
     source.write_text(code)
-    subprocess.run(
-        [
-            COMPILER,
-            "-std=c++17",
-            "-O1",
-            "-w",
-            "-fPIC",
-            "-shared",
-            *options,
-            f"-I{headers}",
-            source,
-            "-o",
-            library,
-        ],
-        check=True,
-    )
+    subprocess.run([COMPILER, *_FLAGS, *options, f"-I{headers}", source, "-o", library], check=True)
     return ctypes.CDLL(str(library))
