@@ -156,14 +156,13 @@ def row_bucket(rows: int) -> int:
 def _nf4_narrow(out_features: int, bucket: int) -> ProductPlan:
     """Up to 16 rows: as many parts as give every multiprocessor its share of a narrow weight."""
     share = _tiles_per_multiprocessor(out_features)
-    if share <= 3:
-        if bucket == 1:
-            return _plan("nf4.cu", bucket, mt=1, wn=1, wk=8, ks=2, stages=4)
-        if share == 3:
-            return _plan("nf4.cu", bucket, mt=1, wn=3, wk=8, ks=1, stages=4)
-        if bucket == 8:
-            return _plan("nf4.cu", bucket, mt=2, wn=1, wk=8, ks=2, stages=3)
-        return _plan("nf4.cu", bucket, mt=1, wn=2, wk=8, ks=2, stages=3)
+    if share == 3:
+        mt, wn, ks = {1: (2, 1, 4), 8: (2, 1, 2), 16: (1, 3, 2)}[bucket]
+        return _plan("nf4.cu", bucket, mt=mt, wn=wn, wk=8, ks=ks, stages=2)
+    if share <= 2:
+        # Sixteen parts are quicker by themselves, but leave LoRA no registers.
+        mt, wn, ks, stages = {1: (1, 1, 4, 2), 8: (2, 1, 2, 3), 16: (1, 2, 2, 2)}[bucket]
+        return _plan("nf4.cu", bucket, mt=mt, wn=wn, wk=8, ks=ks, stages=stages)
     if share <= 8:
         return _plan("nf4.cu", bucket, mt=2, wn=-(-share // 2), wk=4, ks=2, stages=3)
     return _plan("nf4.cu", bucket, mt=2, wn=_even_width(out_features), wk=2, ks=2, stages=3)
