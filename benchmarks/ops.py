@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.bandwidth import copy_bandwidth
 from loraplex_server.kernels.decode_attention import decode_attention, num_parts
 from loraplex_server.kernels.lora_apply import lora_apply, lora_prepare
-from loraplex_server.kernels.lora_cuda import plan_ints, plan_shapes
+from loraplex_server.kernels.lora_cuda import plan_ints
 from loraplex_server.kernels.lora_expand import lora_expand
 from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups, num_splits
 from loraplex_server.kernels.lora_shrink import lora_shrink
@@ -137,10 +137,8 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
         scratch = scratch_for(shape, shrunk, tiles, DECODE_TILE_ROWS)
         a_bytes, b_bytes = lora_bytes(shape, ranks)
 
-        shapes = plan_shapes(
-            [*PROJECTIONS.values()], [len(p.widths) == 1 for p in PROJECTIONS.values()], DEVICE
-        )
-        lora_prepare(scratch, tables, tiles, shapes, rows, DECODE_TILE_ROWS)
+        in_features = [shape.in_features for shape in PROJECTIONS.values()]
+        lora_prepare(scratch, tables, tiles, in_features, DECODE_TILE_ROWS)
 
         def apply(
             layer: int,

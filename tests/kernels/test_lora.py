@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.lora_apply import lora_apply, lora_prepare
-from loraplex_server.kernels.lora_cuda import plan_shapes
 from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.kernels.lora_expand import lora_expand_reference
 from loraplex_server.kernels.lora_scratch import num_splits
@@ -50,8 +49,7 @@ def run(
     rank_stride = adapters.max_total_rank + 3
     shrunk = torch.full((x.shape[0] + 1, rank_stride), torch.nan, dtype=x.dtype, device=x.device)
     scratch = poisoned_scratch(splits, shrunk, x.shape[0], tiles.shape[0])
-    shapes = plan_shapes([adapters.projection] * 4, [adds] * 4, x.device)
-    lora_prepare(scratch, adapters.tables, tiles, shapes, x.shape[0], tile_rows)
+    lora_prepare(scratch, adapters.tables, tiles, [adapters.projection.in_features] * 4, tile_rows)
     place = (tiles, adapters.layer, adapters.projection, tile_rows)
     lora_apply(x, y, shrunk, scratch, adapters.tables, *place, adds=adds)
     assert not scratch.counters.any()

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from loraplex_server.kernels import cuda_driver
-from loraplex_server.kernels.lora_cuda import DEEP, PLAN_DEFINES, SHALLOW, expand_defines, shrink_defines
+from loraplex_server.kernels.lora_cuda import DEEP, EXPAND_DEFINES, PLAN_DEFINES, SHALLOW
 from loraplex_server.kernels.nvrtc import compile_cubin
 
 SOURCES = [
     ("lora_plan", PLAN_DEFINES),
-    *(("lora_shrink", shrink_defines(depth)) for depth in (DEEP, SHALLOW)),
-    *(("lora_expand", expand_defines(depth, adds)) for depth in (DEEP, SHALLOW) for adds in (False, True)),
+    *(("lora_shrink", depth.defines) for depth in (DEEP, SHALLOW)),
+    *(("lora_expand", EXPAND_DEFINES | {"ADD": int(adds)}) for adds in (False, True)),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loraplex_server.kernels import lora_apply, lora_cuda
-from loraplex_server.kernels.lora_cuda import PLAN_DEFINES, Depth, expand_defines, shrink_defines
+from loraplex_server.kernels.lora_cuda import EXPAND_DEFINES, PLAN_DEFINES, ShrinkDepth
 from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, ProjectionShape
 from loraplex_server.kernels.nvrtc import cuda_source
 from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel
@@ -44,11 +44,11 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     def plan_kernel(device: int) -> EmulatedKernel:
         return kernel("lora_plan", tuple(PLAN_DEFINES.items()))
 
-    def shrink_kernel(device: int, depth: Depth) -> EmulatedKernel:
-        return kernel("lora_shrink", tuple(shrink_defines(depth).items()))
+    def shrink_kernel(device: int, depth: ShrinkDepth) -> EmulatedKernel:
+        return kernel("lora_shrink", tuple(depth.defines.items()))
 
-    def expand_kernel(device: int, depth: Depth, adds: bool) -> EmulatedKernel:
-        return kernel("lora_expand", tuple(expand_defines(depth, adds).items()))
+    def expand_kernel(device: int, adds: bool) -> EmulatedKernel:
+        return kernel("lora_expand", tuple((EXPAND_DEFINES | {"ADD": int(adds)}).items()))
 
     kernels = {
         "_plan_kernel": plan_kernel,

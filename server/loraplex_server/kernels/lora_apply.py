@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_lora, launch_plan, plan_ints
@@ -16,19 +18,18 @@ def lora_prepare(
     scratch: LoraScratch,
     tables: LoraTables,
     row_tiles: Tensor,
-    shapes: Tensor,
-    num_rows: int,
+    in_features: Sequence[int],
     tile_rows: int,
 ) -> None:
     """What all launches of a step would otherwise find out for themselves; once, ahead of its first `lora_apply`.
 
-    shapes    `plan_shapes` of the projections, in the order of their numbers
-    num_rows  of the step, as those of x will be
+    in_features  of the projections, in the order of their numbers
     """
     if tile_rows == DECODE_TILE_ROWS and has_cuda_lora(tables.arena):
-        needed = plan_ints(tables.records.shape[1], shapes.shape[1], row_tiles.shape[0])
+        _, num_layers, num_projections, _ = tables.records.shape
+        needed = plan_ints(num_layers, num_projections, row_tiles.shape[0])
         require(scratch.plan.numel() >= needed, f"scratch is too small for a plan of {needed} integers")
-        launch_plan(tables, row_tiles, shapes, num_rows, scratch.plan)
+        launch_plan(tables, row_tiles, in_features, scratch.plan)
 
 
 def lora_apply(

@@ -16,30 +16,37 @@ from loraplex_server.kernels.cuda_driver import CudaKernel, device_index, load_k
 from loraplex_server.kernels.lora_tables import LoraTables, ProjectionShape
 from loraplex_server.kernels.product_kernels import has_cuda_products
 
-PART_INPUTS = 1024  # whose products are added up before they go to memory
+PART_INPUTS = 1024  # of the first product, whose sum goes to memory
 _WARPS = 4  # of a block
-_LAUNCH = {"WARPS": _WARPS, "MINB": 4}
-PLAN_DEFINES = {"WARPS": _WARPS}
-SHRINK_DEFINES = _LAUNCH | {"PART": PART_INPUTS}
-EXPAND_DEFINES = _LAUNCH | {"BATCH": 4}
+_UNIT = {"WARPS": _WARPS, "ROWS": 8, "PART": PART_INPUTS}
+PLAN_DEFINES = _UNIT
+SHRINK_DEFINES = _UNIT | {"MINB": 4}
+EXPAND_DEFINES = {"WARPS": _WARPS, "GROUPS": 2, "DEPTH": 2, "ITEMS": 2, "BATCH": 4, "MINB": 5}
+_EXPAND_COLUMNS = _WARPS * 32 * EXPAND_DEFINES["GROUPS"]  # of one block
+_TILE_INTS = 12
+_MAX_TILES = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
-    """How much of its weights a warp keeps under way. What is computed does not depend on it."""
+class ShrinkDepth:
+    """How much of its weights a warp of the first product keeps under way. What is computed does not depend on it."""
 
-    chunks: int  # of 32 inputs, of a stage of the first product
-    shrink_stages: int
-    columns: int  # of a unit of the second product
-    expand_stages: int
+    chunks: int  # of 32 inputs, of one stage
+    stages: int
+
+    @property
+    def defines(self) -> dict[str, int]:
+        """Compile-time parameters."""
+        return SHRINK_DEFINES | {"CHUNKS": self.chunks, "STAGES": self.stages}
+
+    def shared_bytes(self, num_tiles: int) -> int:
+        """Dynamic shared memory of a block: weights and activations under way, and the row tiles."""
+        return _WARPS * self.stages * self.chunks * 1536 + num_tiles * _TILE_INTS * 4
 
 
-DEEP = Depth(chunks=2, shrink_stages=3, columns=128, expand_stages=2)
-SHALLOW = Depth(chunks=1, shrink_stages=2, columns=64, expand_stages=2)
+DEEP = ShrinkDepth(chunks=2, stages=3)
+SHALLOW = ShrinkDepth(chunks=1, stages=2)
 _DEEP_ROWS = 32  # beside more of them a base product leaves less shared memory
-_PLAN_INTS = 16  # of a tile
-_TILE_BYTES = 52  # in shared memory
-_MAX_TILES = 2048
 
 
 def has_cuda_lora(rows: Tensor) -> bool:
@@ -47,40 +54,18 @@ def has_cuda_lora(rows: Tensor) -> bool:
     return rows.dtype == torch.bfloat16 and has_cuda_products(rows.device)
 
 
-def depth_of(num_rows: int, projection: ProjectionShape) -> Depth:
-    """Such that a block finds room beside the base product of a projection."""
-    del projection
-    return DEEP if num_rows <= _DEEP_ROWS else SHALLOW
-
-
-def plan_shapes(projections: Sequence[ProjectionShape], adds: Sequence[bool], device: torch.device) -> Tensor:
-    """[depths, projections, 5] int32, what `launch_plan` knows of each projection."""
-    shapes = [_shapes_at(depth, projections, adds) for depth in (DEEP, SHALLOW)]
-    return torch.tensor(shapes, dtype=torch.int32, device=device)
-
-
-def _shapes_at(depth: Depth, projections: Sequence[ProjectionShape], adds: Sequence[bool]) -> list[list[int]]:
-    rows = []
-    for projection, is_added in zip(projections, adds, strict=True):
-        starts = (0, *projection.column_ends[:2])
-        ends = projection.column_ends
-        blocks = [-(-(end - start) // depth.columns) for start, end in zip(starts, ends, strict=True)]
-        rows.append([-(-projection.in_features // PART_INPUTS), *blocks, int(is_added)])
-    return rows
-
-
 def plan_ints(num_layers: int, num_projections: int, num_tiles: int) -> int:
     """Length of a plan."""
-    return num_layers * num_projections * num_tiles * _PLAN_INTS
+    return num_layers * num_projections * num_tiles * _TILE_INTS
 
 
-def launch_plan(tables: LoraTables, row_tiles: Tensor, shapes: Tensor, num_rows: int, plan: Tensor) -> None:
-    """Prepare the launches of a step: of all layers, and of the projections whose `plan_shapes` these are."""
-    num_layers = tables.records.shape[1]
-    shapes = shapes[int(num_rows > _DEEP_ROWS)]
+def launch_plan(tables: LoraTables, row_tiles: Tensor, in_features: Sequence[int], plan: Tensor) -> None:
+    """Prepare the launches of a step, of all layers, for projections of so many inputs."""
+    num_layers, num_projections = tables.records.shape[1:3]
+    num_tiles = row_tiles.shape[0]
     _plan_kernel(device_index(plan.device)).launch(
-        (shapes.shape[0], num_layers),
-        (tables.records, row_tiles, shapes, plan, row_tiles.shape[0], tables.slot_stride),
+        (num_projections, num_layers),
+        (tables.records, row_tiles, plan, num_tiles, tables.slot_stride, *in_features),
     )
 
 
@@ -103,43 +88,23 @@ def launch_lora(
     num_rows, in_features = x.shape
     part_stride = num_rows * rank_stride
     device = device_index(x.device)
-    grid = (_multiprocessors(device), 1)
-    start = (layer * tables.records.shape[2] + projection.index) * num_tiles * _PLAN_INTS
-    weights = (tables.arena, plan[start:], num_tiles)
-    depth = depth_of(num_rows, projection)
+    tiles = plan[plan_ints(layer, tables.records.shape[2], num_tiles) + projection.index * num_tiles * _TILE_INTS :]
+    depth = DEEP if num_rows <= _DEEP_ROWS else SHALLOW
     _shrink_kernel(device, depth).launch(
-        grid,
-        (x, parts, *weights, x.stride(0), part_stride, in_features, rank_stride),
+        (_multiprocessors(device), 1),
+        (x, parts, tables.arena, tiles, num_tiles, x.stride(0), part_stride, in_features, rank_stride),
         overlap=True,
-        shared_bytes=shrink_bytes(depth, num_tiles),
+        shared_bytes=depth.shared_bytes(num_tiles),
     )
     num_parts = -(-in_features // PART_INPUTS)
-    _expand_kernel(device, depth, adds).launch(
-        grid,
-        (y, parts, *weights, y.stride(0), *projection.column_ends, num_parts, part_stride, rank_stride),
+    _expand_kernel(device, adds).launch(
+        (sum(-(-width // _EXPAND_COLUMNS) for width in projection.widths), num_tiles),
+        (
+            *(y, parts, tables.arena, tiles, y.stride(0), *projection.column_ends),
+            *(num_parts, part_stride, rank_stride),
+        ),
         overlap=True,
-        shared_bytes=expand_bytes(depth, num_tiles),
     )
-
-
-def shrink_defines(depth: Depth) -> dict[str, int]:
-    """Compile-time parameters of the first product."""
-    return SHRINK_DEFINES | {"CHUNKS": depth.chunks, "STAGES": depth.shrink_stages}
-
-
-def expand_defines(depth: Depth, adds: bool) -> dict[str, int]:
-    """... of the second product."""
-    return EXPAND_DEFINES | {"COLUMNS": depth.columns, "STAGES": depth.expand_stages, "ADD": int(adds)}
-
-
-def shrink_bytes(depth: Depth, num_tiles: int) -> int:
-    """Dynamic shared memory of a block of the first product: weights and activations under way, and the row tiles."""
-    return _WARPS * depth.shrink_stages * depth.chunks * 1536 + num_tiles * _TILE_BYTES
-
-
-def expand_bytes(depth: Depth, num_tiles: int) -> int:
-    """... of the second product: weights under way, and the row tiles."""
-    return _WARPS * depth.expand_stages * depth.columns * 32 + num_tiles * _TILE_BYTES
 
 
 @functools.cache
@@ -154,14 +119,13 @@ def _plan_kernel(device: int) -> CudaKernel:
 
 
 @functools.cache
-def _shrink_kernel(device: int, depth: Depth) -> CudaKernel:
-    shared_bytes = shrink_bytes(depth, _MAX_TILES)
+def _shrink_kernel(device: int, depth: ShrinkDepth) -> CudaKernel:
+    most = depth.shared_bytes(_MAX_TILES)
     with torch.cuda.device(device):
-        return load_kernel("lora_shrink.cu", "lora_shrink", shrink_defines(depth), 32 * _WARPS, shared_bytes)
+        return load_kernel("lora_shrink.cu", "lora_shrink", depth.defines, 32 * _WARPS, most)
 
 
 @functools.cache
-def _expand_kernel(device: int, depth: Depth, adds: bool) -> CudaKernel:
-    defines, shared_bytes = expand_defines(depth, adds), expand_bytes(depth, _MAX_TILES)
+def _expand_kernel(device: int, adds: bool) -> CudaKernel:
     with torch.cuda.device(device):
-        return load_kernel("lora_expand.cu", "lora_expand", defines, 32 * _WARPS, shared_bytes)
+        return load_kernel("lora_expand.cu", "lora_expand", EXPAND_DEFINES | {"ADD": int(adds)}, 32 * _WARPS)

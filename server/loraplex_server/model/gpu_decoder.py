@@ -17,7 +17,6 @@ from loraplex_server.kernels.decode_attention import decode_attention
 from loraplex_server.kernels.embedding import embed
 from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.lora_apply import lora_apply, lora_prepare
-from loraplex_server.kernels.lora_cuda import plan_shapes
 from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.kernels.lora_tables import ProjectionShape
 from loraplex_server.kernels.norm import rms_norm
@@ -59,9 +58,6 @@ class GpuDecoderWeights:
     lm_head: GpuLinear
 
 
-_TO_RESIDUAL = ("o", "down")  # projections whose LoRA is added to the residual stream
-
-
 def projection_shapes(config: DecoderConfig) -> dict[str, ProjectionShape]:
     """Projection name -> its shape, as LoRA's kernels want it."""
     shapes = module_shapes(config)
@@ -82,8 +78,7 @@ class GpuDecoder:
         self._weights = weights
         self._cos, self._sin = rope_table
         self._projections = projection_shapes(config)
-        adds = [name in _TO_RESIDUAL for name in self._projections]
-        self._lora_shapes = plan_shapes([*self._projections.values()], adds, self._cos.device)
+        self._in_features = [shape.in_features for shape in self._projections.values()]
         self._side = SideStream(self._cos.device)
         self._query_columns = config.num_heads * config.head_dim
         self._shapes = [
@@ -108,8 +103,8 @@ class GpuDecoder:
             out=token_ids,
         )
         if batch.lora is not None and batch.lora.sole_slot is None:
-            lora, place = batch.lora, (self._lora_shapes, batch.num_rows)
-            lora_prepare(workspace.lora, lora.tables, lora.row_tiles, *place, lora.tile_rows)
+            lora = batch.lora
+            lora_prepare(workspace.lora, lora.tables, lora.row_tiles, self._in_features, lora.tile_rows)
         embed(token_ids, self._weights.table, self._weights.table_scales, hidden)
         delta: Tensor | None = None
         for index, layer in enumerate(self._weights.layers):

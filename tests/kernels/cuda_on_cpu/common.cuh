@@ -93,6 +93,13 @@ inline uint4 load_cluster16(u32 address, int rank) {
     return *reinterpret_cast<const uint4*>(emulated.blocks[rank].memory + from_block);
 }
 
+inline uint4 load_global16(const u16* from, bool is_there) {
+    uint4 v{};
+    if (is_there && reinterpret_cast<uintptr_t>(from) % 16 != 0) std::fprintf(stderr, "unaligned load\n"), std::abort();
+    if (is_there) std::memcpy(&v, from, 16);
+    return v;
+}
+
 inline float load_global_float(const float* from, bool is_there) { return is_there ? *from : 0.0f; }
 
 inline float from_bf16(u16 bits) { return __uint_as_float(static_cast<u32>(bits) << 16); }
@@ -117,19 +124,6 @@ inline uint4 load_matrices(u32 address) {
             const uint4& row = shared16(given[8 * q + g].x);
             return t == 0 ? row.x : t == 1 ? row.y : t == 2 ? row.z : row.w;
         };
-        return uint4{word(0), word(1), word(2), word(3)};
-    });
-}
-
-inline uint4 load_matrices_transposed(u32 address) {
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    return together({address, 0, 0, 0}, [&](const uint4* given) {
-        auto element = [&](int q, int row) {
-            u16 value;
-            std::memcpy(&value, shared_place(given[8 * q + row].x, 16) + 2 * g, 2);
-            return static_cast<u32>(value);
-        };
-        auto word = [&](int q) { return element(q, 2 * t + 1) << 16 | element(q, 2 * t); };
         return uint4{word(0), word(1), word(2), word(3)};
     });
 }

@@ -104,6 +104,18 @@ __device__ __forceinline__ uint4 load_cluster16(u32 address, int rank) {
     return v;
 }
 
+// 16 bytes, or zeros. Volatile: what is requested before the wait for the previous kernel stays before it, and the rest
+// behind it.
+__device__ __forceinline__ uint4 load_global16(const u16* from, bool is_there) {
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (is_there)
+        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                     : "l"(from)
+                     : "memory");
+    return v;
+}
+
 // A number, or zero; past the first-level cache, which other blocks' stores do not reach.
 __device__ __forceinline__ float load_global_float(const float* from, bool is_there) {
     float v = 0.0f;
@@ -137,16 +149,6 @@ __device__ __forceinline__ uint4 load_matrices(u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(address));
-    return v;
-}
-
-// ... each of them transposed.
-__device__ __forceinline__ uint4 load_matrices_transposed(u32 address) {
-    uint4 v;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(address)
-                 : "memory");
     return v;
 }
 

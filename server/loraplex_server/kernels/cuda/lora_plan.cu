@@ -1,66 +1,61 @@
 // What LoRA's products of a step would otherwise find out in each launch: of every layer and projection, the row tiles with
-// the records of their adapters, and where the work of each tile ends (see lora.cuh).
+// the records of their adapters, and how the first product is dealt out.
 //
 // Block (projection, layer). It starts no kernel early: those that follow read the plan without waiting for it.
+//
+// Compile-time: WARPS, ROWS (of a unit of the first product), PART (its inputs).
 #include "lora.cuh"
 
 #define PROJECTIONS 4
 #define RECORD_INTS 8
-#define SHAPE_INTS 5  // parts of the inputs, blocks of columns of each module, whether the second product adds
 
-// Sums of x and y over this thread and those before it in the block, and over all threads.
-__device__ __forceinline__ int2 sum_up_to(int2 value, int2& total) {
-    __shared__ int2 of_warps[WARPS];
+// Sum of the values of this thread and those before it in the block, and of all threads.
+__device__ __forceinline__ int sum_up_to(int value, int& total) {
+    __shared__ int of_warps[WARPS];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
-        const int x = __shfl_up_sync(ALL_LANES, value.x, distance), y = __shfl_up_sync(ALL_LANES, value.y, distance);
-        if (lane >= distance) value.x += x, value.y += y;
+        const int before = __shfl_up_sync(0xffffffffu, value, distance);
+        if (lane >= distance) value += before;
     }
     if (lane == 31) of_warps[warp] = value;
     __syncthreads();
-    total = make_int2(0, 0);
+    total = 0;
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) {
-        if (w < warp) value.x += of_warps[w].x, value.y += of_warps[w].y;
-        total.x += of_warps[w].x, total.y += of_warps[w].y;
+        if (w < warp) value += of_warps[w];
+        total += of_warps[w];
     }
     __syncthreads();
     return value;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) lora_plan(
-    const int* records, const int* table, const int* shapes, int* all_plans, int num_tiles, int slot_stride) {
+    const int* records, const int* row_tiles, int* all_tiles, int num_tiles, int slot_stride, int in_0, int in_1, int in_2,
+    int in_3) {
     wait_for_previous_kernel();
-    const int index = blockIdx.y * PROJECTIONS + blockIdx.x;
-    const int* const shape = shapes + blockIdx.x * SHAPE_INTS;
-    int* const plan = all_plans + (long long)index * num_tiles * PLAN_INTS;
-    int2 before = make_int2(0, 0);
+    const int projection = blockIdx.x, index = blockIdx.y * PROJECTIONS + projection;
+    const int in_features = projection == 0 ? in_0 : projection == 1 ? in_1 : projection == 2 ? in_2 : in_3;
+    int4* const tiles = reinterpret_cast<int4*>(all_tiles + (long long)index * num_tiles * TILE_INTS);
+    int before = 0;
     for (int first = 0; first < num_tiles; first += THREADS) {
         const int number = first + threadIdx.x;
-        int2 work = make_int2(0, 0), total;
+        int4 rows = make_int4(0, 0, 0, 0), low = rows, high = rows;
         if (number < num_tiles) {
-            const int4 rows = *reinterpret_cast<const int4*>(table + number * 4);
-            int4 low = make_int4(0, 0, 0, 0), high = low;
+            rows = reinterpret_cast<const int4*>(row_tiles)[number];
             if (rows.y > 0 && rows.z >= 0) {
                 const int4* const record =
                     reinterpret_cast<const int4*>(records + index * RECORD_INTS + (long long)rows.z * slot_stride);
                 low = record[0], high = record[1];
             }
-            int4* const to = reinterpret_cast<int4*>(plan + number * TILE_INTS);
-            to[0] = rows, to[1] = low, to[2] = high;
-            const int ranks[MAX_MODULES] = {high.y, high.z, high.w};
-            int stages = 0;
-            for (int module = 0; module < MAX_MODULES; ++module)
-                stages += shape[1 + module] * stages_of_ranks(ranks[module], shape[4]);
-            const int subs = divide_up(rows.y, ROWS);
-            work = make_int2(subs * divide_up(low.y, RANKS) * shape[0], subs * stages);
         }
-        const int2 end = sum_up_to(work, total);
+        int total;
+        const int units = divide_up(rows.y, ROWS) * divide_up(low.y, RANKS) * divide_up(in_features, PART);
+        const int end = before + sum_up_to(units, total);
         if (number < num_tiles) {
-            plan[num_tiles * TILE_INTS + number] = before.x + end.x;
-            plan[num_tiles * (TILE_INTS + 1) + number] = before.y + end.y;
+            int4* const to = tiles + number * 3;
+            to[0] = make_int4(rows.x, rows.y, end, 0), to[1] = low, to[2] = high;
         }
-        before.x += total.x, before.y += total.y;
+        before += total;
     }
 }
