@@ -19,10 +19,6 @@
 
 static_assert(HELD_RANKS % (DEPTH * RANKS) == 0, "ranks are held from where a round of steps begins");
 
-__device__ __forceinline__ u32 add_pair(u32 y, float low, float high) {
-    return to_bf16_pair(from_bf16(static_cast<u16>(y)) + low, from_bf16(static_cast<u16>(y >> 16)) + high);
-}
-
 typedef u16 HeldRows[TILE_ROWS][HELD_RANKS + 8];  // the rows of a fragment lie in different banks
 
 // held [row, rank] = sums of parts, in bf16; zeros behind the last rank of a fragment. To be called by the whole block.
@@ -96,13 +92,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINB) lora_expand(
     wait_for_previous_kernel();
     if (num_rows <= 0 || (ADD && rank == 0)) return;
 
+    // 8 columns of row g or g + 8 of the tile.
+    auto is_in_y = [&](int group, int half) { return g + half * 8 < num_rows && column + group * 32 < width; };
+    u16* const first_in_y = y + (long long)(row_start + g) * y_stride + module_column + column;
+    auto place_in_y = [&](int group, int half) { return first_in_y + half * 8 * (long long)y_stride + group * 32; };
+
     float sums[GROUPS][4][4];
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
+        for (int half = 0; half < 2; ++half) {
+            const uint4 before = load_global16(place_in_y(group, half), ADD && is_in_y(group, half));
+            const u32 pairs[4] = {before.x, before.y, before.z, before.w};
 #pragma unroll
-            for (int i = 0; i < 4; ++i) sums[group][j][i] = 0.0f;
+            for (int j = 0; j < 4; ++j) {
+                sums[group][j][half * 2] = from_bf16(static_cast<u16>(pairs[j]));
+                sums[group][j][half * 2 + 1] = from_bf16(static_cast<u16>(pairs[j] >> 16));
+            }
+        }
 
     const float* const of_rows = parts + (long long)row_start * rank_stride + rank_start;
     const u32 fragment = shared_address(&held[lane & 15][(lane >> 4) * 8]);
@@ -132,19 +139,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MINB) lora_expand(
     for (int group = 0; group < GROUPS; ++group)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = g + half * 8;
-            if (row >= num_rows || column + group * 32 >= width) continue;
-            uint4* const to = reinterpret_cast<uint4*>(y + (long long)(row_start + row) * y_stride + module_column +
-                                                       column + group * 32);
+            if (!is_in_y(group, half)) continue;
             const float(&d)[4][4] = sums[group];
             const int i = half * 2;
-#if ADD
-            const uint4 before = *to;
-            *to = make_uint4(add_pair(before.x, d[0][i], d[0][i + 1]), add_pair(before.y, d[1][i], d[1][i + 1]),
-                             add_pair(before.z, d[2][i], d[2][i + 1]), add_pair(before.w, d[3][i], d[3][i + 1]));
-#else
-            *to = make_uint4(to_bf16_pair(d[0][i], d[0][i + 1]), to_bf16_pair(d[1][i], d[1][i + 1]),
-                             to_bf16_pair(d[2][i], d[2][i + 1]), to_bf16_pair(d[3][i], d[3][i + 1]));
-#endif
+            *reinterpret_cast<uint4*>(place_in_y(group, half)) =
+                make_uint4(to_bf16_pair(d[0][i], d[0][i + 1]), to_bf16_pair(d[1][i], d[1][i + 1]),
+                           to_bf16_pair(d[2][i], d[2][i + 1]), to_bf16_pair(d[3][i], d[3][i + 1]));
         }
 }
