@@ -88,7 +88,8 @@ def launch_lora(
     num_rows, in_features = x.shape
     part_stride = num_rows * rank_stride
     device = device_index(x.device)
-    tiles = plan[plan_ints(layer, tables.records.shape[2], num_tiles) + projection.index * num_tiles * _TILE_INTS :]
+    first_tile = (layer * tables.records.shape[2] + projection.index) * num_tiles
+    tiles = plan[first_tile * _TILE_INTS :]
     depth = DEEP if num_rows <= _DEEP_ROWS else SHALLOW
     _shrink_kernel(device, depth).launch(
         (_multiprocessors(device), 1),
