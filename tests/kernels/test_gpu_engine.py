@@ -50,6 +50,7 @@ def start_gpu_engine(world: World, device: torch.device, *, num_blocks: int = 64
         "max_context_tokens": CONTEXT,
         "max_batched_tokens": 32,
         "max_running": 8,
+        "prefill_spread_steps": 1,  # what suits the device would cut steps otherwise on a GPU
         "block_size": BLOCK_SIZE,
         "kv_cache_bytes": kv_bytes,
         "adapter_slots": 4,
