@@ -60,12 +60,10 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
         at_most=False,
         unit="tokens/s",
     )
-    same_process = nf4.get("peer_run", nf4)  # of an earlier version, where the last run had no peer
-    peft = same_process.get("peft_decode_ms_8_adapters_32_rows")
-    ours = same_process.get("decode_ms_8_adapters_32_rows")
-    yield Row(
-        "against PEFT, NF4, 32 rows", 60, peft / ours if peft and ours else None, at_most=False, unit="×"
-    )
+    peft = nf4.get("peft_decode_ms_8_adapters_32_rows")
+    ours = nf4.get("decode_ms_8_adapters_32_rows")
+    ratio = peft / ours if peft and ours else None
+    yield Row("against PEFT, NF4, 32 rows", 60, ratio, at_most=False, unit="×")
     idle = [value for key, value in nf4.items() if key.startswith("idle_share_8_adapters")]
     yield Row("device idle between decode steps, worst", 0.05, max(idle, default=None))
 
