@@ -21,6 +21,7 @@ from loraplex_server.kernels import (
     lora_expand,
     lora_shrink,
     norm,
+    pinned_read,
     prefill_attention,
     quantize,
     rope,
@@ -125,6 +126,7 @@ def launch_row_kernels() -> None:
     quantize.quantize_rows(hidden, integers)
     swiglu.swiglu(b16(ROWS, 2 * HIDDEN), hidden, integers)
     embedding.embed(torch.zeros(ROWS, dtype=torch.int64), b16(100, HIDDEN), None, hidden)
+    pinned_read.read_pinned(i32(4096), i32(4096))
 
 
 def launch_sampling() -> None:

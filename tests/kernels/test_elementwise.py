@@ -9,6 +9,7 @@ from torch import Tensor
 from loraplex_server.kernels.embedding import embed, embed_reference
 from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.norm import rms_norm, rms_norm_reference
+from loraplex_server.kernels.pinned_read import read_pinned
 from loraplex_server.kernels.quantize import QuantizedRows, quantize_rows, quantize_rows_reference
 from loraplex_server.kernels.rope import rope_and_write, rope_and_write_reference
 from loraplex_server.kernels.swiglu import swiglu, swiglu_reference
@@ -217,3 +218,14 @@ def test_norm_and_swiglu_hold_at_real_shapes(rows: int, device: torch.device) ->
     assert relative_error(out, expected) < TOLERANCE[torch.bfloat16]
     assert_quantizes(quantized, out)
     assert_quantizes(wide, swiglu_reference(gate_up))
+
+
+@pytest.mark.parametrize("size", [16, 1024, 5008])
+def test_what_is_read_from_the_host_is_what_lies_there(size: int, device: torch.device) -> None:
+    source = torch.randint(-(2**31), 2**31, (size,), dtype=torch.int32)
+    target = torch.full((size + 1,), -7, dtype=torch.int32, device=device)
+
+    read_pinned(target[:size], source.pin_memory() if device.type == "cuda" else source)
+
+    assert torch.equal(target[:size].cpu(), source)
+    assert int(target[size]) == -7

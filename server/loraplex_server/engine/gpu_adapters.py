@@ -18,6 +18,7 @@ from loraplex_server.engine.adapter_arena import (
     projection_ends,
 )
 from loraplex_server.kernels.lora_tables import ARENA_UNIT, RECORD_FIELDS, LoraTables, projection_record
+from loraplex_server.kernels.pinned_read import read_pinned
 from loraplex_server.model.projections import PROJECTIONS
 
 _TURN_ELEMENTS = 2**20  # copied to the device in one go; some 40 µs at 50 GB/s
@@ -94,14 +95,14 @@ class _RecordStaging:
         self._in_use: deque[tuple[Tensor, torch.cuda.Event]] = deque()  # oldest first
 
     def upload(self, records: Tensor, target: Tensor) -> None:
-        """Copy in the order of the current stream."""
+        """In the order of the current stream."""
         if self._in_use and self._in_use[0][1].query():  # type: ignore[no-untyped-call]
             buffer, event = self._in_use.popleft()
         else:
             buffer = torch.empty(self._shape, dtype=torch.int32, pin_memory=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         buffer.copy_(records)
-        target.copy_(buffer, non_blocking=True)
+        read_pinned(target, buffer)
         event.record()
         self._in_use.append((buffer, event))
 
@@ -157,7 +158,7 @@ class GpuAdapterArena(FreeExtents):
             if self._shifted is not None:  # what lay there may be on the move in front of a step in flight
                 self._copies.wait_event(self._shifted)
                 self._shifted = None
-            # The inputs of the next step come through the same copy engine: many short turns let them in between.
+            # Whatever else comes through the copy engine finds its place between many short turns.
             for start in range(0, source.numel(), _TURN_ELEMENTS):
                 turn = slice(start, start + _TURN_ELEMENTS)
                 weights[turn].copy_(source[turn], non_blocking=True)

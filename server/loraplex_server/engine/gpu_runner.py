@@ -118,6 +118,8 @@ class GpuRunner:
         """Compile every kernel and capture every graph, so that no live request meets a compiler."""
         if not self._is_cuda:
             return
+        self._staging.begin()[:] = 0
+        self._staging.upload(self._largest_shape().layout().nbytes)
         shapes = self._shapes.all_shapes()
         for done, shape in enumerate(shapes):
             on_progress(done, len(shapes))

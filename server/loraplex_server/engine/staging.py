@@ -1,4 +1,4 @@
-"""Small inputs of a step: written on the host as named arrays, copied to the device in one go."""
+"""Small inputs of a step: written on the host as named arrays, brought to the device in one go."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_ALIGNMENT = 16
+from loraplex_server.kernels.pinned_read import read_pinned
+
+_ALIGNMENT = (
+    64  # bytes; so that the size in words is a multiple of 16, for which Triton compiles a kernel of its own
+)
 _DEPTH = 3  # host buffers in turn: one being filled, one being copied, one to spare
 _NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
     torch.int32: np.int32,
@@ -79,9 +83,12 @@ class Staging:
         return self._host[self._current].numpy()
 
     def upload(self, num_bytes: int) -> None:
-        """Copy what was written to the device, in the order of the current stream."""
-        self.device_buffer[:num_bytes].copy_(self._host[self._current][:num_bytes], non_blocking=True)
-        if self._is_cuda:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self._copied[self._current] = event
+        """Bring what was written to the device, in the order of the current stream."""
+        target, source = self.device_buffer[:num_bytes], self._host[self._current][:num_bytes]
+        if not self._is_cuda:
+            target.copy_(source)
+            return
+        read_pinned(target.view(torch.int32), source.view(torch.int32))
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._copied[self._current] = event
