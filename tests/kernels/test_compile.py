@@ -22,6 +22,7 @@ KERNELS = {
     "_prefill_attention_kernel",
     "_rms_norm_kernel",
     "_quantize_rows_kernel",
+    "_read_kernel",
     "_embed_kernel",
     "survey_kernel",
     "race_kernel",

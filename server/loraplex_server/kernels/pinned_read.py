@@ -1,4 +1,4 @@
-"""Small host buffers to the device without the copy engine, in which they would wait behind adapters that are copied."""
+"""Small host buffers to the device without the copy engine, where they would wait behind copies of adapters."""
 
 from __future__ import annotations
 
