@@ -151,7 +151,8 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
             place = (tables, tiles, layer, shape, DECODE_TILE_ROWS)
             lora_apply(x, y, shrunk, scratch, *place, adds=len(shape.widths) == 1)
 
-        yield Case(f"lora {name:7} {label}", a_bytes + b_bytes + 2 * x.numel() + 4 * y.numel(), apply)
+        y_bytes = (4 if len(shape.widths) == 1 else 2) * y.numel()  # added, or written alone
+        yield Case(f"lora {name:7} {label}", a_bytes + b_bytes + 2 * x.numel() + y_bytes, apply)
         steps.append(apply)
         total_bytes += a_bytes + b_bytes
 

@@ -101,12 +101,32 @@ def random_adapters(
     )
 
 
+_GUARD = 64  # elements behind each buffer
+_NOT_PLANNED = 0x7F7F7F7F
+
+
 def poisoned_scratch(splits: int, shrunk: Tensor, num_rows: int, num_tiles: int) -> LoraScratch:
-    """Scratch just large enough for a shrink of so many rows, NaN wherever nothing is written."""
-    rank_stride = shrunk.shape[1]
-    num_counters = num_tiles * max_rank_groups(rank_stride)
-    scratch = LoraScratch.allocate(
-        splits * num_rows * rank_stride, num_counters, plan_ints(2, 4, num_tiles), shrunk.device
+    """Scratch just large enough for so many parts and rows, which makes results wrong wherever nothing is written."""
+    rank_stride, device = shrunk.shape[1], shrunk.device
+    num_parts, num_plan_ints = splits * num_rows * rank_stride, plan_ints(2, 4, num_tiles)
+    return LoraScratch(
+        torch.full((num_parts + _GUARD,), torch.nan, device=device)[:num_parts],
+        torch.zeros(num_tiles * max_rank_groups(rank_stride), dtype=torch.int32, device=device),
+        torch.full((num_plan_ints + _GUARD,), _NOT_PLANNED, dtype=torch.int32, device=device)[:num_plan_ints],
     )
-    scratch.parts.fill_(torch.nan)
-    return scratch
+
+
+def assert_left_in_order(scratch: LoraScratch) -> None:
+    """Counters are zero again, and nothing was written behind the buffers."""
+    assert not scratch.counters.any()
+    assert scratch.parts.as_strided((_GUARD,), (1,), scratch.parts.numel()).isnan().all()
+    assert (scratch.plan.as_strided((_GUARD,), (1,), scratch.plan.numel()) == _NOT_PLANNED).all()
+
+
+def wider(tensor: Tensor) -> Tensor:
+    """The same values, as a part of rows that are longer by 16 elements."""
+    buffer = torch.full(
+        (tensor.shape[0], tensor.shape[1] + 16), 3.0, dtype=tensor.dtype, device=tensor.device
+    )
+    buffer[:, : tensor.shape[1]] = tensor
+    return buffer[:, : tensor.shape[1]]

@@ -67,3 +67,34 @@ def test_threads_that_wait_for_what_never_comes_are_found(tmp_path: Path) -> Non
 
     with pytest.raises(RuntimeError, match="wait for one another"):
         kernel.launch((1, 1), (torch.zeros(128, dtype=torch.int32), torch.zeros(128, dtype=torch.int32)))
+
+
+WAITING = """
+#include "common.cuh"
+extern "C" __global__ void waiting(int* to) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    WAIT
+    memory[threadIdx.x] = 1;
+    to[threadIdx.x] = memory[threadIdx.x];
+}
+"""
+
+
+@pytest.mark.parametrize("wait", ["", "if (threadIdx.x > 0) wait_for_previous_kernel();"])
+def test_threads_that_do_not_wait_for_the_previous_kernel_are_found(wait: str, tmp_path: Path) -> None:
+    kernel = EmulatedKernel(WAITING.replace("WAIT", wait), "waiting", {}, 32, tmp_path)
+    to = torch.zeros(32, dtype=torch.int32)
+    kernel.launch((1, 1), (to,))
+
+    with pytest.raises(RuntimeError, match="waits once"):
+        kernel.launch((1, 1), (to,), overlap=True)
+
+
+def test_writing_beyond_the_shared_memory_of_a_launch_is_found(tmp_path: Path) -> None:
+    code = WAITING.replace("WAIT", "wait_for_previous_kernel();")
+    kernel = EmulatedKernel(code, "waiting", {}, 32, tmp_path)
+    to = torch.zeros(32, dtype=torch.int32)
+    kernel.launch((1, 1), (to,), overlap=True, shared_bytes=32)
+
+    with pytest.raises(RuntimeError, match="beyond its shared memory"):
+        kernel.launch((1, 1), (to,), overlap=True, shared_bytes=31)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.lora_apply import lora_apply, lora_prepare
+from loraplex_server.kernels.lora_apply import lora_apply, lora_prepare, takes_cuda_kernels
+from loraplex_server.kernels.lora_cuda import num_parts
 from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.kernels.lora_expand import lora_expand_reference
 from loraplex_server.kernels.lora_scratch import num_splits
@@ -23,10 +24,12 @@ from loraplex_server.kernels.lora_tables import (
 from tests.kernels.lora_case import (
     MIXES,
     Adapters,
+    assert_left_in_order,
     poisoned_scratch,
     random_adapters,
     slots_of_rows,
     tile_table,
+    wider,
 )
 
 QKV = ProjectionShape(0, 328, (160, 40, 40))
@@ -45,14 +48,18 @@ def run(
 ) -> None:
     """Both products into y, through scratch that is NaN wherever nothing is written."""
     tiles = tile_table(slots, tile_rows, x.device)
-    splits = num_splits(adapters.projection.in_features, tile_rows)
+    in_features = adapters.projection.in_features
+    is_cuda = takes_cuda_kernels(x, tiles, tile_rows)
+    splits = num_parts(in_features) if is_cuda else num_splits(in_features, tile_rows)
     rank_stride = adapters.max_total_rank + 3
     shrunk = torch.full((x.shape[0] + 1, rank_stride), torch.nan, dtype=x.dtype, device=x.device)
     scratch = poisoned_scratch(splits, shrunk, x.shape[0], tiles.shape[0])
-    lora_prepare(scratch, adapters.tables, tiles, [adapters.projection.in_features] * 4, tile_rows)
+    of_projections = [8] * 4
+    of_projections[adapters.projection.index] = in_features
+    lora_prepare(scratch, adapters.tables, tiles, of_projections, tile_rows)
     place = (tiles, adapters.layer, adapters.projection, tile_rows)
     lora_apply(x, y, shrunk, scratch, adapters.tables, *place, adds=adds)
-    assert not scratch.counters.any()
+    assert_left_in_order(scratch)
 
 
 def reference(adapters: Adapters, x: Tensor, y: Tensor, slots: list[int]) -> Tensor:
@@ -106,8 +113,8 @@ def check(
 ) -> None:
     generator = torch.Generator().manual_seed(torch.seed() % 2**31)
     adapters = random_adapters(projection, ranks, dtype, device, generator)
-    x = torch.randn(num_rows, projection.in_features, generator=generator).to(dtype).to(device)
-    y = torch.randn(num_rows, sum(projection.widths), generator=generator).to(dtype).to(device)
+    x = wider(torch.randn(num_rows, projection.in_features, generator=generator).to(dtype).to(device))
+    y = wider(torch.randn(num_rows, sum(projection.widths), generator=generator).to(dtype).to(device))
     slots = slots_of_rows(mix, num_rows, len(ranks), generator)
     expected = reference(adapters, x, y, slots)
     untouched = y[[row for row, slot in enumerate(slots) if slot < 0]].clone()

@@ -17,7 +17,8 @@ from tests.kernels.test_products import error, int8_case, nf4_weight, poisoned, 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 CPU = torch.device("cpu")
-WIDE, NARROW = 16 * 132 * 9, 16 * 132 * 2  # outputs that plans are made for; those multiplied here are fewer
+TILES = 16 * 132  # outputs that plans are made for, as many times; those multiplied here are fewer
+NARROW = TILES * 2
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def emulated(kernel_of: Callable[[ProductPlan], EmulatedKernel], monkeypatch: py
 @pytest.mark.parametrize(
     ("rows", "is_exact"), [(1, False), (5, True), (16, False), (21, False), (40, False), (40, True)]
 )
-@pytest.mark.parametrize("planned_for", [NARROW, WIDE])
+@pytest.mark.parametrize("planned_for", [NARROW, TILES * 3, TILES * 5, TILES * 9])
 def test_the_nf4_product_is_the_product_with_bitsandbytes_weights(
     planned_for: int, rows: int, is_exact: bool
 ) -> None:
@@ -59,7 +60,7 @@ def test_the_nf4_product_is_the_product_with_bitsandbytes_weights(
 
 
 @pytest.mark.parametrize("rows", [1, 13, 30, 40])
-@pytest.mark.parametrize("planned_for", [NARROW, WIDE])
+@pytest.mark.parametrize("planned_for", [NARROW, TILES * 3, TILES * 5, TILES * 9])
 def test_the_int8_product_is_the_product_of_the_integers(planned_for: int, rows: int) -> None:
     x, weight, expected = int8_case(rows, 72, 832, CPU)
     out = poisoned(rows, 72, CPU)

@@ -1,6 +1,7 @@
-"""LoRA's two products for rows that decode, in CUDA C++ (lora_shrink.cu, lora_expand.cu): on Hopper, in bf16.
+"""LoRA's two products for rows that decode, in CUDA C++: on Hopper, in bf16.
 
-Their blocks take little of a multiprocessor: a base product leaves little, and beside it is where they run.
+A step is prepared first (lora_plan.cu). The blocks of the products (lora_shrink.cu, lora_expand.cu) take little of a
+multiprocessor: a base product leaves little, and beside it is where they run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SHRINK_DEFINES = _UNIT | {"MINB": 4}
 EXPAND_DEFINES = {"WARPS": _WARPS, "GROUPS": 2, "DEPTH": 2, "ITEMS": 2, "BATCH": 4, "MINB": 5}
 _EXPAND_COLUMNS = _WARPS * 32 * EXPAND_DEFINES["GROUPS"]  # of one block
 _TILE_INTS = 12
-_MAX_TILES = 2048
+_MAX_TILES = 2048  # that shared memory holds beside what is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,14 @@ SHALLOW = ShrinkDepth(chunks=1, stages=2)
 _DEEP_ROWS = 32  # beside more of them a base product leaves less shared memory
 
 
-def has_cuda_lora(rows: Tensor) -> bool:
-    """Whether the kernels run where the rows of activations lie, on their dtype."""
-    return rows.dtype == torch.bfloat16 and has_cuda_products(rows.device)
+def has_cuda_lora(rows: Tensor, num_tiles: int) -> bool:
+    """Whether the kernels run where the rows of activations lie, on their dtype and on so many row tiles."""
+    return rows.dtype == torch.bfloat16 and num_tiles <= _MAX_TILES and has_cuda_products(rows.device)
+
+
+def num_parts(in_features: int) -> int:
+    """Sums that the first product leaves of each row and rank."""
+    return -(-in_features // PART_INPUTS)
 
 
 def plan_ints(num_layers: int, num_projections: int, num_tiles: int) -> int:
@@ -83,7 +89,7 @@ def launch_lora(
 ) -> None:
     """Both products, of a step that `launch_plan` has prepared; operands as `lora_apply` has checked them.
 
-    parts  [in / PART_INPUTS, n, rank_stride] fp32, scratch
+    parts  [num_parts, n, rank_stride] fp32, scratch
     """
     num_rows, in_features = x.shape
     part_stride = num_rows * rank_stride
@@ -97,12 +103,11 @@ def launch_lora(
         overlap=True,
         shared_bytes=depth.shared_bytes(num_tiles),
     )
-    num_parts = -(-in_features // PART_INPUTS)
     _expand_kernel(device, adds).launch(
         (sum(-(-width // _EXPAND_COLUMNS) for width in projection.widths), num_tiles),
         (
             *(y, parts, tables.arena, tiles, y.stride(0), *projection.column_ends),
-            *(num_parts, part_stride, rank_stride),
+            *(num_parts(in_features), part_stride, rank_stride),
         ),
         overlap=True,
     )

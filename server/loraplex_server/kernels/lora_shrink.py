@@ -70,7 +70,9 @@ def lora_shrink_reference(
         if num_rows == 0 or slot < 0:
             continue
         a_unit, total_rank = tables.records[slot, layer, projection.index, :2].tolist()
-        a = tables.arena[a_unit * 8 :][: total_rank * projection.in_features].view(total_rank, -1)
+        a = tables.arena[a_unit * 8 :][: total_rank * projection.in_features].view(
+            total_rank, projection.in_features
+        )
         rows = slice(row_start, row_start + num_rows)
         shrunk[rows, :total_rank] = x[rows].float() @ a.float().t()
     return shrunk
@@ -251,7 +253,8 @@ def lora_shrink(
     row_tiles  [tiles, 4] int32 of `row_tile_table`, planned with `tile_rows`
     tile_rows  DECODE_TILE_ROWS or PREFILL_TILE_ROWS
     """
-    check_shrink(x, shrunk, scratch, tables, row_tiles, projection, tile_rows)
+    check_shrink(x, shrunk, tables, row_tiles, projection)
+    _check_scratch(x, shrunk, scratch, row_tiles, tile_rows)
     num_rows, in_features = x.shape
     splits, rank_stride = num_splits(in_features, tile_rows), shrunk.shape[1]
     record_start, slot_stride = tables.record_start(layer, projection), tables.slot_stride
@@ -296,18 +299,10 @@ def lora_shrink(
 
 
 def check_shrink(
-    x: Tensor,
-    shrunk: Tensor,
-    scratch: LoraScratch,
-    tables: LoraTables,
-    row_tiles: Tensor,
-    projection: ProjectionShape,
-    tile_rows: int,
+    x: Tensor, shrunk: Tensor, tables: LoraTables, row_tiles: Tensor, projection: ProjectionShape
 ) -> None:
-    """Raises ValueError unless the operands are as `lora_shrink` wants them."""
+    """Raises ValueError unless the operands are as `lora_shrink` wants them; its scratch is another matter."""
     num_rows, in_features = x.shape
-    splits = num_splits(in_features, tile_rows)
-    rank_stride = shrunk.shape[1]
     require(in_features == projection.in_features, f"x {tuple(x.shape)} is not [n, {projection.in_features}]")
     is_aligned = x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
     require(x.stride(1) == 1 and is_aligned, "rows of x must be contiguous and 16-byte aligned")
@@ -317,12 +312,19 @@ def check_shrink(
         shrunk.dtype == x.dtype and shrunk.is_contiguous() and shrunk.shape[0] >= num_rows,
         f"shrunk {tuple(shrunk.shape)} does not hold {num_rows} contiguous rows of {x.dtype}",
     )
-    num_parts = splits * num_rows * rank_stride
+    require(
+        row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
+    )
+
+
+def _check_scratch(
+    x: Tensor, shrunk: Tensor, scratch: LoraScratch, row_tiles: Tensor, tile_rows: int
+) -> None:
+    num_rows, in_features = x.shape
+    rank_stride = shrunk.shape[1]
+    num_parts = num_splits(in_features, tile_rows) * num_rows * rank_stride
     num_counters = row_tiles.shape[0] * max_rank_groups(rank_stride)
     require(
         scratch.parts.numel() >= num_parts and scratch.counters.numel() >= num_counters,
         f"scratch is too small for {num_parts} parts and {num_counters} counters",
-    )
-    require(
-        row_tiles.dtype == torch.int32 and row_tiles.is_contiguous(), "row_tiles must be contiguous int32"
     )

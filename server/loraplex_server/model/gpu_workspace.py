@@ -56,7 +56,7 @@ class GpuWorkspace:
         prefill_splits = num_splits(config.hidden_size, PREFILL_TILE_ROWS)
         num_shrink_parts = self.rank_stride * max(max(splits) * max_decodes, prefill_splits * max_rows)
         num_counters = max_rows * max_rank_groups(self.rank_stride)  # each row may be a tile of its own
-        num_plan_ints = plan_ints(config.num_layers, len(PROJECTIONS), max_rows)
+        num_plan_ints = plan_ints(config.num_layers, len(PROJECTIONS), max_decodes)
         self.lora = LoraScratch.allocate(num_shrink_parts, num_counters, num_plan_ints, device)
         self.shrunk = buffer(max_rows, self.rank_stride)
         self._lora_delta = buffer(max_rows * max(self.qkv.shape[1], self.gate_up.shape[1]))

@@ -6,7 +6,7 @@
 #include "emulated_block.cuh"
 
 inline void allow_next_kernel() {}
-inline void wait_for_previous_kernel() {}
+inline void wait_for_previous_kernel() { ++emulated.current->waits; }
 
 alignas(1024) static unsigned char shared_base;  // addresses count from here
 

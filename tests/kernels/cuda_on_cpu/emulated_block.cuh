@@ -43,13 +43,6 @@ inline int __popc(u32 v) { return __builtin_popcount(v); }
 inline float __frcp_rn(float v) { return 1.0f / v; }
 inline int __float2int_rd(float v) { return static_cast<int>(std::floor(v)); }
 
-inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
-    const u64 bytes = static_cast<u64>(b) << 32 | a;
-    u32 out = 0;
-    for (int i = 0; i < 4; ++i) out |= static_cast<u32>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
-    return out;
-}
-
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
@@ -105,6 +98,7 @@ struct Lane {
     std::deque<std::vector<Copy>> groups;  // committed, not yet done
     std::vector<std::function<void()>> products;
     std::deque<std::vector<std::function<void()>>> product_groups;
+    int waits = 0;  // for the previous kernel
     bool is_done = false;
 };
 
@@ -135,7 +129,11 @@ struct Cluster {
     ucontext_t scheduler;
     std::function<void()> body;
     u64 progress = 0;  // how often anybody has come, or gone on
+    bool waits_are_right = true;
 };
+
+// How a cluster ended.
+enum Ending { AS_IT_SHOULD, WAITING_FOR_ONE_ANOTHER, WITHOUT_ONE_WAIT, BEYOND_ITS_MEMORY };
 
 inline Cluster emulated;
 inline Index gridDim;
@@ -226,17 +224,20 @@ inline u32 __ballot_sync(u32, bool is_true) {
 
 inline void run_lane() {
     emulated.body();
+    emulated.waits_are_right &= emulated.current->waits == 1;
     emulated.current->is_done = true;
     ++emulated.progress;
     pause();
 }
 
-// Whether all threads ended, instead of waiting for one another.
-inline bool run_cluster(const std::vector<Index>& indices, int threads, const std::function<void()>& body) {
+// `shared_bytes`: dynamic memory of a block; `overlaps`: each thread must wait once for the previous kernel.
+inline Ending run_cluster(const std::vector<Index>& indices, int threads, int shared_bytes, bool overlaps,
+                          const std::function<void()>& body) {
     if (indices.size() > MAX_CLUSTER) std::fprintf(stderr, "a cluster of over %d blocks\n", MAX_CLUSTER), std::abort();
     emulated.blocks = std::vector<Block>(indices.size());
     emulated.barrier = {static_cast<int>(indices.size()) * threads, 0, 0};
     emulated.body = body;
+    emulated.waits_are_right = true;
     std::memset(shared_memories, 0xff, indices.size() * BLOCK_MEMORY);  // NaN
     for (size_t rank = 0; rank < indices.size(); ++rank) {
         Block& block = emulated.blocks[rank];
@@ -275,7 +276,11 @@ inline bool run_cluster(const std::vector<Index>& indices, int threads, const st
             }
         idle_rounds = emulated.progress == progress ? idle_rounds + 1 : 0;
         progress = emulated.progress;
-        if (idle_rounds > 1000) return false;
+        if (idle_rounds > 1000) return WAITING_FOR_ONE_ANOTHER;
     }
-    return true;
+    if (overlaps && !emulated.waits_are_right) return WITHOUT_ONE_WAIT;
+    for (size_t rank = 0; rank < indices.size(); ++rank)
+        for (int place = shared_bytes; place < BLOCK_MEMORY; ++place)
+            if (shared_memories[rank][place] != 0xff) return BEYOND_ITS_MEMORY;
+    return AS_IT_SHOULD;
 }

@@ -20,17 +20,26 @@ COMPILER = shutil.which("c++")
 _FLAGS = ("-std=c++17", "-O1", "-w", "-fPIC", "-shared")
 _STAND_INS = ("common.cuh", "emulated_block.cuh", "tma.cuh", "wgmma.cuh")
 _DRIVER = """
-extern "C" int launch(int columns, int rows, int cluster_rows, int threads, void** arguments) {{
+extern "C" int launch(int columns, int rows, int cluster_rows, int threads, int shared_bytes, int overlaps,
+                      void** arguments) {{
     gridDim = {{columns, rows, 1}};
     for (int y = 0; y < rows; y += cluster_rows)
         for (int x = 0; x < columns; ++x) {{
             std::vector<Index> blocks;
             for (int rank = 0; rank < cluster_rows; ++rank) blocks.push_back({{x, y + rank, 0}});
-            if (!run_cluster(blocks, threads, [&] {{ {function}({arguments}); }})) return 1;
+            const Ending ending =
+                run_cluster(blocks, threads, shared_bytes, overlaps, [&] {{ {function}({arguments}); }});
+            if (ending != AS_IT_SHOULD) return ending;
         }}
-    return 0;
+    return AS_IT_SHOULD;
 }}
 """
+_ENDINGS = {
+    1: "all threads wait for one another",
+    2: "not every thread waits once for the previous kernel",
+    3: "a block writes beyond its shared memory",
+}
+_BLOCK_MEMORY = 227 * 1024  # bytes, as on Hopper
 _DYNAMIC_SHARED = re.compile(r"extern __shared__ __align__\(\d+\) unsigned char (\w+)\[\];")
 
 
@@ -59,17 +68,20 @@ class EmulatedKernel:
         grid: tuple[int, int],
         arguments: tuple[Argument, ...],
         overlap: bool = False,
-        shared_bytes: int = 0,
+        shared_bytes: int = _BLOCK_MEMORY,
     ) -> None:
         """Blocks one after another, on tensors of a CPU; nothing overlaps.
 
-        Raises RuntimeError where all threads of a cluster wait for one another.
+        Raises RuntimeError where all threads of a cluster wait for one another, where not every thread of a kernel that
+        may overlap waits once for the one before, and where dynamic memory behind `shared_bytes` is written.
         """
-        del overlap, shared_bytes
         boxed = [_boxed(argument) for argument in arguments]
         addresses = (ctypes.c_void_p * len(boxed))(*(box.value for box in boxed))
-        if self._library.launch(*grid, self._cluster_rows, self._threads, addresses):
-            raise RuntimeError("all threads wait for one another")
+        ending = self._library.launch(
+            *grid, self._cluster_rows, self._threads, shared_bytes, overlap, addresses
+        )
+        if ending:
+            raise RuntimeError(_ENDINGS[ending])
 
 
 def emulated_map(matrix: Tensor, box_rows: int) -> ctypes.Array[ctypes.c_uint64]:

@@ -5,7 +5,7 @@
 // shared memory, and so runs beside a base product. B comes straight from global memory, 16 bytes of a rank's row to a
 // lane. As pairs of columns, these bytes are fragments of 8 ranks × 8 columns; transposed between lanes they are what the
 // tensor cores take, with the columns in such an order that a lane ends with 8 neighbours of one row. The parts of A x are
-// added up in shared memory, so that they are asked for once.
+// added up first, and the sums held in shared memory, so that they are asked for once.
 //
 // Compile-time: WARPS, ADD, GROUPS (of 32 columns, of one warp), DEPTH (steps of ranks that are requested at once), ITEMS
 // and BATCH (numbers of A x that a thread adds up at once, and their parts that are requested at once), MINB (blocks that a

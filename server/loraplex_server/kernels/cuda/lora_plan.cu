@@ -1,7 +1,8 @@
 // What LoRA's products of a step would otherwise find out in each launch: of every layer and projection, the row tiles with
 // the records of their adapters, and how the first product is dealt out.
 //
-// Block (projection, layer). It starts no kernel early: those that follow read the plan without waiting for it.
+// Block (projection, layer). It starts no kernel early, and makes what it has written visible before it ends: the kernels that
+// follow read the plan without waiting for it.
 //
 // Compile-time: WARPS, ROWS (of a unit of the first product), PART (its inputs).
 #include "lora.cuh"
@@ -33,7 +34,6 @@ __device__ __forceinline__ int sum_up_to(int value, int& total) {
 extern "C" __global__ void __launch_bounds__(THREADS) lora_plan(
     const int* records, const int* row_tiles, int* all_tiles, int num_tiles, int slot_stride, int in_0, int in_1, int in_2,
     int in_3) {
-    wait_for_previous_kernel();
     const int projection = blockIdx.x, index = blockIdx.y * PROJECTIONS + projection;
     const int in_features = projection == 0 ? in_0 : projection == 1 ? in_1 : projection == 2 ? in_2 : in_3;
     int4* const tiles = reinterpret_cast<int4*>(all_tiles + (long long)index * num_tiles * TILE_INTS);
@@ -58,4 +58,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) lora_plan(
         }
         before += total;
     }
+    __threadfence();
 }
