@@ -13,7 +13,8 @@ from loraplex_server.adapter_image import remove_leftovers
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine.adapter_loader import AdapterReader
 from loraplex_server.engine.adapter_residency import AdapterResidency
-from loraplex_server.engine.backend import Backend, Progress, Step, build_backend
+from loraplex_server.engine.backend import Backend, Progress, Step
+from loraplex_server.engine.backends import build_backend
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.messages import AddSequence, EngineReady, EngineStats, StepOutputs, TokenOutput

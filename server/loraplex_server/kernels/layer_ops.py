@@ -1,11 +1,7 @@
-"""What a decoder layer does between its products: plain torch, which is the reference, and who does it faster.
-
-The choice is made once, from device and dtype, when a decoder is built.
-"""
+"""What a decoder layer does between its products, and plain torch that does it, which is the reference."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -147,12 +143,3 @@ class TorchOps:
 
     def lora_batch(self, segments: list[LoraSegment], num_decode_rows: int) -> LoraBatch:
         return SegmentedLora(segments)
-
-
-def layer_ops(device: torch.device, dtype: torch.dtype) -> LayerOps:
-    """The fastest for activations of `dtype` on `device`: fused kernels for fp32 on a CPU where Numba is installed."""
-    if device.type == "cpu" and dtype == torch.float32 and importlib.util.find_spec("numba") is not None:
-        from loraplex_server.kernels.cpu.ops import CpuOps
-
-        return CpuOps()
-    return TorchOps()

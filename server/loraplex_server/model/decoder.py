@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.layer_ops import HeadNorms, Rotation, layer_ops
+from loraplex_server.kernels.fastest_ops import layer_ops
+from loraplex_server.kernels.layer_ops import HeadNorms, Rotation
 from loraplex_server.kernels.paged_attention import AttentionShape
 from loraplex_server.model.batch import ForwardBatch
 from loraplex_server.model.config import DecoderConfig

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loraplex_server.kernels.layer_ops import TorchOps, layer_ops
+from loraplex_server.kernels.fastest_ops import layer_ops
+from loraplex_server.kernels.layer_ops import TorchOps
 
 log = logging.getLogger(__name__)
 

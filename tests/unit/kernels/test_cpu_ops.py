@@ -10,7 +10,8 @@ pytest.importorskip("numba")
 
 from loraplex_server.kernels.cpu import launch
 from loraplex_server.kernels.cpu.ops import CpuOps
-from loraplex_server.kernels.layer_ops import HeadNorms, Rotation, TorchOps, layer_ops
+from loraplex_server.kernels.fastest_ops import layer_ops
+from loraplex_server.kernels.layer_ops import HeadNorms, Rotation, TorchOps
 from loraplex_server.kernels.lora import LoraLayers, LoraPart, LoraProjection, LoraSegment, SegmentedLora
 from loraplex_server.kernels.paged_attention import AttentionShape
 from loraplex_server.model.batch import DecodeRows, PrefillChunk

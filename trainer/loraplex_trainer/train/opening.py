@@ -15,7 +15,8 @@ from loraplex_trainer.errors import RunFolderError, TrainingStorageError
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe, dump_recipe
 from loraplex_trainer.train.events import Finished, Log, TrainEvent
-from loraplex_trainer.train.report import StageReport, TrainReport, make_report, write_report
+from loraplex_trainer.train.report import StageReport, TrainReport, make_report
+from loraplex_trainer.train.report_page import write_report
 from loraplex_trainer.train.run_folder import RunFolder, RunState, write_json, write_text
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a run did: report.json, and the page that shows it."""
+"""What a run did."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.recipe.document import Recipe
 from loraplex_trainer.train.events import EndStatus
 from loraplex_trainer.train.preflight import Preflight
-from loraplex_trainer.train.run_folder import RunFolder, write_json
+from loraplex_trainer.train.run_folder import RunFolder
 
 StageEnd = Literal["done", "paused", "cancelled"]
 _VERSIONED = ("torch", "transformers", "peft", "trl")
@@ -135,16 +135,6 @@ def make_report(
         warnings=warnings,
         versions={name: version(name) for name in _VERSIONED},
     )
-
-
-def write_report(run: RunFolder, report: TrainReport) -> None:
-    """Write report.json and report.html."""
-    from loraplex_trainer.train.curves import read_curves
-    from loraplex_trainer.train.report_page import report_page
-    from loraplex_trainer.train.run_folder import read_lines, write_text
-
-    write_json(run.report, report.document())
-    write_text(run.report_page, report_page(report, read_curves(run), read_lines(run.samples)))
 
 
 def cost_of(recipe: Recipe, plan: TrainingPlan, seconds: float) -> Cost:

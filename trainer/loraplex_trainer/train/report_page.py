@@ -1,16 +1,15 @@
-"""The report as one page that needs nothing else: no scripts, no fonts, no pictures of their own."""
+"""The report as files: JSON, and one page that needs nothing else, no scripts, no fonts, no pictures of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loraplex_trainer.train.curves import Curves
+from loraplex_trainer.train.curves import Curves, read_curves
 from loraplex_trainer.train.plots import all_plots
-
-if TYPE_CHECKING:
-    from loraplex_trainer.train.report import TrainReport
+from loraplex_trainer.train.report import TrainReport
+from loraplex_trainer.train.run_folder import RunFolder, read_lines, write_json, write_text
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -22,6 +21,12 @@ th { font-weight: 600 }
 .bad { color: #a40000 }
 pre { background: #f6f6f6; padding: 0.6rem; white-space: pre-wrap }
 """
+
+
+def write_report(run: RunFolder, report: TrainReport) -> None:
+    """Write report.json and report.html."""
+    write_json(run.report, report.document())
+    write_text(run.report_page, report_page(report, read_curves(run), read_lines(run.samples)))
 
 
 def report_page(report: TrainReport, curves: Curves, samples: Sequence[dict[str, Any]]) -> str:

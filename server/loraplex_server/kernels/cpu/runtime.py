@@ -1,6 +1,6 @@
 """Numba where it is installed: how kernels for CPUs are compiled, kept on disk and run on torch's own threads.
 
-Importing this module imports Numba; `loraplex_server.kernels.layer_ops` does so only for a decoder on a CPU.
+Importing this module imports Numba; `loraplex_server.kernels.fastest_ops` does so only for a decoder on a CPU.
 
 A kernel takes addresses and sizes, all of them Python integers: each has one signature, known before the first call,
 and a launch costs a microsecond. The launchers in `ops` check what lies at those addresses.
