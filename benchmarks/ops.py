@@ -129,6 +129,7 @@ def lora_bytes(shape: ProjectionShape, ranks: list[int]) -> tuple[int, int]:
 def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -> Iterator[Case]:
     tiles = decode_tiles(rows, adapters)
     label = f"rows {rows:3} adapters {adapters:2}"
+    in_features = [shape.in_features for shape in PROJECTIONS.values()]
     steps: list[Callable[[int], None]] = []
     total_bytes = 0
     for name, shape in PROJECTIONS.items():
@@ -137,7 +138,6 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
         scratch = scratch_for(shape, shrunk, tiles, DECODE_TILE_ROWS)
         a_bytes, b_bytes = lora_bytes(shape, ranks)
 
-        in_features = [shape.in_features for shape in PROJECTIONS.values()]
         lora_prepare(scratch, tables, tiles, in_features, DECODE_TILE_ROWS)
 
         def apply(

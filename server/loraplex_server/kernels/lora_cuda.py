@@ -19,9 +19,8 @@ from loraplex_server.kernels.product_kernels import has_cuda_products
 
 PART_INPUTS = 1024  # of the first product, whose sum goes to memory
 _WARPS = 4  # of a block
-_UNIT = {"WARPS": _WARPS, "ROWS": 8, "PART": PART_INPUTS}
-PLAN_DEFINES = _UNIT
-SHRINK_DEFINES = _UNIT | {"MINB": 4}
+PLAN_DEFINES = {"WARPS": _WARPS, "ROWS": 8, "PART": PART_INPUTS}
+SHRINK_DEFINES = PLAN_DEFINES | {"MINB": 4}
 EXPAND_DEFINES = {"WARPS": _WARPS, "GROUPS": 2, "DEPTH": 2, "ITEMS": 2, "BATCH": 4, "MINB": 5}
 _EXPAND_COLUMNS = _WARPS * 32 * EXPAND_DEFINES["GROUPS"]  # of one block
 _TILE_INTS = 12

@@ -7,6 +7,20 @@ from loraplex_server.kernels.triton_runtime import Block, Pointer, Scalar, const
 
 
 @jit
+def _row_tile(
+    tiles_ptr: Pointer, records_ptr: Pointer, record_start: Scalar, slot_stride: Scalar
+) -> tuple[Block, Block, Block, Block]:
+    """Of this program: its first row, its rows, and of its adapter where A begins in the arena and the sum of ranks."""
+    tile_ptr = tiles_ptr + tl.program_id(2) * 4
+    num_rows = tl.load(tile_ptr + 1)
+    slot = tl.load(tile_ptr + 2)
+    is_adapted = (num_rows > 0) & (slot >= 0)
+    record_ptr = records_ptr + record_start + slot.to(tl.int64) * slot_stride
+    a_offset = tl.load(record_ptr, mask=is_adapted, other=0).to(tl.int64) * 8
+    return tl.load(tile_ptr), num_rows, a_offset, tl.load(record_ptr + 1, mask=is_adapted, other=0)
+
+
+@jit
 def _is_last(counter_ptr: Pointer, SPLITS: constexpr) -> Block:
     """Whether the other programs of this counter are done and what they stored is visible; resets the counter."""
     tl.debug_barrier()  # every thread has stored before one of them counts
@@ -57,14 +71,7 @@ def shrink_decode_kernel(
     """Program (part of `in`, group of ranks, row tile); keeps its part of x in registers."""
     split = tl.program_id(0)
     group = tl.program_id(1)
-    tile_ptr = tiles_ptr + tl.program_id(2) * 4
-    row_start = tl.load(tile_ptr)
-    num_rows = tl.load(tile_ptr + 1)
-    slot = tl.load(tile_ptr + 2)
-    is_adapted = (num_rows > 0) & (slot >= 0)
-    record_ptr = records_ptr + record_start + slot.to(tl.int64) * slot_stride
-    a_offset = tl.load(record_ptr, mask=is_adapted, other=0).to(tl.int64) * 8
-    total_rank = tl.load(record_ptr + 1, mask=is_adapted, other=0)
+    row_start, num_rows, a_offset, total_rank = _row_tile(tiles_ptr, records_ptr, record_start, slot_stride)
     features = split * BLOCK_K + tl.arange(0, BLOCK_K)
     feature_mask = features < IN_FEATURES
     ranks = group * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -127,14 +134,7 @@ def shrink_prefill_kernel(
     """Program (part of `in`, block of ranks, row tile); streams x and A through a pipelined loop."""
     split = tl.program_id(0)
     first_rank = tl.program_id(1) * BLOCK_R
-    tile_ptr = tiles_ptr + tl.program_id(2) * 4
-    row_start = tl.load(tile_ptr)
-    num_rows = tl.load(tile_ptr + 1)
-    slot = tl.load(tile_ptr + 2)
-    is_adapted = (num_rows > 0) & (slot >= 0)
-    record_ptr = records_ptr + record_start + slot.to(tl.int64) * slot_stride
-    a_offset = tl.load(record_ptr, mask=is_adapted, other=0).to(tl.int64) * 8
-    total_rank = tl.load(record_ptr + 1, mask=is_adapted, other=0)
+    row_start, num_rows, a_offset, total_rank = _row_tile(tiles_ptr, records_ptr, record_start, slot_stride)
     wait_for_previous(PDL)
     if first_rank < total_rank:
         rows = tl.arange(0, BLOCK_M)

@@ -1,8 +1,8 @@
 // LoRA's second product for rows that decode: B (A x) of all adapters of a batch and all modules of a projection, added to
 // y or, unless ADD, written there, with zeros where a row's adapter leaves the module alone.
 //
-// Block (WARPS · COLUMNS columns within one module; row tile). Like the first product it needs few registers and hardly any
-// shared memory, and so runs beside a base product. B comes straight from global memory, 16 bytes of a rank's row to a
+// Block (WARPS · COLUMNS columns within one module; row tile). It needs few registers and hardly any shared
+// memory, and so runs beside a base product. B comes straight from global memory, 16 bytes of a rank's row to a
 // lane. As pairs of columns, these bytes are fragments of 8 ranks × 8 columns; transposed between lanes they are what the
 // tensor cores take, with the columns in such an order that a lane ends with 8 neighbours of one row. The parts of A x are
 // added up first, and the sums held in shared memory, so that they are asked for once.

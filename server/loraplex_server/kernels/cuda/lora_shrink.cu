@@ -21,7 +21,6 @@
 
 static_assert(THREADS == RANKS * ROWS, "a thread for each sum of a unit");
 static_assert(WARP_INPUTS % STAGE_INPUTS == 0, "whole stages");
-
 static_assert(ROWS == 8, "of a fragment");
 
 // The row tiles of a launch.
