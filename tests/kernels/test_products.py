@@ -122,7 +122,7 @@ def test_every_plan_fits_a_block_of_hopper(outputs: int) -> None:
             assert plan.nt * 8 >= rows
             assert plan.threads <= 1024
             assert plan.shared_bytes + plan.static_bytes <= 227 * 1024
-            assert plan.grid(outputs)[0] * plan.outputs >= outputs
+            assert plan.grid(outputs, rows)[0] * plan.outputs >= outputs
 
 
 def test_of_narrow_int8_weights_long_ones_alone_take_the_plan_of_many_rows_from_17_rows_on() -> None:
@@ -137,7 +137,7 @@ def test_of_narrow_int8_weights_long_ones_alone_take_the_plan_of_many_rows_from_
 def test_all_blocks_of_a_wide_int8_weight_start_at_once_at_2_to_32_rows(outputs: int) -> None:
     multiprocessors = 132
     for rows in (2, 8, 16, 32):
-        columns, parts = int8_plan(outputs, 4096, rows).grid(outputs)
+        columns, parts = int8_plan(outputs, 4096, rows).grid(outputs, rows)
         assert columns * parts <= multiprocessors
 
 

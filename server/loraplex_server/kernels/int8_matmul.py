@@ -83,7 +83,7 @@ def launch_int8(
     """The CUDA product as `plan` cuts it; operands as `int8_matmul` has checked them."""
     (num_rows, in_features), out_features = x.values.shape, weight.values.shape[0]
     product_kernel(plan, out.device).launch(
-        plan.grid(out_features),
+        plan.grid(out_features, num_rows),
         (
             tensor_map(weight.values, 64) if plan.is_wide else weight.values,
             weight.scales,

@@ -75,7 +75,7 @@ def launch_nf4(
     """The CUDA product as `plan` cuts it; operands as `nf4_matmul` has checked them."""
     num_rows = x.shape[0]
     product_kernel(plan, x.device).launch(
-        plan.grid(weight.out_features),
+        plan.grid(weight.out_features, num_rows),
         (
             weight.records,
             tensor_map(x, plan.nt * 8) if plan.is_wide else x,

@@ -17,7 +17,10 @@ from pathlib import Path
 
 from loraplex_server.errors import KernelError
 
-HEADERS = tuple(f"{name}.cuh" for name in ("common", "int8", "lora", "nf4", "partial_sums", "tma", "wgmma"))
+HEADERS = tuple(
+    f"{name}.cuh"
+    for name in ("common", "int8", "lora", "nf4", "partial_sums", "row_groups", "tma", "wgmma")
+)
 
 
 def compile_cubin(source: str, defines: Mapping[str, int], arch: str, cache: Path | None = None) -> bytes:

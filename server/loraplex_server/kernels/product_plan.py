@@ -102,8 +102,9 @@ class ProductPlan:
             "MINB": 1,
         }
 
-    def grid(self, out_features: int) -> tuple[int, int]:
-        return -(-out_features // self.outputs), self.sk
+    def grid(self, out_features: int, num_rows: int) -> tuple[int, int]:
+        """Blocks side by side, of all outputs of all groups of rows, and blocks that share the inputs out."""
+        return -(-out_features // self.outputs) * -(-num_rows // self.rows_held), self.sk
 
 
 def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:

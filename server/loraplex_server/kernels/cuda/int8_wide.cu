@@ -1,10 +1,11 @@
 // Product of int8 activations with an int8 weight, as in int8.cu, for many rows: Hopper's asynchronous product with both
 // operands in shared memory, where the tensor memory accelerator puts them. One thread of a group asks for the copies.
 //
-// A block of WN × WK warpgroups owns 64 · MT · WN outputs; SK and WK cut the inputs as in int8.cu, in tiles of 128.
+// A block of WN × WK warpgroups owns 64 · MT · WN outputs of 8 · NT rows; SK and WK cut the inputs as in int8.cu, in tiles of 128.
 //
-// Compile-time: NT (4, 8, 12 or 16), MT, WN, WK, SK, STAGES, MINB.
+// Compile-time: NT (4, 8, 12, 16, 24 or 32), MT, WN, WK, SK, STAGES, MINB.
 #include "int8.cuh"
+#include "row_groups.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
@@ -23,7 +24,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) int8_product
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int wk = warp / (4 * WN), wn = warp / 4 % WN;
     const bool is_fetcher = threadIdx.x == wk * (WN * 128);
-    const int first_row = blockIdx.x * (64 * WN * MT);
+    const RowGroup at = row_group(m);
+    const int first_output = at.column * (64 * WN * MT);
     auto local_tile = [&](int mt) { return (wn * MT + mt) * 4 + (warp & 3); };
     const int part = cluster_rank() * WK + wk;
     const int k_begin = part * k_tiles / (SK * WK), k_end = (part + 1) * k_tiles / (SK * WK);
@@ -47,11 +49,12 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) int8_product
 #pragma unroll
         for (int tile = 0; tile < WN * MT; ++tile)
             copy_box(stage_base + slot * (W_STAGE + X_STAGE) + tile * W_TILE, &weight_map, (k_begin + stage) * 128,
-                     first_row + tile * 64, full + slot * 8);
+                     first_output + tile * 64, full + slot * 8);
     };
     auto fetch_x = [&](int stage) {
         const int slot = stage % STAGES;
-        copy_box(stage_base + slot * (W_STAGE + X_STAGE) + W_STAGE, &x_map, (k_begin + stage) * 128, 0, full + slot * 8);
+        copy_box(stage_base + slot * (W_STAGE + X_STAGE) + W_STAGE, &x_map, (k_begin + stage) * 128, at.first_row,
+                 full + slot * 8);
     };
 
     if (is_fetcher)
@@ -106,7 +109,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) int8_product
     wait_for_sums(sums);
 
     add_parts<4 * WN * MT, 4 * WN * WK>(base, wk, sums, local_tile, [&](int tile, int nt, const int* d) {
-        store_outputs(out, out_stride, weight_scale, x_scale, bias, blockIdx.x * (4 * WN * MT) + tile, n,
-                      nt, m, d);
+        store_outputs(out + static_cast<long long>(at.first_row) * out_stride, out_stride, weight_scale,
+                      x_scale + at.first_row, bias, at.column * (4 * WN * MT) + tile, n, nt, m - at.first_row, d);
     });
 }

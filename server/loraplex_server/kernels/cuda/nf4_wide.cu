@@ -1,13 +1,15 @@
-// Product with a weight in NF4, read once: y [m, N] = x [m, K] · Wᵀ + bias, m ≤ 8 · NT rows. For many rows: Hopper's
-// asynchronous product, weights from registers, x from shared memory.
+// Product with a weight in NF4: y [m, N] = x [m, K] · Wᵀ + bias. For many rows: Hopper's asynchronous product, weights from
+// registers, x from shared memory.
 //
-// A block of WN × WK warpgroups owns 64 · MT · WN outputs; SK and WK cut the inputs as in nf4.cu. While a tile is
+// A block of WN × WK warpgroups owns 64 · MT · WN outputs of 8 · NT rows; what another block of the same outputs and other
+// rows reads of the weight is in L2. SK and WK cut the inputs as in nf4.cu. While a tile is
 // multiplied, the fragments of the next one are made, with their scales: then nothing waits for a sum. x comes by the
 // tensor memory accelerator, so that no warp waits for another but at the place where its x will be overwritten. What is
 // bound here is the number of instructions for a weight, hence KS tiles between two looks at a barrier.
 //
-// Compile-time: NT (4, 8, 12 or 16), MT, WN, WK, SK, KS (even), STAGES, EXACT, MINB, as in nf4.cu.
+// Compile-time: NT (4, 8, 12, 16, 24 or 32), MT, WN, WK, SK, KS (even), STAGES, EXACT, MINB, as in nf4.cu.
 #include "nf4.cuh"
+#include "row_groups.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
@@ -28,6 +30,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int wk = warp / (4 * WN), wn = warp / 4 % WN, in_group = threadIdx.x - wk * GROUP;
     const int n_tiles = (n + 15) >> 4;
+    const RowGroup at = row_group(m);
     auto local_tile = [&](int mt) { return (wn * MT + mt) * 4 + (warp & 3); };
     const int part = cluster_rank() * WK + wk;
     const int k_begin = part * k_tiles / (SK * WK), k_end = (part + 1) * k_tiles / (SK * WK);
@@ -58,7 +61,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
             expect_bytes(barriers + slot * 8, MT * bytes);
 #pragma unroll
             for (int mt = 0; mt < MT; ++mt) {
-                const long long tile = min(static_cast<int>(blockIdx.x) * (4 * WN * MT) + local_tile(mt), n_tiles - 1);
+                const long long tile = min(at.column * (4 * WN * MT) + local_tile(mt), n_tiles - 1);
                 if (bytes > 0)
                     copy_bulk(weights + slot * W_STAGE + mt * (KS * RECORD), records + (tile * k_tiles + k) * RECORD,
                               bytes, barriers + slot * 8);
@@ -73,8 +76,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
             expect_bytes(full + slot * 8, X_STAGE);
 #pragma unroll
             for (int ks = 0; ks < KS; ++ks)
-                copy_box(activations + slot * X_STAGE + ks * X_TILE, &x_map, (k + ks < k_end ? k + ks : k_tiles) * 64, 0,
-                         full + slot * 8);
+                copy_box(activations + slot * X_STAGE + ks * X_TILE, &x_map, (k + ks < k_end ? k + ks : k_tiles) * 64,
+                         at.first_row, full + slot * 8);
         }
     };
 
@@ -135,6 +138,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
     wait_for_sums(sums);
 
     add_parts<4 * WN * MT, 4 * WN * WK>(base, wk, sums, local_tile, [&](int tile, int nt, const float* d) {
-        store_outputs(out, out_stride, bias, blockIdx.x * (4 * WN * MT) + tile, n, nt, m, d);
+        store_outputs(out + static_cast<long long>(at.first_row) * out_stride, out_stride, bias,
+                      at.column * (4 * WN * MT) + tile, n, nt, m - at.first_row, d);
     });
 }

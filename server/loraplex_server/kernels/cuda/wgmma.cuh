@@ -27,14 +27,19 @@ __device__ __forceinline__ void wait_for_sums(Sum (&sums)[MT][NT][4]) {
             for (int i = 0; i < 4; ++i) keep_after(sums[mt][nt][i]);
 }
 
+#define ROW_TILE_STEP 64  // from 8 rows to the next 8, as a descriptor counts
+
 // Descriptor of rows from `address` on: 8 rows are 1024 bytes apart from the next 8, swizzled over 128 bytes.
 __device__ __forceinline__ u64 rows_descriptor(u32 address) {
     return (1ull << 62) | (64ull << 32) | (1ull << 16) | ((address & 0x3FFFF) >> 4);
 }
 
-// d = a · b + d; 64×16 by 16×(8 · NT) in bf16, 64×32 by 32×(8 · NT) in int8
-#if NT == 4
-__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
+// Row tiles of one product: up to 16, of more it is two products after each other, with the same weights.
+#define PRODUCT_TILES (NT > 16 ? NT / 2 : NT)
+
+// d = a · b + d; 64×16 by 16×(8 · PRODUCT_TILES) in bf16, 64×32 by 32×(8 · PRODUCT_TILES) in int8
+#if PRODUCT_TILES == 4
+__device__ __forceinline__ void wgmma_bf16_tiles(float (&d)[PRODUCT_TILES][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
@@ -46,7 +51,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
-__device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
+__device__ __forceinline__ void wgmma_int8_tiles(int (&d)[PRODUCT_TILES][4], u64 a, u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 {"
@@ -59,8 +64,8 @@ __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
 }
 #endif
 
-#if NT == 8
-__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
+#if PRODUCT_TILES == 8
+__device__ __forceinline__ void wgmma_bf16_tiles(float (&d)[PRODUCT_TILES][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -75,7 +80,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
-__device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
+__device__ __forceinline__ void wgmma_int8_tiles(int (&d)[PRODUCT_TILES][4], u64 a, u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {"
@@ -91,8 +96,8 @@ __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
 }
 #endif
 
-#if NT == 12
-__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
+#if PRODUCT_TILES == 12
+__device__ __forceinline__ void wgmma_bf16_tiles(float (&d)[PRODUCT_TILES][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
@@ -110,7 +115,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
-__device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
+__device__ __forceinline__ void wgmma_int8_tiles(int (&d)[PRODUCT_TILES][4], u64 a, u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n96k32.s32.s8.s8 {"
@@ -129,8 +134,8 @@ __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
 }
 #endif
 
-#if NT == 16
-__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
+#if PRODUCT_TILES == 16
+__device__ __forceinline__ void wgmma_bf16_tiles(float (&d)[PRODUCT_TILES][4], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -152,7 +157,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
-__device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
+__device__ __forceinline__ void wgmma_int8_tiles(int (&d)[PRODUCT_TILES][4], u64 a, u64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {"
@@ -174,3 +179,18 @@ __device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
         : "l"(a), "l"(b), "r"(1));
 }
 #endif
+
+template <typename Sum>
+using ProductSums = Sum[PRODUCT_TILES][4];
+
+__device__ __forceinline__ void wgmma_bf16(float (&d)[NT][4], const u32 (&a)[4], u64 b) {
+#pragma unroll
+    for (int nt = 0; nt < NT; nt += PRODUCT_TILES)
+        wgmma_bf16_tiles(reinterpret_cast<ProductSums<float>&>(d[nt]), a, b + nt * ROW_TILE_STEP);
+}
+
+__device__ __forceinline__ void wgmma_int8(int (&d)[NT][4], u64 a, u64 b) {
+#pragma unroll
+    for (int nt = 0; nt < NT; nt += PRODUCT_TILES)
+        wgmma_int8_tiles(reinterpret_cast<ProductSums<int>&>(d[nt]), a, b + nt * ROW_TILE_STEP);
+}
