@@ -98,3 +98,16 @@ def test_writing_beyond_the_shared_memory_of_a_launch_is_found(tmp_path: Path) -
 
     with pytest.raises(RuntimeError, match="beyond its shared memory"):
         kernel.launch((1, 1), (to,), overlap=True, shared_bytes=31)
+
+
+def test_writing_where_a_barrier_is_is_found(tmp_path: Path) -> None:
+    wait = "wait_barrier(barrier, 0); if (threadIdx.x == 0) store_shared16(PLACE, 0, 0, 0, 0);"
+    beside, above = (
+        EmulatedKernel(BULK.replace("WAIT", wait.replace("PLACE", place)), "copy", {}, 32, tmp_path)
+        for place in ("barrier + 16", "barrier")
+    )
+    source, to = torch.arange(128, dtype=torch.int32), torch.zeros(128, dtype=torch.int32)
+    beside.launch((1, 1), (source, to))
+
+    with pytest.raises(RuntimeError, match="where it has a barrier"):
+        above.launch((1, 1), (source, to))

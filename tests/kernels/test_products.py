@@ -6,6 +6,7 @@ and test_products_on_cpu.py executes them without one.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,15 @@ from loraplex_server.kernels.nf4_matmul import nf4_dequantize, nf4_matmul
 from loraplex_server.kernels.nf4_triton import nf4_matmul_triton
 from loraplex_server.kernels.nf4_weight import Nf4Weight
 from loraplex_server.kernels.nvrtc import compile_cubin
-from loraplex_server.kernels.product_plan import MAX_ROWS, ProductPlan, int8_plan, nf4_plan
+from loraplex_server.kernels.product_choice import (
+    INT8_MAX_ROWS,
+    NF4_MAX_ROWS,
+    ROW_BUCKETS,
+    int8_plan,
+    nf4_plan,
+    planned_rows,
+)
+from loraplex_server.kernels.product_plan import ProductPlan
 from loraplex_server.kernels.quantize import QuantizedRows, quantize_rows_reference
 
 REAL_SHAPES = [  # outputs, inputs
@@ -116,13 +125,34 @@ def test_operands_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("outputs", [8, 576, 960, 3584, 4096, 6144, 14336, 28672, 37888, 128256])
 def test_every_plan_fits_a_block_of_hopper(outputs: int) -> None:
-    for rows in range(1, MAX_ROWS + 1):
+    for rows in range(1, NF4_MAX_ROWS + 1):
         int8_plans = [int8_plan(outputs, inputs, rows) for inputs in (576, 14336)]
         for plan in (nf4_plan(outputs, rows, False), *int8_plans):
-            assert plan.nt * 8 >= rows
+            assert plan.nt * 8 >= min(rows, 128)
             assert plan.threads <= 1024
             assert plan.shared_bytes + plan.static_bytes <= 227 * 1024
-            assert plan.grid(outputs, rows)[0] * plan.outputs >= outputs
+            groups = plan.grid(outputs, rows)[0] // plan.grid(outputs, 1)[0]
+            assert plan.grid(outputs, 1)[0] * plan.outputs >= outputs
+            assert groups * plan.rows_held >= rows
+
+
+@pytest.mark.parametrize("outputs", [576, 4096, 6144, 28672])
+def test_every_plan_is_compiled_before_it_is_wanted(outputs: int) -> None:
+    for max_rows, plan_of in (
+        (NF4_MAX_ROWS, lambda rows: nf4_plan(outputs, rows, False)),
+        (INT8_MAX_ROWS, lambda rows: int8_plan(outputs, 4096, rows)),
+    ):
+        compiled = {plan_of(rows) for rows in planned_rows(max_rows)}
+        assert {plan_of(rows) for rows in range(1, max_rows + 1)} == compiled
+
+
+def test_many_rows_are_cut_so_that_the_last_wave_of_blocks_is_nearly_full() -> None:
+    for outputs in (4096, 6144, 28672):
+        for rows in planned_rows(NF4_MAX_ROWS)[len(ROW_BUCKETS) :]:
+            plan = nf4_plan(outputs, rows, False)
+            columns, parts = plan.grid(outputs, rows)
+            waves = columns * parts / 132
+            assert waves / math.ceil(waves) > 0.7, (outputs, rows)
 
 
 def test_of_narrow_int8_weights_long_ones_alone_take_the_plan_of_many_rows_from_17_rows_on() -> None:
@@ -180,7 +210,7 @@ def test_the_nf4_product_is_right_at_every_row_bucket(
     bias = torch.randn(outputs, dtype=torch.bfloat16, device=device)
     exact, rounded = weight.unrounded(), weight.dequantized().double()
     assert torch.equal(nf4_dequantize(weight, poisoned(outputs, inputs, device)), weight.dequantized())
-    for rows in [1, 2, 7, 8, 9, 16, 31, 32, 33, 64, 65, 96, 97, 127, 128, 129]:
+    for rows in [1, 2, 7, 8, 9, 16, 31, 32, 33, 64, 65, 96, 97, 127, 128, 129, 200, 257, 384, 500, 768, 769]:
         x = rows_of(rows, inputs, device)
         out = nf4_matmul(x, weight, poisoned(rows, outputs, device), bias)
         assert error(out, x.double() @ exact.t() + bias.double()) < tolerance(out), rows
@@ -206,7 +236,7 @@ def test_a_row_s_nf4_product_has_the_same_bits_alone_and_among_others(
 def test_the_int8_product_is_right_at_every_row_bucket(
     outputs: int, inputs: int, device: torch.device
 ) -> None:
-    for rows in [1, 7, 8, 16, 31, 32, 64, 65, 96, 128, 300]:
+    for rows in [1, 7, 8, 16, 31, 32, 64, 65, 96, 128, 130, 192, 256, 300, 400, 512, 513]:
         x, weight, expected = int8_case(rows, outputs, inputs, device)
         bias = torch.randn(outputs, dtype=torch.bfloat16, device=device)
         out = int8_matmul(x, weight, poisoned(rows, outputs, device), bias)

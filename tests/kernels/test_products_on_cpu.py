@@ -10,7 +10,9 @@ import torch
 
 from loraplex_server.kernels import int8_matmul, nf4_matmul
 from loraplex_server.kernels.nvrtc import cuda_source
-from loraplex_server.kernels.product_plan import ProductPlan, int8_plan, nf4_plan
+from loraplex_server.kernels.product_choice import int8_plan, nf4_plan
+from loraplex_server.kernels.product_plan import ProductPlan
+from loraplex_server.kernels.product_waves import INT8_CUTS, NF4_CUTS, Cut
 from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel, emulated_map
 from tests.kernels.test_products import error, int8_case, nf4_weight, poisoned, rows_of, tolerance
 
@@ -30,7 +32,12 @@ def kernel_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ProductPlan
     def compiled(plan: ProductPlan) -> EmulatedKernel:
         if plan not in kernels:
             kernels[plan] = EmulatedKernel(
-                cuda_source(plan.source), plan.function, plan.defines, plan.threads, folder
+                cuda_source(plan.source),
+                plan.function,
+                plan.defines,
+                plan.threads,
+                folder,
+                plan.shared_bytes,
             )
         return kernels[plan]
 
@@ -45,7 +52,8 @@ def emulated(kernel_of: Callable[[ProductPlan], EmulatedKernel], monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("rows", "is_exact"), [(1, False), (5, True), (16, False), (21, False), (40, False), (40, True)]
+    ("rows", "is_exact"),
+    [(1, False), (5, True), (16, False), (21, False), (40, False), (40, True), (150, False)],
 )
 @pytest.mark.parametrize("planned_for", [NARROW, TILES * 3, TILES * 5, TILES * 9])
 def test_the_nf4_product_is_the_product_with_bitsandbytes_weights(
@@ -59,13 +67,32 @@ def test_the_nf4_product_is_the_product_with_bitsandbytes_weights(
     assert error(out, x.double() @ weight.dequantized().double().t() + bias.double()) < tolerance(out)
 
 
-@pytest.mark.parametrize("rows", [1, 13, 30, 40])
+@pytest.mark.parametrize("rows", [1, 13, 30, 40, 150])
 @pytest.mark.parametrize("planned_for", [NARROW, TILES * 3, TILES * 5, TILES * 9])
 def test_the_int8_product_is_the_product_of_the_integers(planned_for: int, rows: int) -> None:
     x, weight, expected = int8_case(rows, 72, 832, CPU)
     out = poisoned(rows, 72, CPU)
 
     int8_matmul.launch_int8(int8_plan(planned_for, 4096, rows), x, weight, out, None)
+
+    assert error(out, expected) < tolerance(out)
+
+
+def _name(cut: Cut) -> str:
+    plan = cut.plan
+    return f"{plan.source} {plan.rows_held} rows, {plan.outputs} outputs, {plan.parts} parts"
+
+
+@pytest.mark.parametrize("cut", sorted(set(NF4_CUTS) | set(INT8_CUTS), key=str), ids=_name)
+def test_each_cut_of_many_rows_multiplies_all_groups_of_them(cut: Cut) -> None:
+    rows = cut.plan.rows_held + 9
+    if cut.plan.is_int8:
+        x, int8_weight, expected = int8_case(rows, 136, 320, CPU)
+        int8_matmul.launch_int8(cut.plan, x, int8_weight, out := poisoned(rows, 136, CPU), None)
+    else:
+        weight, dense = nf4_weight(136, 320, CPU), rows_of(rows, 320, CPU)
+        expected = dense.double() @ weight.dequantized().double().t()
+        nf4_matmul.launch_nf4(cut.plan, dense, weight, out := poisoned(rows, 136, CPU), None)
 
     assert error(out, expected) < tolerance(out)
 

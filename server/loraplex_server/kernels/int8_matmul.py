@@ -1,8 +1,8 @@
 """W8A8: y = (x · Wᵀ) · x_scale · w_scale + bias with rows and outputs quantized to int8, summed in int32.
 
 The integer sums are exact, so a row's result depends on that row alone, however many rows there are and wherever it
-runs. On Hopper up to 128 rows take the kernel in CUDA C++ (`cuda/int8.cu`); other GPUs and more rows Triton; a CPU
-plain torch.
+runs. On Hopper up to 512 rows take the kernels in CUDA C++ (`cuda/int8.cu`, `cuda/int8_wide.cu`); other GPUs and more
+rows Triton; a CPU plain torch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraplex_server.kernels.product_choice import INT8_MAX_ROWS, int8_plan
 from loraplex_server.kernels.product_kernels import has_cuda_products, product_kernel
-from loraplex_server.kernels.product_plan import MAX_ROWS, ProductPlan, int8_plan
+from loraplex_server.kernels.product_plan import ProductPlan
 from loraplex_server.kernels.quantize import QuantizedRows, quantize_rows_reference
 from loraplex_server.kernels.tensor_maps import tensor_map
 from loraplex_server.kernels.triton_runtime import require
@@ -102,7 +103,7 @@ def launch_int8(
 
 def _fits_cuda(num_rows: int, weight: Int8Weight) -> bool:
     out_features, in_features = weight.values.shape
-    return num_rows <= MAX_ROWS and in_features % _TILE == 0 and out_features % 2 == 0
+    return num_rows <= INT8_MAX_ROWS and in_features % _TILE == 0 and out_features % 2 == 0
 
 
 def _reference(x: QuantizedRows, weight: Int8Weight, out: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """y = x · Wᵀ + bias with a weight in NF4, which is read once for up to 128 rows.
 
 On Hopper the kernels are CUDA C++ (`cuda/nf4.cu`, `cuda/nf4_wide.cu`), elsewhere Triton; on a CPU plain torch. For more
-rows the weight is dequantized to a scratch buffer and cuBLAS multiplies.
+than 768 rows the weight is dequantized to a scratch buffer and cuBLAS multiplies.
 
 Accuracy against exact arithmetic over the weights table × scale, rounding of the result to bf16 included: relative
 error of a whole output under 3e-3, and under 4e-3 from 17 rows on, where each weight is scaled in bf16. `exact` rounds
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from loraplex_server.kernels.cuda_driver import CudaKernel, load_kernel
 from loraplex_server.kernels.nf4_weight import BLOCK_SIZE, TILE_ROWS, Nf4Weight
+from loraplex_server.kernels.product_choice import NF4_MAX_ROWS, nf4_plan
 from loraplex_server.kernels.product_kernels import has_cuda_products, product_kernel
-from loraplex_server.kernels.product_plan import MAX_ROWS, ProductPlan, nf4_plan
+from loraplex_server.kernels.product_plan import ProductPlan
 from loraplex_server.kernels.tensor_maps import tensor_map
 from loraplex_server.kernels.triton_runtime import require
 
@@ -33,11 +34,11 @@ def nf4_matmul(
     bias: Tensor | None = None,
     exact: bool = False,
 ) -> Tensor:
-    """x [m, in] -> [m, out], written to `out` if it is given: then nothing is allocated for m ≤ 128.
+    """x [m, in] -> [m, out], written to `out` if it is given: then nothing is allocated for m ≤ 768.
 
     On a GPU x, out and bias [out] are bf16; rows of x and out are contiguous, x is aligned to 16 bytes, and the number
-    of outputs is even. A row's result does not depend on the other rows; on Hopper it is the same bits at every m
-    within 1..16, 17..32, 33..64, 65..96 and 97..128.
+    of outputs is even. A row's result does not depend on what the other rows are; on Hopper it is the same bits at
+    every m within 1..16, 17..32, 33..64, 65..96 and 97..128, while above their number decides the order of summation.
     Raises ValueError: x or out is not of such a shape, format or alignment. KernelError: see `load_kernel`.
     """
     num_rows = x.shape[0]
@@ -55,7 +56,7 @@ def nf4_matmul(
         return out
     if x.is_cuda:
         _check_layout(x, out, bias)
-    if num_rows > MAX_ROWS or not x.is_cuda:
+    if num_rows > NF4_MAX_ROWS or not x.is_cuda:
         return _dequantize_and_multiply(x, weight, out, bias)
     if not has_cuda_products(x.device):
         from loraplex_server.kernels.nf4_triton import nf4_matmul_triton

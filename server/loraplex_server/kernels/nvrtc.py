@@ -18,8 +18,7 @@ from pathlib import Path
 from loraplex_server.errors import KernelError
 
 HEADERS = tuple(
-    f"{name}.cuh"
-    for name in ("common", "int8", "lora", "nf4", "partial_sums", "row_groups", "tma", "wgmma")
+    f"{name}.cuh" for name in ("common", "int8", "lora", "nf4", "partial_sums", "row_groups", "tma", "wgmma")
 )
 
 

@@ -10,7 +10,14 @@ import torch
 
 from loraplex_server.kernels.cuda_driver import CudaKernel, device_arch, device_index, load_kernel
 from loraplex_server.kernels.nvrtc import compile_cubin
-from loraplex_server.kernels.product_plan import ROW_BUCKETS, ProductPlan, int8_plan, nf4_plan
+from loraplex_server.kernels.product_choice import (
+    INT8_MAX_ROWS,
+    NF4_MAX_ROWS,
+    int8_plan,
+    nf4_plan,
+    planned_rows,
+)
+from loraplex_server.kernels.product_plan import ProductPlan
 
 
 @functools.cache
@@ -43,8 +50,8 @@ def compile_products(
 
     Raises KernelError.
     """
-    plans = {nf4_plan(outputs, rows, False) for outputs in nf4_outputs for rows in ROW_BUCKETS}
-    plans |= {int8_plan(*shape, rows) for shape in int8_shapes for rows in ROW_BUCKETS}
+    plans = {nf4_plan(outputs, rows, False) for outputs in nf4_outputs for rows in planned_rows(NF4_MAX_ROWS)}
+    plans |= {int8_plan(*shape, rows) for shape in int8_shapes for rows in planned_rows(INT8_MAX_ROWS)}
     arch = device_arch(device)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda plan: compile_cubin(plan.source, plan.defines, arch), plans))

@@ -1,22 +1,16 @@
-"""How a product is cut over the multiprocessors of a GPU: measured on Hopper, see docs/performance-products.md.
+"""How a product is cut over the multiprocessors of a GPU; `product_choice` says which cut is taken when.
 
-`parts` of a plan, the pieces into which the inputs are cut, decides the order in which a row is summed. It depends on
-the weight's shape and on the kernel, not on the number of rows within it.
+`parts` of a plan, the pieces into which the inputs are cut, decides the order in which a row is summed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-ROW_BUCKETS = (1, 8, 16, 32, 64, 96, 128)
-MAX_ROWS = ROW_BUCKETS[-1]  # above, arithmetic outweighs reading the weight
-_MULTIPROCESSORS = 132
-_BLOCK_OUTPUTS = 16  # of one warp's tile
+MULTIPROCESSORS = 132
+BLOCK_OUTPUTS = 16  # of one warp's tile
 _RECORD_BYTES = 576
 _TABLE_BYTES = 32768
-_LONG_INPUTS = (
-    8192  # of a narrow int8 weight at 17..32 rows: at 4096 the plan of more rows loses, at 14336 it wins
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +57,26 @@ class ProductPlan:
     @property
     def outputs(self) -> int:
         """Per block."""
-        return self.wn * self.mt * (64 if self.is_wide else _BLOCK_OUTPUTS)
+        return self.wn * self.mt * (64 if self.is_wide else BLOCK_OUTPUTS)
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic: the stages of weights and of x, then the sums of the parts in the same place."""
+        """Dynamic: the stages of weights and of x, then the sums of the parts in the same place; behind, barriers."""
         warps = self.threads // 32
+        barriers = 0
         if self.is_wide and self.is_int8:
-            stage = self.wk * (self.wn * self.mt * 8192 + self.nt * 1024 + 16)
+            stage = self.wk * (self.wn * self.mt * 8192 + self.nt * 1024)
+            barriers = 2 * self.wk
         elif self.is_wide:
-            stage = warps * (self.mt * self.ks * _RECORD_BYTES + 8) + self.wk * (
-                self.ks * self.nt * 1024 + 16
-            )
+            stage = warps * self.mt * self.ks * _RECORD_BYTES + self.wk * self.ks * self.nt * 1024
+            barriers = warps + 2 * self.wk
         elif self.is_int8:
             stage = warps * self.mt * self.ks * 1024 + self.wk * self.rows_held * self.ks * 64
         else:
-            stage = warps * (self.mt * self.ks * _RECORD_BYTES + 8) + self.wk * self.rows_held * self.ks * 128
-        sums = self.wk * self.outputs // _BLOCK_OUTPUTS * self.nt * 512
-        return max(stage * self.stages, sums)
+            stage = warps * self.mt * self.ks * _RECORD_BYTES + self.wk * self.rows_held * self.ks * 128
+            barriers = warps
+        sums = self.wk * self.outputs // BLOCK_OUTPUTS * self.nt * 512 if self.parts > 1 else 0
+        return max(stage * self.stages, sums) + barriers * self.stages * 8
 
     @property
     def static_bytes(self) -> int:
@@ -107,99 +103,7 @@ class ProductPlan:
         return -(-out_features // self.outputs) * -(-num_rows // self.rows_held), self.sk
 
 
-def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:
-    """For 1..128 rows."""
-    bucket = row_bucket(rows)
-    if bucket <= 16:
-        plan = _nf4_narrow(out_features, bucket)
-    else:
-        plan = _nf4_wide(_tiles_per_multiprocessor(out_features), bucket)
-    return replace(plan, is_exact=is_exact)
-
-
-def int8_plan(out_features: int, in_features: int, rows: int) -> ProductPlan:
-    """For 1..128 rows. Sums of integers are exact, so `parts` may vary."""
-    bucket = row_bucket(rows)
-    share = _tiles_per_multiprocessor(out_features)
-    if bucket == 1 or (bucket == 8 and share <= 2):
-        return _plan("int8.cu", bucket, mt=1, wn=1, wk=4, ks=4, stages=4)
-    if share > 2:
-        # From 2 rows on: all blocks start at once, which leaves what runs beside them its turn.
-        return _int8_wide(share, max(bucket, 32))
-    if bucket == 32 and share == 2 and in_features >= _LONG_INPUTS:
-        return _int8_wide(share, 64)
-    if bucket == 32:
-        return _plan("int8.cu", bucket, mt=1, wn=2, wk=4, ks=2, stages=4)
-    if bucket <= 32:
-        return _plan("int8.cu", bucket, mt=1, wn=2, wk=4, ks=4, stages=3)
-    return _int8_wide(share, bucket)
-
-
-def _int8_wide(share: int, bucket: int) -> ProductPlan:
-    """`share`: tiles of outputs for each multiprocessor. As many stages as its shared memory holds, at 32 rows and in
-    the narrowest weights one less: LoRA's blocks find room beside, and the product itself is no slower."""
-    source = "int8_wide.cu"
-    if share > 8:
-        return _plan(source, bucket, mt=1, wn=4, wk=1, stages={32: 5, 64: 5, 96: 5, 128: 4}[bucket])
-    if share > 3:
-        return _plan(source, bucket, mt=1, wn=2, wk=2, stages={32: 4, 64: 4, 96: 3, 128: 3}[bucket])
-    if share == 3:
-        wk, stages = {32: (4, 3), 64: (3, 4), 96: (2, 5), 128: (2, 4)}[bucket]
-        return _plan(source, bucket, mt=1, wn=1, wk=wk, stages=stages)
-    return _plan(source, bucket, mt=1, wn=1, wk=2, sk=2, stages={64: 5, 96: 5, 128: 4}[bucket])
-
-
-def row_bucket(rows: int) -> int:
-    """The number of rows that a kernel is compiled for: the next of `ROW_BUCKETS`."""
-    return next(bucket for bucket in ROW_BUCKETS if rows <= bucket)
-
-
-def _nf4_narrow(out_features: int, bucket: int) -> ProductPlan:
-    """Up to 16 rows: as many parts as give every multiprocessor its share of a narrow weight."""
-    share = _tiles_per_multiprocessor(out_features)
-    if share == 3:
-        mt, wn, ks = {1: (2, 1, 4), 8: (2, 1, 2), 16: (1, 3, 2)}[bucket]
-        return _plan("nf4.cu", bucket, mt=mt, wn=wn, wk=8, ks=ks, stages=2)
-    if share <= 2:
-        # Sixteen parts are quicker by themselves, but leave LoRA no registers.
-        mt, wn, ks, stages = {1: (1, 1, 4, 2), 8: (2, 1, 2, 3), 16: (1, 2, 2, 2)}[bucket]
-        return _plan("nf4.cu", bucket, mt=mt, wn=wn, wk=8, ks=ks, stages=stages)
-    if share <= 8:
-        return _plan("nf4.cu", bucket, mt=2, wn=-(-share // 2), wk=4, ks=2, stages=3)
-    return _plan("nf4.cu", bucket, mt=2, wn=_even_width(out_features), wk=2, ks=2, stages=3)
-
-
-def _nf4_wide(share: int, bucket: int) -> ProductPlan:
-    """17..128 rows. `share`: tiles of outputs for each multiprocessor; a block's outputs must pay for its copy of x."""
-    source = "nf4_wide.cu"
-    if share > 8:
-        ks, stages = (2, 3) if bucket == 128 else (4, 2)
-        return _plan(source, bucket, mt=1, wn=4, wk=1, ks=ks, stages=stages)
-    if share > 3:
-        return _plan(source, bucket, mt=1, wn=2, wk=2, ks=2, stages=2)
-    if share == 3:
-        wn, wk, sk, ks = {32: (2, 2, 2, 4), 64: (1, 4, 1, 2), 96: (1, 3, 1, 2), 128: (2, 2, 2, 2)}[bucket]
-        return _plan(source, bucket, mt=1, wn=wn, wk=wk, sk=sk, ks=ks, stages=2)
-    wk, ks = {32: (3, 4), 64: (4, 2), 96: (3, 2), 128: (2, 2)}[bucket]
-    return _plan(source, bucket, mt=1, wn=1, wk=wk, sk=2, ks=ks, stages=2)
-
-
-def _tiles_per_multiprocessor(out_features: int) -> int:
-    return -(-out_features // (_BLOCK_OUTPUTS * _MULTIPROCESSORS))
-
-
-def _even_width(out_features: int) -> int:
-    """Pairs of tiles per block, of 4..9, that leave the busiest multiprocessor with the least."""
-    return min((7, 8, 6, 9, 5, 4), key=lambda width: _busiest(out_features, 2 * _BLOCK_OUTPUTS * width))
-
-
-def _busiest(out_features: int, block_outputs: int) -> int:
-    """Outputs of the multiprocessor that has the most, with one block at a time on each."""
-    blocks = -(-out_features // block_outputs)
-    return -(-blocks // _MULTIPROCESSORS) * block_outputs
-
-
-def _plan(
+def product_plan(
     source: str,
     bucket: int,
     *,
@@ -210,5 +114,6 @@ def _plan(
     ks: int = 1,
     stages: int,
 ) -> ProductPlan:
+    """For up to `bucket` rows in each group of blocks; the rest as in `ProductPlan`."""
     nt = max(1, bucket // 8)
     return ProductPlan(source, nt, mt, wn, wk, sk, ks, stages, bucket)

@@ -51,6 +51,7 @@ inline CopyBarrier& copy_barrier(u32 address) { return this_block().copy_barrier
 inline void init_barrier(u32 barrier, u32 arrivals) {
     this_block().copy_barriers[barrier] = CopyBarrier();
     copy_barrier(barrier).expected = static_cast<int>(arrivals);
+    copy_barrier(barrier).place = shared_place(barrier, 8);
 }
 
 inline void fence_barrier_init() {}

@@ -81,6 +81,7 @@ struct Copy {
 // Of asynchronous copies: what it waits for, and those that have come but have not been waited for.
 struct CopyBarrier {
     int expected = 0, come = 0;
+    const unsigned char* place = nullptr;  // 8 bytes of shared memory that nothing else may write
     u64 bytes_expected = 0, bytes_come = 0, times = 0;
     std::vector<Copy> coming, landed;
 
@@ -133,7 +134,7 @@ struct Cluster {
 };
 
 // How a cluster ended.
-enum Ending { AS_IT_SHOULD, WAITING_FOR_ONE_ANOTHER, WITHOUT_ONE_WAIT, BEYOND_ITS_MEMORY };
+enum Ending { AS_IT_SHOULD, WAITING_FOR_ONE_ANOTHER, WITHOUT_ONE_WAIT, BEYOND_ITS_MEMORY, OVER_A_BARRIER };
 
 inline Cluster emulated;
 inline Index gridDim;
@@ -282,5 +283,9 @@ inline Ending run_cluster(const std::vector<Index>& indices, int threads, int sh
     for (size_t rank = 0; rank < indices.size(); ++rank)
         for (int place = shared_bytes; place < BLOCK_MEMORY; ++place)
             if (shared_memories[rank][place] != 0xff) return BEYOND_ITS_MEMORY;
+    for (const Block& block : emulated.blocks)
+        for (const auto& [address, barrier] : block.copy_barriers)
+            for (int i = 0; i < 8; ++i)
+                if (barrier.place[i] != 0xff) return OVER_A_BARRIER;
     return AS_IT_SHOULD;
 }

@@ -38,6 +38,7 @@ _ENDINGS = {
     1: "all threads wait for one another",
     2: "not every thread waits once for the previous kernel",
     3: "a block writes beyond its shared memory",
+    4: "a block writes where it has a barrier",
 }
 _BLOCK_MEMORY = 227 * 1024  # bytes, as on Hopper
 _DYNAMIC_SHARED = re.compile(r"extern __shared__ __align__\(\d+\) unsigned char (\w+)\[\];")
@@ -47,7 +48,13 @@ class EmulatedKernel:
     """As `CudaKernel`, on a CPU."""
 
     def __init__(
-        self, code: str, function: str, defines: Mapping[str, int], threads: int, folder: Path
+        self,
+        code: str,
+        function: str,
+        defines: Mapping[str, int],
+        threads: int,
+        folder: Path,
+        shared_bytes: int = _BLOCK_MEMORY,
     ) -> None:
         code = _DYNAMIC_SHARED.sub(r"unsigned char* const \1 = dynamic_shared_memory;", code)
         parameters = re.search(rf"{function}\((.*?)\)\s*{{", code, re.S)
@@ -61,6 +68,7 @@ class EmulatedKernel:
         )
         self._library = _build(code + _DRIVER.format(function=function, arguments=arguments), defines, folder)
         self._threads = threads
+        self._shared_bytes = shared_bytes
         self._cluster_rows = defines.get("SK", 1)
 
     def launch(
@@ -68,18 +76,18 @@ class EmulatedKernel:
         grid: tuple[int, int],
         arguments: tuple[Argument, ...],
         overlap: bool = False,
-        shared_bytes: int = _BLOCK_MEMORY,
+        shared_bytes: int | None = None,
     ) -> None:
         """Blocks one after another, on tensors of a CPU; nothing overlaps.
 
         Raises RuntimeError where all threads of a cluster wait for one another, where not every thread of a kernel that
-        may overlap waits once for the one before, and where dynamic memory behind `shared_bytes` is written.
+        may overlap waits once for the one before, and where dynamic memory behind `shared_bytes` or under a barrier is
+        written.
         """
         boxed = [_boxed(argument) for argument in arguments]
         addresses = (ctypes.c_void_p * len(boxed))(*(box.value for box in boxed))
-        ending = self._library.launch(
-            *grid, self._cluster_rows, self._threads, shared_bytes, overlap, addresses
-        )
+        held = self._shared_bytes if shared_bytes is None else shared_bytes
+        ending = self._library.launch(*grid, self._cluster_rows, self._threads, held, overlap, addresses)
         if ending:
             raise RuntimeError(_ENDINGS[ending])
 

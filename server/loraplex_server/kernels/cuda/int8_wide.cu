@@ -33,7 +33,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) int8_product
 
     const u32 base = shared_address(dynamic_shared);
     const u32 stage_base = base + wk * STAGES * (W_STAGE + X_STAGE);
-    const u32 full = base + WK * STAGES * (W_STAGE + X_STAGE) + wk * (STAGES * 16), empty = full + STAGES * 8;
+    const u32 all_barriers = base + max(WK * STAGES * (W_STAGE + X_STAGE), sum_bytes(4 * WN * MT));
+    const u32 full = all_barriers + wk * (STAGES * 16), empty = full + STAGES * 8;
 
     if (is_fetcher) {
         prefetch_map(&weight_map);

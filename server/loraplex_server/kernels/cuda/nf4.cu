@@ -33,7 +33,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
     const u32 base = shared_address(dynamic_shared);
     const u32 activations = base + wk * (STAGES * X_STAGE);
     const u32 weights = base + WK * STAGES * X_STAGE + warp * (STAGES * W_STAGE);
-    const u32 barriers = base + WK * STAGES * X_STAGE + WK * WN * STAGES * W_STAGE + warp * (STAGES * 8);
+    const u32 all_barriers = base + max(STAGES * (WK * X_STAGE + WK * WN * W_STAGE), sum_bytes(WN * MT));
+    const u32 barriers = all_barriers + warp * (STAGES * 8);
 
     if (lane == 0) {
         for (int s = 0; s < STAGES; ++s) init_barrier(barriers + s * 8, 1);

@@ -40,7 +40,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, MINB) nf4_product(
     const u32 base = shared_address(dynamic_shared);
     const u32 activations = base + wk * (STAGES * X_STAGE);
     const u32 weights = base + WK * STAGES * X_STAGE + warp * (STAGES * W_STAGE);
-    const u32 all_barriers = base + WK * STAGES * X_STAGE + WK * WN * 4 * STAGES * W_STAGE;
+    const u32 all_barriers = base + max(STAGES * (WK * X_STAGE + WK * WN * 4 * W_STAGE), sum_bytes(4 * WN * MT));
     const u32 barriers = all_barriers + warp * (STAGES * 8);  // its weights are there
     const u32 full = all_barriers + (WK * WN * 4 + wk) * (STAGES * 8), empty = full + WK * STAGES * 8;  // x
 

@@ -11,6 +11,10 @@ __device__ __forceinline__ int cluster_rank() { return blockIdx.y; }  // a clust
 __device__ __forceinline__ int cluster_rank() { return 0; }
 #endif
 
+// Bytes that the sums of a block's parts take, from the start of its dynamic shared memory on. Its barriers lie behind
+// them: an arrival at a barrier may be on its way yet when the sums are stored.
+__device__ __forceinline__ constexpr int sum_bytes(int tiles) { return SK * WK > 1 ? WK * tiles * NT * 512 : 0; }
+
 __device__ __forceinline__ void sync_parts() {
 #if SK > 1
     sync_cluster();
