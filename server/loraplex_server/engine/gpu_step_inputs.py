@@ -14,12 +14,11 @@ from loraplex_server.engine.sequence import BASE_SLOT
 from loraplex_server.engine.staging import Staging, StagingLayout
 from loraplex_server.kernels.lora_dense import DENSE_ROWS
 from loraplex_server.kernels.lora_tables import (
-    DECODE_TILE_ROWS,
     NO_SLOT,
-    PREFILL_TILE_ROWS,
     LoraTables,
     RowTile,
     plan_row_tiles,
+    tile_rows_of,
 )
 from loraplex_server.kernels.prefill_attention import TILE_ROWS, QueryTile, plan_query_tiles
 from loraplex_server.kernels.sampling import RowSampling
@@ -52,7 +51,7 @@ class StepShape:
     @property
     def tile_rows(self) -> int:
         """Rows of one tile of an adapter."""
-        return PREFILL_TILE_ROWS if self.query_tiles else DECODE_TILE_ROWS
+        return tile_rows_of(self.rows, has_prefills=self.query_tiles > 0)
 
     def layout(self) -> StagingLayout:
         """Its inputs in staging."""
@@ -216,7 +215,7 @@ class StepPlan:
         return [*self.decodes, *self.prefills]
 
     def _plan_row_tiles(self) -> list[RowTile]:
-        tile_rows = PREFILL_TILE_ROWS if self.prefills else DECODE_TILE_ROWS
+        tile_rows = tile_rows_of(self.num_rows, has_prefills=bool(self.prefills))
         runs = []
         for slot, rows in groupby(self._all_rows(), key=lambda row: row.sequence.adapter_slot):
             runs.append((NO_SLOT if slot == BASE_SLOT else slot, sum(row.num_tokens for row in rows)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape, aligned
 from loraplex_server.kernels.decode_attention import PART_TOKENS
-from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, PREFILL_TILE_ROWS
+from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, tile_rows_of
 from loraplex_server.kernels.prefill_attention import TILE_ROWS
 
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
@@ -93,11 +93,12 @@ class MixedShapes:
 
     def _shape(self, rows: int, has_adapters: bool) -> StepShape:
         sequences = min(rows, self._max_running)
+        full_tiles = rows // tile_rows_of(rows, has_prefills=True)
         return StepShape(
             rows=rows,
             decodes=0,
             sequences=sequences,
-            row_tiles=min(rows, sequences + rows // PREFILL_TILE_ROWS) if has_adapters else 0,
+            row_tiles=min(rows, sequences + full_tiles) if has_adapters else 0,
             query_tiles=min(rows, sequences + rows // TILE_ROWS),
             max_context=self._max_context,
             max_blocks=self._max_blocks,

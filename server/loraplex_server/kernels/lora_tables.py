@@ -25,6 +25,13 @@ NO_SLOT = -1  # in a row tile: the base alone
 
 DECODE_TILE_ROWS = 16
 PREFILL_TILE_ROWS = 64
+FEW_ROWS = 512
+"""Rows of a step with prompts up to which its tiles are those of decodes."""
+
+
+def tile_rows_of(num_rows: int, *, has_prefills: bool) -> int:
+    """Rows of one tile of a step."""
+    return PREFILL_TILE_ROWS if has_prefills and num_rows > FEW_ROWS else DECODE_TILE_ROWS
 
 
 class RowTile(NamedTuple):
