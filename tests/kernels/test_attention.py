@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from loraplex_server.kernels import decode_attention as decode_module
 from loraplex_server.kernels.decode_attention import PART_TOKENS, decode_attention, num_parts
 from loraplex_server.kernels.paged_attention import AttentionShape, paged_attention
 from loraplex_server.kernels.prefill_attention import plan_query_tiles, prefill_attention, query_tile_table
@@ -107,6 +108,23 @@ def test_decode_of_a_row_is_the_same_under_a_larger_bound_and_beside_others(devi
     alone = decode(pages, queries[:1], lengths[:1], 128, shape)
 
     assert torch.equal(together[:1], alone)
+
+
+@pytest.mark.parametrize("shape", [SHAPES["grouped"], SHAPES["one to one, window"]])
+def test_parts_that_programs_share_out_give_what_a_program_for_each_gives(
+    shape: AttentionShape, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [1, PART_TOKENS, 3 * PART_TOKENS + 5, 0]
+    pages = Pages([max(length, 1) for length in lengths], shape, 16, torch.bfloat16, device)
+    queries = torch.randn(len(lengths), shape.num_heads, shape.head_dim).bfloat16().to(device)
+    context_lengths = torch.tensor(lengths, dtype=torch.int32)
+
+    for_each = decode(pages, queries, context_lengths, 4 * PART_TOKENS, shape)
+    for programs in (1, 2 * len(lengths) * shape.num_kv_heads):
+        monkeypatch.setattr(decode_module, "_PROGRAMS", programs)
+        shared_out = decode(pages, queries, context_lengths, 4 * PART_TOKENS, shape)
+        assert torch.equal(shared_out, for_each)
+    assert for_each.isfinite().all()
 
 
 def test_a_padding_row_without_context_gets_zeros(device: torch.device) -> None:

@@ -39,7 +39,7 @@ class StepShape:
     """Sizes that decide which kernels are launched and how; equal shapes can share a captured graph."""
 
     rows: int
-    decodes: int
+    decodes: int  # rows that may decode, the first ones
     sequences: int
     row_tiles: int  # 0: no adapter in the batch
     query_tiles: int  # 0: decodes alone
@@ -120,7 +120,7 @@ class StepInputs:
             views["block_tables"][row, : len(table)] = table
         if self.shape.decodes:
             views["context_lengths"][: len(plan.decodes)] = [row.stop for row in plan.decodes]
-        for name, tiles in (("row_tiles", plan.row_tiles), ("query_tiles", plan.query_tiles(self.shape))):
+        for name, tiles in (("row_tiles", plan.row_tiles), ("query_tiles", plan.query_tiles)):
             if tiles:
                 views[name][: len(tiles), : len(tiles[0])] = tiles
         if self.shape.logit_rows is not None:
@@ -156,12 +156,10 @@ class StepPlan:
         self.max_context = max((row.stop for row in self.decodes), default=1)
         self.max_stop = max(row.stop for row in self._all_rows())
 
-    def query_tiles(self, shape: StepShape) -> list[QueryTile]:
-        """Of the prefills; of the decodes as well where `shape` has no place of their own for them."""
-        chunks = (
-            [(row, 1, seq.start, row) for row, seq in enumerate(self.decodes)] if not shape.decodes else []
-        )
-        return plan_query_tiles([*chunks, *self._chunks()])
+    @property
+    def query_tiles(self) -> list[QueryTile]:
+        """Of the prefills."""
+        return plan_query_tiles(self._chunks())
 
     @property
     def num_query_tiles(self) -> int:

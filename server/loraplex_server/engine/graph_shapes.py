@@ -12,9 +12,8 @@ from loraplex_server.kernels.prefill_attention import TILE_ROWS
 
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 _TILE_BUCKETS = (1, 4, 8, 16, 32, 64, 128, 256)
-_CONTEXT_FACTOR = 4  # between two buckets of context
 _PROMPT_ROWS = 32  # that a full batch of decodes still takes along
-_MIXED_ROW_BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+_MIXED_ROW_BUCKETS = (32, 64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)
 
 
 class ShapeBuckets:
@@ -70,37 +69,39 @@ class ShapeBuckets:
 
 
 class MixedShapes:
-    """Those of steps with short prefills, in which a decode is a chunk of one row."""
+    """Those of steps with prefills. A row that could decode and does not has no context."""
 
     def __init__(self, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
         self._rows = [rows for rows in _MIXED_ROW_BUCKETS if rows <= max_rows]
         self._max_running = max_running
-        self._max_context = max_context
+        self._contexts = _context_buckets(max_context)
         self._max_blocks = aligned(-(-max_context // block_size))
 
     def all_shapes(self) -> Iterator[StepShape]:
         """Largest first."""
         for rows in reversed(self._rows):
-            for has_adapters in (True, False):
-                yield self._shape(rows, has_adapters)
+            for max_context in reversed(self._contexts):
+                for has_adapters in (True, False):
+                    yield self._shape(rows, max_context, has_adapters)
 
     def shape_of(self, plan: StepPlan) -> StepShape | None:
         """The smallest shape that holds a plan with prefills; None if there is none."""
         index = bisect_left(self._rows, plan.num_rows)
         if index == len(self._rows):
             return None
-        return self._shape(self._rows[index], bool(plan.row_tiles))
+        context = self._contexts[bisect_left(self._contexts, plan.max_context)]
+        return self._shape(self._rows[index], context, bool(plan.row_tiles))
 
-    def _shape(self, rows: int, has_adapters: bool) -> StepShape:
+    def _shape(self, rows: int, max_context: int, has_adapters: bool) -> StepShape:
         sequences = min(rows, self._max_running)
         full_tiles = rows // tile_rows_of(rows, has_prefills=True)
         return StepShape(
             rows=rows,
-            decodes=0,
+            decodes=sequences,
             sequences=sequences,
             row_tiles=min(rows, sequences + full_tiles) if has_adapters else 0,
             query_tiles=min(rows, sequences + rows // TILE_ROWS),
-            max_context=self._max_context,
+            max_context=max_context,
             max_blocks=self._max_blocks,
             logit_rows=sequences,
         )
@@ -128,9 +129,5 @@ class GraphShapes:
 
 
 def _context_buckets(max_context: int) -> list[int]:
-    buckets = []
-    bucket = PART_TOKENS
-    while bucket < max_context:
-        buckets.append(bucket)
-        bucket *= _CONTEXT_FACTOR
-    return [*buckets, max_context]
+    """As long as all are one part, attention is one launch; of longer ones each costs what it needs in any shape."""
+    return sorted({min(PART_TOKENS, max_context), max_context})

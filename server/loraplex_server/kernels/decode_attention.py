@@ -3,8 +3,9 @@
 A short piece of a prompt can come as such rows too, each with its own context in the same pages.
 
 The parts of one sequence run side by side and are combined in a fixed order. Where they begin depends on positions
-alone, so a row's result does not depend on what else is in the batch. The query heads that share a key head stand as
-rows of one product, so keys and values are read once.
+alone, so a row's result does not depend on what else is in the batch. As many programs as the device has a use for
+share the parts of a row out, so that a launch made for long contexts costs little when they are short. The query heads
+that share a key head stand as rows of one product, so keys and values are read once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from loraplex_server.kernels.triton_runtime import (
 
 PART_TOKENS = 256  # positions of one part
 _BLOCK_TOKENS = 128  # positions of one product
+_PROGRAMS = 2048  # of a launch, unless there are more rows and key heads: more than run at once
 _NUM_WARPS = 4
 _NUM_STAGES = 3  # of the pipeline that looks up a block, then reads it, then multiplies
 _LOG2_E = 1.4426950408889634
@@ -60,69 +62,75 @@ def _decode_attention_kernel(
     HAS_WINDOW: constexpr,
     PDL: constexpr,
 ) -> None:
-    """Program (key head, sequence, part)."""
+    """Program (key head, sequence, part and every so manieth after it)."""
     head = tl.program_id(0)
     sequence = tl.program_id(1).to(tl.int64)
-    part = tl.program_id(2)
     wait_for_previous(PDL)
     length = tl.load(lengths_ptr + sequence).to(tl.int32)
-    start = part * PART
-    stop = tl.minimum(start + PART, length)
-    first = start
+    used_parts = tl.maximum((length + PART - 1) // PART, 1)
+    first_part = tl.program_id(2)
     if HAS_WINDOW:
-        first = tl.maximum(start, (length - window) // BLOCK_T * BLOCK_T)
-    group = tl.arange(0, BLOCK_G)
-    dims = tl.arange(0, HEAD_DIM)
-    query_heads = head * GROUP + group
-    group_mask = group < GROUP
-    if (first < stop) | (part == 0):
+        first_part += tl.maximum(length - window, 0) // BLOCK_T * BLOCK_T // PART
+    if first_part < used_parts:
+        group = tl.arange(0, BLOCK_G)
+        dims = tl.arange(0, HEAD_DIM)
+        query_heads = head * GROUP + group
+        group_mask = group < GROUP
         q = tl.load(
             queries_ptr + sequence * query_stride + query_heads[:, None] * HEAD_DIM + dims[None, :],
             mask=group_mask[:, None],
             other=0.0,
         )
-        top = tl.full((BLOCK_G,), -1e30, dtype=tl.float32)
-        total = tl.zeros((BLOCK_G,), dtype=tl.float32)
-        attended = tl.zeros((BLOCK_G, HEAD_DIM), dtype=tl.float32)
-        for block in range(first, stop, BLOCK_T):
-            positions = block + tl.arange(0, BLOCK_T)
-            mask = positions < stop
-            ids = tl.load(
-                tables_ptr + sequence * table_stride + positions // BLOCK_SIZE, mask=mask, other=0
-            ).to(tl.int64)
-            entries = (ids * BLOCK_SIZE + positions % BLOCK_SIZE) * (2 * KV_HEADS * HEAD_DIM)
-            key_ptrs = cache_ptr + entries[:, None] + head * HEAD_DIM + dims[None, :]
-            keys = tl.load(key_ptrs, mask=mask[:, None], other=0.0)
-            values = tl.load(key_ptrs + KV_HEADS * HEAD_DIM, mask=mask[:, None], other=0.0)
-            logits = dot(q, tl.trans(keys), tl.zeros((BLOCK_G, BLOCK_T), dtype=tl.float32)) * scale
-            visible = mask
+        for part in range(first_part, used_parts, tl.num_programs(2)):
+            start = part * PART
+            stop = tl.minimum(start + PART, length)
+            first = start
             if HAS_WINDOW:
-                visible = mask & (positions >= length - window)
-            logits = tl.where(visible[None, :], logits, -1e30)
-            new_top = tl.maximum(top, tl.max(logits, axis=1))
-            weights = tl.where(visible[None, :], tl.exp2(logits - new_top[:, None]), 0.0)
-            fade = tl.exp2(top - new_top)
-            total = total * fade + tl.sum(weights, axis=1)
-            attended = dot(cast(weights, values.dtype), values, attended * fade[:, None])
-            top = new_top
-        # A row without context, as padding has, gets zeros.
-        attended = attended / tl.where(total > 0, total, 1.0)[:, None]
-        if PARTS == 1:
-            tl.store(
-                out_ptr
-                + sequence * (KV_HEADS * GROUP * HEAD_DIM)
-                + query_heads[:, None] * HEAD_DIM
-                + dims[None, :],
-                cast(attended, out_ptr.dtype.element_ty),
-                mask=group_mask[:, None],
-            )
-        else:
-            index = (sequence * (KV_HEADS * GROUP) + query_heads) * PARTS + part
-            tl.store(
-                part_out_ptr + index[:, None] * HEAD_DIM + dims[None, :], attended, mask=group_mask[:, None]
-            )
-            tl.store(part_state_ptr + index * 2, top, mask=group_mask)
-            tl.store(part_state_ptr + index * 2 + 1, total, mask=group_mask)
+                first = tl.maximum(start, (length - window) // BLOCK_T * BLOCK_T)
+            top = tl.full((BLOCK_G,), -1e30, dtype=tl.float32)
+            total = tl.zeros((BLOCK_G,), dtype=tl.float32)
+            attended = tl.zeros((BLOCK_G, HEAD_DIM), dtype=tl.float32)
+            for block in range(first, stop, BLOCK_T):
+                positions = block + tl.arange(0, BLOCK_T)
+                mask = positions < stop
+                ids = tl.load(
+                    tables_ptr + sequence * table_stride + positions // BLOCK_SIZE, mask=mask, other=0
+                ).to(tl.int64)
+                entries = (ids * BLOCK_SIZE + positions % BLOCK_SIZE) * (2 * KV_HEADS * HEAD_DIM)
+                key_ptrs = cache_ptr + entries[:, None] + head * HEAD_DIM + dims[None, :]
+                keys = tl.load(key_ptrs, mask=mask[:, None], other=0.0)
+                values = tl.load(key_ptrs + KV_HEADS * HEAD_DIM, mask=mask[:, None], other=0.0)
+                logits = dot(q, tl.trans(keys), tl.zeros((BLOCK_G, BLOCK_T), dtype=tl.float32)) * scale
+                visible = mask
+                if HAS_WINDOW:
+                    visible = mask & (positions >= length - window)
+                logits = tl.where(visible[None, :], logits, -1e30)
+                new_top = tl.maximum(top, tl.max(logits, axis=1))
+                weights = tl.where(visible[None, :], tl.exp2(logits - new_top[:, None]), 0.0)
+                fade = tl.exp2(top - new_top)
+                total = total * fade + tl.sum(weights, axis=1)
+                attended = dot(cast(weights, values.dtype), values, attended * fade[:, None])
+                top = new_top
+            # A row without context, as padding has, gets zeros.
+            attended = attended / tl.where(total > 0, total, 1.0)[:, None]
+            if PARTS == 1:
+                tl.store(
+                    out_ptr
+                    + sequence * (KV_HEADS * GROUP * HEAD_DIM)
+                    + query_heads[:, None] * HEAD_DIM
+                    + dims[None, :],
+                    cast(attended, out_ptr.dtype.element_ty),
+                    mask=group_mask[:, None],
+                )
+            else:
+                index = (sequence * (KV_HEADS * GROUP) + query_heads) * PARTS + part
+                tl.store(
+                    part_out_ptr + index[:, None] * HEAD_DIM + dims[None, :],
+                    attended,
+                    mask=group_mask[:, None],
+                )
+                tl.store(part_state_ptr + index * 2, top, mask=group_mask)
+                tl.store(part_state_ptr + index * 2 + 1, total, mask=group_mask)
 
 
 @jit
@@ -155,7 +163,7 @@ def _combine_kernel(
     top = tl.full((), -1e30, dtype=tl.float32)
     total = tl.zeros((), dtype=tl.float32)
     attended = tl.zeros((HEAD_DIM,), dtype=tl.float32)
-    for first in range(0, PARTS, BLOCK_P):
+    for first in range(first_part // BLOCK_P * BLOCK_P, used_parts, BLOCK_P):
         parts = first + tl.arange(0, BLOCK_P)
         mask = (parts >= first_part) & (parts < used_parts)
         tops = tl.load(part_state_ptr + (index + parts) * 2, mask=mask, other=-1e30)
@@ -190,7 +198,7 @@ def decode_attention(
     cache            [num_blocks, block_size, 2 · num_kv_heads · head_dim], keys then values; same dtype as queries
     block_tables     [n, >= ceil(max_context / block_size)] int32 or int64; entries past a context are not read
     context_lengths  [n] int32 or int64, at most max_context, the row's own position included
-    max_context      decides the launch; round it up to few different values when graphs are captured
+    max_context      decides where parts are left and how many there may be; Triton compiles a kernel for each
     out              [n, num_heads · head_dim], contiguous
     part_out         fp32, >= n · num_heads · num_parts(max_context) · head_dim elements of scratch
     part_state       fp32, >= n · num_heads · num_parts(max_context) · 2 elements of scratch
@@ -219,7 +227,8 @@ def decode_attention(
     )
     window = shape.sliding_window
     pdl = overlaps_launches(queries)
-    _decode_attention_kernel[(kv_heads, num_rows, parts)](
+    programs = min(parts, max(1, _PROGRAMS // (kv_heads * num_rows)))
+    _decode_attention_kernel[(kv_heads, num_rows, programs)](
         queries,
         cache,
         block_tables,

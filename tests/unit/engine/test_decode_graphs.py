@@ -20,6 +20,7 @@ MAX_ROWS, MAX_RUNNING, MAX_CONTEXT, BLOCK_SIZE = 4096, 48, 3000, 32
 GRAPH_SHAPES = GraphShapes(
     max_rows=MAX_ROWS, max_running=MAX_RUNNING, max_context=MAX_CONTEXT, block_size=BLOCK_SIZE
 )
+ALL_SHAPES = set(GRAPH_SHAPES.all_shapes())
 MAX_SINGLE_ROWS = MAX_RUNNING + 32
 
 
@@ -68,6 +69,34 @@ def test_a_step_of_single_rows_fits_a_captured_shape(
     assert (shape.row_tiles > 0) == (len(plan.row_tiles) > 0), "the base alone pays for no adapter"
     assert shape.max_context >= plan.max_context
     assert shape.max_blocks * BLOCK_SIZE >= plan.max_context
+
+
+@given(
+    lengths=st.lists(st.integers(1, MAX_CONTEXT), max_size=MAX_RUNNING - 1),
+    chunk=st.integers(1, 2000),
+    start=st.integers(0, MAX_CONTEXT - 2000),
+    slot=st.integers(-1, 3),
+)
+def test_a_step_with_a_prefill_fits_a_captured_shape_in_which_its_decodes_attend_as_decodes(
+    lengths: list[int], chunk: int, start: int, slot: int
+) -> None:
+    batch = batch_of([slot] * len(lengths), lengths)
+    sequence = Sequence.of(add_command(len(lengths), [1] * (start + chunk)), len(lengths))
+    sequence.block_table = list(range(-(-(start + chunk) // BLOCK_SIZE)))
+    sequence.adapter_slot = slot
+    batch.prefills.append(ScheduledSequence(sequence, start, chunk, True, 0, 0))
+    plan = StepPlan(batch, BLOCK_SIZE)
+
+    shape = GRAPH_SHAPES.shape_of(plan)
+
+    assert shape in ALL_SHAPES
+    assert shape.rows >= plan.num_rows
+    assert shape.decodes >= len(lengths)
+    assert shape.sequences >= len(lengths) + 1
+    assert shape.max_context >= plan.max_context
+    assert shape.row_tiles >= len(plan.row_tiles)
+    assert shape.query_tiles >= len(plan.query_tiles) > 0
+    assert shape.max_blocks * BLOCK_SIZE >= start + chunk
 
 
 def test_there_are_few_shapes(captured: set[StepShape]) -> None:
