@@ -39,7 +39,7 @@ SHAPES = {  # name -> (inputs, outputs) of the four packed projections
     },
     "smollm2-135m": {"qkv": (576, 960), "o": (576, 576), "gate_up": (576, 3072), "down": (1536, 576)},
 }
-ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
+ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 FORMATS = ("bf16", "nf4", "nf4 exact", "int8")
 _BYTES_BEYOND_CACHE = 250_000_000
 _REPLAYS = 7

@@ -11,9 +11,7 @@ ROW_BUCKETS = (1, 8, 16, 32, 64, 96, 128)
 """Rows that one group of blocks takes; of more there are several groups."""
 NF4_MAX_ROWS = 768  # above, to dequantize the weight once costs less than to do so for each group of rows
 INT8_MAX_ROWS = 512
-_LONG_INPUTS = (
-    8192  # of a narrow int8 weight at 17..32 rows: at 4096 the plan of more rows loses, at 14336 it wins
-)
+_LONG_INPUTS = 8192  # of a narrow int8 weight at 17..32 rows: at 4096 the wide kernel loses, at 14336 it wins
 
 
 def planned_rows(max_rows: int) -> list[int]:
@@ -42,11 +40,13 @@ def int8_plan(out_features: int, in_features: int, rows: int) -> ProductPlan:
     share = _tiles_per_multiprocessor(out_features)
     if bucket == 1 or (bucket == 8 and share <= 2):
         return product_plan("int8.cu", bucket, mt=1, wn=1, wk=4, ks=4, stages=4)
+    if bucket == 8 and share == 3:
+        return product_plan("int8.cu", bucket, mt=1, wn=3, wk=4, ks=4, stages=3)
     if share > 2:
         # From 2 rows on: all blocks start at once, which leaves what runs beside them its turn.
         return _int8_wide(share, max(bucket, 32))
     if bucket == 32 and share == 2 and in_features >= _LONG_INPUTS:
-        return _int8_wide(share, 64)
+        return _int8_wide(share, bucket)
     if bucket == 32:
         return product_plan("int8.cu", bucket, mt=1, wn=2, wk=4, ks=2, stages=4)
     if bucket <= 32:
@@ -65,7 +65,7 @@ def _int8_wide(share: int, bucket: int) -> ProductPlan:
     if share == 3:
         wk, stages = {32: (4, 3), 64: (3, 4), 96: (2, 5), 128: (2, 4)}[bucket]
         return product_plan(source, bucket, mt=1, wn=1, wk=wk, stages=stages)
-    return product_plan(source, bucket, mt=1, wn=1, wk=2, sk=2, stages={64: 5, 96: 5, 128: 4}[bucket])
+    return product_plan(source, bucket, mt=1, wn=1, wk=2, sk=2, stages=4 if bucket == 128 else 5)
 
 
 def row_bucket(rows: int) -> int:
