@@ -71,8 +71,6 @@ def _plan(
             yield "lora_price", lambda: _lora_price(bench, arguments)
         if arguments.prefill:
             yield "prefill", lambda: _prefill(bench, arguments)
-        if arguments.stream:
-            yield "stream", lambda: _stream(bench)
         weights = bench.weights
     finally:
         if bench is not None:
@@ -153,19 +151,6 @@ def _prefill(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _stream(bench: Bench) -> dict[str, Any]:
-    """1,000 adapters, 64 resident, Zipf 1.0, against 8 adapters; 32 requests at a time, 64 + 64 tokens."""
-    figures: dict[str, Any] = {}
-    for count in (8, 1000):
-        adapters = _names(count, [16])
-        bench.stream(64, 32, adapters, 1.0, 64, 8)
-        result = bench.stream(600, 32, adapters, 1.0, 64, 64)
-        figures[f"stream_tokens_per_second_{count}_adapters"] = round(result.tokens_per_second)
-        figures[f"stream_adapter_loads_{count}_adapters"] = result.adapter_loads
-        print(f"stream {count}: {result}", file=sys.stderr, flush=True)
-    return figures
-
-
 def _peer(arguments: argparse.Namespace, quantization: str, weights: Any) -> dict[str, Any]:
     started = time.monotonic()
     peer = TransformersPeer(arguments.shape, weights, quantization)
@@ -205,7 +190,6 @@ def _parser() -> argparse.ArgumentParser:
         "--lora-price", action="store_true", help="1, 8, 32 adapters of ranks 8..64 at 32 rows"
     )
     parser.add_argument("--prefill", action="store_true", help="prompts of 2048 tokens")
-    parser.add_argument("--stream", action="store_true", help="1,000 adapters, 64 resident, against 8")
     parser.add_argument(
         "--prefill-spread",
         type=int,

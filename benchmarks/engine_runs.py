@@ -20,7 +20,7 @@ from loraplex_server.engine.backend import Backend
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine, EngineParts
 from loraplex_server.engine.gpu_backend import build_gpu_backend
-from loraplex_server.engine.messages import AddSequence, SamplingParams
+from loraplex_server.engine.messages import AddSequence, SamplingParams, StepOutputs
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.numerics import resolve_numerics
 
@@ -61,6 +61,7 @@ class Bench:
         max_context: int = 2304,
         max_batched_tokens: int = 4096,
         prefill_spread_steps: int | None = None,
+        min_prefill_rows: int = 8,
         kv_cache_bytes: int | None = 20 * 2**30,
         int8_head: bool = False,
         max_rank: int = 64,
@@ -78,6 +79,7 @@ class Bench:
             max_context_tokens=max_context,
             max_batched_tokens=max_batched_tokens,
             prefill_spread_steps=prefill_spread_steps,
+            min_prefill_rows=min_prefill_rows,
             max_running=max_running,
             adapter_slots=adapter_slots,
             adapter_arena_bytes=arena_bytes,
@@ -167,6 +169,7 @@ class Bench:
         zipf: float,
         prompt_tokens: int,
         output_tokens: int,
+        on_step: Callable[[StepOutputs], None] = lambda result: None,
     ) -> ThroughputResult:
         """Closed loop: `concurrency` requests at any time, adapters drawn by Zipf with exponent `zipf`."""
         generator = random.Random(7)
@@ -182,6 +185,7 @@ class Bench:
             result = self.engine.step()
             if result is None:
                 continue
+            on_step(result)
             loads += len(result.stats.adapter_load_seconds)
             for output in result.outputs:
                 tokens += len(output.token_ids)

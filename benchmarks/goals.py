@@ -49,10 +49,6 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
     for count, goal in ((1, 0.05), (8, 0.10), (32, 0.20)):
         figure = nf4.get(f"lora_price_{count}")
         yield Row(f"LoRA's price, {count} mixed-rank adapters, 32 rows", goal, figure)
-    few, many = (nf4.get(f"stream_tokens_per_second_{count}_adapters") for count in (8, 1000))
-    yield Row(
-        "1,000 adapters, 64 resident, against 8", 0.9, many / few if few and many else None, at_most=False
-    )
     yield Row(
         "prefill, NF4, 8 adapters, 2048 tokens",
         25_000,
@@ -66,6 +62,11 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
     yield Row("against PEFT, NF4, 32 rows", 60, ratio, at_most=False, unit="×")
     idle = [value for key, value in nf4.items() if key.startswith("idle_share_8_adapters")]
     yield Row("device idle between decode steps, worst", 0.05, max(idle, default=None))
+
+
+def stream_rows(stream: dict[str, Any]) -> Iterator[Row]:
+    """Of a report of `benchmarks.engine_stream`."""
+    yield Row("1,000 adapters, 64 resident, against 8", 0.9, stream.get("ratio"), at_most=False)
 
 
 def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
@@ -137,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=__doc__)
     parser.add_argument("--engine", type=Path, default=_RESULTS / "h200-engine.json")
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
+    parser.add_argument("--stream", type=Path, default=_RESULTS / "h200-engine-stream.json")
     parser.add_argument("--churn", type=Path, default=_RESULTS / "h200-churn.json")
     parser.add_argument("--server-churn", type=Path, default=_RESULTS / "h200-server-churn.json")
     parser.add_argument("--server-storm", type=Path, default=_RESULTS / "h200-server-storm.json")
@@ -148,6 +150,7 @@ def main() -> None:
     bandwidth = max(report.get("copy_bytes_per_second", 0.0) for report in (products, engine))
     found = [
         *rows(_shares(products, bandwidth), engine.get("runs", {})),
+        *stream_rows(_read(arguments.stream)),
         *churn_rows(_read(arguments.churn)),
         *server_rows(_read(arguments.server_churn), _read(arguments.server_storm)),
         *cpu_rows(arguments.cpu_churn),

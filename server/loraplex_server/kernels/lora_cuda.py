@@ -47,7 +47,6 @@ class ShrinkDepth:
 DEEP = ShrinkDepth(chunks=2, stages=3)
 SHALLOW = ShrinkDepth(chunks=1, stages=2)
 _DEEP_ROWS = 32  # beside more of them a base product leaves less shared memory
-_DEEP_TILES = 17  # so many adapters are worth waiting for it
 
 
 def has_cuda_lora(rows: Tensor, num_tiles: int) -> bool:
@@ -58,11 +57,6 @@ def has_cuda_lora(rows: Tensor, num_tiles: int) -> bool:
 def num_parts(in_features: int) -> int:
     """Sums that the first product leaves of each row and rank."""
     return -(-in_features // PART_INPUTS)
-
-
-def depth_of(num_rows: int, num_tiles: int) -> ShrinkDepth:
-    """What the first product keeps under way in a step of so many rows and row tiles, unused ones included."""
-    return DEEP if num_rows <= _DEEP_ROWS or num_tiles >= _DEEP_TILES else SHALLOW
 
 
 def plan_ints(num_layers: int, num_projections: int, num_tiles: int) -> int:
@@ -101,7 +95,7 @@ def launch_lora(
     device = device_index(x.device)
     first_tile = (layer * tables.records.shape[2] + projection.index) * num_tiles
     tiles = plan[first_tile * _TILE_INTS :]
-    depth = depth_of(num_rows, num_tiles)
+    depth = DEEP if num_rows <= _DEEP_ROWS else SHALLOW
     _shrink_kernel(device, depth).launch(
         (_multiprocessors(device), 1),
         (x, parts, tables.arena, tiles, num_tiles, x.stride(0), part_stride, in_features, rank_stride),

@@ -25,7 +25,7 @@ NO_SLOT = -1  # in a row tile: the base alone
 
 DECODE_TILE_ROWS = 16
 PREFILL_TILE_ROWS = 64
-FEW_ROWS = 1024
+FEW_ROWS = 512
 """Rows of a step with prompts up to which its tiles are those of decodes."""
 
 
