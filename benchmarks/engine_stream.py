@@ -6,8 +6,8 @@ adapters, once from 1,000, of which 64 fit the device and whose others are read 
 asked for. Each is run twice, in turn.
 
 ratio       tokens per second of both runs with many adapters ÷ those with few
-few, many   of each run tokens per second, loads of adapters, and its steps, those with prompts and the others: how many,
-            and summed over them milliseconds of the device, rows, different adapters
+few, many   of each run tokens per second, loads of adapters, and its steps, those with prompts and the others: how
+            many, and summed over them milliseconds of the device, rows, different adapters
 """
 
 from __future__ import annotations
