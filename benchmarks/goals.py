@@ -119,6 +119,18 @@ def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
             yield Row(f"INT8 product {shape}, {count} rows", 0.75, figure, at_most=False)
 
 
+def against_bf16_rows(products: dict[str, Any]) -> Iterator[Row]:
+    """Of a report of `benchmarks.products`: the NF4 product that is slowest beside bf16's, at up to 128 rows."""
+    times: dict[tuple[int, int, int], dict[str, float]] = {}
+    for figure in products.get("products", {}).get("llama-3.1-8b", []):
+        place = (figure["inputs"], figure["outputs"], figure["rows"])
+        times.setdefault(place, {})[figure["format"]] = figure["microseconds"]
+    ratios = {place: of["nf4"] / of["bf16"] for place, of in times.items() if place[2] <= 128}
+    worst = max(ratios, key=lambda place: ratios[place], default=None)
+    where = "" if worst is None else f", {worst[0]}x{worst[1]}, {worst[2]} rows"
+    yield Row(f"NF4 ÷ bf16 product, worst{where}", 1.0, ratios.get(worst) if worst else None, unit="×")
+
+
 def _shares(report: dict[str, Any], bandwidth: float) -> dict[str, float]:
     """Of a report of `benchmarks.products`: "format K×N rows" -> share of the copy bandwidth, bytes per second."""
     return {
@@ -150,6 +162,7 @@ def main() -> None:
     bandwidth = max(report.get("copy_bytes_per_second", 0.0) for report in (products, engine))
     found = [
         *rows(_shares(products, bandwidth), engine.get("runs", {})),
+        *against_bf16_rows(products),
         *stream_rows(_read(arguments.stream)),
         *churn_rows(_read(arguments.churn)),
         *server_rows(_read(arguments.server_churn), _read(arguments.server_storm)),
