@@ -188,8 +188,8 @@ class ServerConfig(BaseModel):
     min_prefill_rows: int = Field(
         8,
         ge=1,
-        description="Prompt tokens that a step takes at least where prompts are spread; more of them answer short prompts "
-        "sooner and give more tokens per second, but make tokens of others wait a little longer.",
+        description="Prompt tokens that a step takes at least where prompts are spread; "
+        "with more, others wait longer for a token, and all get more of them per second.",
     )
     block_size: int = Field(32, ge=1, le=256, description="Tokens of a key-value block.")
     kv_cache_bytes: int | None = Field(

@@ -214,7 +214,12 @@ def serve(
         ),
     ] = None,
     min_prefill_rows: Annotated[
-        int | None, _flag("Prompt tokens that a step takes at least where prompts are spread.", "8")
+        int | None,
+        _flag(
+            "Prompt tokens that a step takes at least where prompts are spread; "
+            "with more, others wait longer for a token, and all get more of them per second.",
+            "8",
+        ),
     ] = None,
     block_size: Annotated[int | None, _flag("Tokens of a key-value block.", "32")] = None,
     kv_cache_bytes: Annotated[
