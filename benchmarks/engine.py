@@ -2,12 +2,14 @@
 
 Decode is milliseconds per step, from the difference of two output lengths, so that prefill is out; for that prompts go
 in whole (`--prefill-spread 1`) unless told otherwise. Adapters are of the given ranks in turn, on all linear layers.
-`--peer` runs the same work on the same weights in the same process.
+The share of the copy bandwidth counts what a step reads at least (`Bench.step_bytes`). `--peer` runs the same work on
+the same weights in the same process. Progress goes to standard error, a table and one JSON object to standard output.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import sys
@@ -20,6 +22,7 @@ import torch
 
 from benchmarks.bandwidth import copy_bandwidth
 from benchmarks.engine_runs import Bench
+from benchmarks.engine_table import print_table
 from benchmarks.gpu_peers import TransformersPeer
 from benchmarks.shapes import SHAPES
 from benchmarks.step_profile import profile_decode
@@ -28,16 +31,17 @@ from benchmarks.step_profile import profile_decode
 def main() -> None:
     """Run what the arguments ask for; the last line of standard output is one JSON object."""
     arguments = _parser().parse_args()
+    bandwidth = copy_bandwidth()
     report: dict[str, Any] = {
         "shape": arguments.shape,
         "device": torch.cuda.get_device_name(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": _triton()},
-        "copy_bytes_per_second": copy_bandwidth(),
+        "versions": _versions(),
+        "copy_bytes_per_second": bandwidth,
         "prefill_spread_steps": arguments.prefill_spread,
         "runs": {},
     }
     for quantization in arguments.quantization:
-        for name, run in _plan(arguments, quantization):
+        for name, run in _plan(arguments, quantization, bandwidth):
             try:
                 report["runs"].setdefault(quantization, {}).update(run())
             except Exception as error:  # one failing run must not cost the others
@@ -47,11 +51,12 @@ def main() -> None:
                 print(f"{quantization} {name}: {error!r}", file=sys.stderr, flush=True)
             if arguments.out is not None:
                 arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print_table(report)
     print(json.dumps(report))
 
 
 def _plan(
-    arguments: argparse.Namespace, quantization: str
+    arguments: argparse.Namespace, quantization: str, bandwidth: float
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     bench = None
     try:
@@ -64,7 +69,7 @@ def _plan(
             max_rank=max([*arguments.ranks, 64]),
         )
         yield "start", lambda: _start(bench)
-        yield "decode", lambda: _decode(bench, arguments)
+        yield "decode", lambda: _decode(bench, arguments, bandwidth)
         if arguments.profile:
             yield "profile", lambda: _profile(bench, arguments)
         if arguments.lora_price:
@@ -90,11 +95,15 @@ def _start(bench: Bench) -> dict[str, Any]:
     }
 
 
+def _ranks(count: int, ranks: list[int]) -> list[int]:
+    return [ranks[number % len(ranks)] for number in range(count)]
+
+
 def _names(count: int, ranks: list[int]) -> list[str]:
-    return [f"{ranks[number % len(ranks)]}-{number}" for number in range(count)]
+    return [f"{rank}-{number}" for number, rank in enumerate(_ranks(count, ranks))]
 
 
-def _decode(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
+def _decode(bench: Bench, arguments: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
     lengths = (arguments.output // 4, arguments.output)
     figures: dict[str, Any] = {}
     for count in arguments.adapters:
@@ -103,10 +112,13 @@ def _decode(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
         for rows in arguments.rows:
             bench.decode(rows, adapters, arguments.prompt, (4, 12))
             result = bench.decode(rows, adapters, arguments.prompt, lengths)
-            key = f"decode_ms_{count}_adapters_{rows}_rows"
-            figures[key] = round(result.ms_per_step, 4)
-            figures[f"idle_share_{count}_adapters_{rows}_rows"] = round(result.idle_share, 4)
-            print(f"{key} {result.ms_per_step:.3f} idle {result.idle_share:.1%}", file=sys.stderr, flush=True)
+            floor_ms = bench.step_bytes(rows, _ranks(count, arguments.ranks)) / bandwidth * 1e3
+            of = f"{count}_adapters_{rows}_rows"
+            figures[f"decode_ms_{of}"] = round(result.ms_per_step, 4)
+            figures[f"idle_share_{of}"] = round(result.idle_share, 4)
+            figures[f"bandwidth_share_{of}"] = round(floor_ms / result.ms_per_step, 4)
+            figures[f"total_tokens_per_second_{of}"] = round(result.tokens_per_second)
+            print(f"decode_ms_{of} {result.ms_per_step:.3f}", file=sys.stderr, flush=True)
     return figures
 
 
@@ -152,27 +164,36 @@ def _prefill(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _peer(arguments: argparse.Namespace, quantization: str, weights: Any) -> dict[str, Any]:
+    """The decodes of `_decode` at `--peer-rows`: transformers without adapters, PEFT with the most asked for."""
     started = time.monotonic()
+    lengths = (arguments.output // 4, arguments.output)
     peer = TransformersPeer(arguments.shape, weights, quantization)
     figures: dict[str, Any] = {}
-    rows = 32
-    figures[f"transformers_decode_ms_{rows}_rows"] = round(peer.decode_ms(rows, arguments.prompt, (4, 16)), 2)
+    for rows in arguments.peer_rows:
+        milliseconds = peer.decode_ms(rows, arguments.prompt, lengths)
+        figures[f"transformers_decode_ms_0_adapters_{rows}_rows"] = round(milliseconds, 2)
     if arguments.peer == "peft":
-        names = [f"adapter_{number}" for number in range(8)]
-        peer.add_adapters(names, 16)
-        figures[f"peft_decode_ms_8_adapters_{rows}_rows"] = round(
-            peer.decode_ms(rows, arguments.prompt, (4, 12), names), 2
-        )
+        count = max(arguments.adapters)
+        names = [f"adapter_{number}" for number in range(count)]
+        peer.add_adapters(names, arguments.ranks[0])
+        for rows in arguments.peer_rows:
+            milliseconds = peer.decode_ms(rows, arguments.prompt, lengths, names)
+            figures[f"peft_decode_ms_{count}_adapters_{rows}_rows"] = round(milliseconds, 2)
     peer.close()
     figures["peer_seconds"] = round(time.monotonic() - started, 1)
     print(figures, file=sys.stderr, flush=True)
     return figures
 
 
-def _triton() -> str:
-    import triton
-
-    return str(triton.__version__)
+def _versions() -> dict[str, str]:
+    """Of what is measured, and of the peers where they are installed."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("loraplex", "triton", "transformers", "peft", "bitsandbytes"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,6 +218,9 @@ def _parser() -> argparse.ArgumentParser:
         help="steps of a prompt while others decode; a server takes 16",
     )
     parser.add_argument("--peer", choices=["transformers", "peft"])
+    parser.add_argument(
+        "--peer-rows", nargs="+", type=int, default=[32], help="of what the peer runs as well"
+    )
     parser.add_argument("--out", type=Path, help="also write the report here, after every run")
     return parser
 

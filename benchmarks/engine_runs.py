@@ -36,6 +36,7 @@ class DecodeResult:
 
     ms_per_step: float
     idle_share: float  # of the time between the first and the last decode step
+    tokens_per_second: float  # prompts and outputs of the longer run, over all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,17 @@ class Bench:
         spec = random_base_spec(DecoderConfig.from_hf(SHAPES[shape]))
         return 2 * rank * elements_per_rank(spec)
 
+    def step_bytes(self, rows: int, ranks: Sequence[int]) -> int:
+        """What a decode step reads at least: the base, but for a table of embeddings of its own, and of each adapter in
+        the batch its weights. Keys and values are not counted.
+
+        ranks  of the adapters that are dealt to the rows in turn
+        """
+        config = self.decoder_config
+        table = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size * 2
+        in_batch = ranks[:rows]
+        return self.engine.ready.weight_bytes - table + sum(self.adapters.nbytes(rank) for rank in in_batch)
+
     def close(self) -> None:
         """Free the device's memory."""
         self.engine.close()
@@ -152,7 +164,8 @@ class Bench:
             seconds.append(elapsed)
             idle_share = idle / (busy + idle) if busy else 0.0
         steps = output_tokens[1] - output_tokens[0]
-        return DecodeResult((seconds[1] - seconds[0]) / steps * 1e3, idle_share)
+        tokens = rows * (prompt_tokens + output_tokens[1])
+        return DecodeResult((seconds[1] - seconds[0]) / steps * 1e3, idle_share, tokens / seconds[1])
 
     def prefill(self, rows: int, adapters: Sequence[str], prompt_tokens: int) -> float:
         """Prompt tokens per second when nothing is generated but each prompt's first token."""

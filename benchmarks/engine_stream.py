@@ -1,7 +1,7 @@
 """`python -m benchmarks.engine_stream`: what many adapters cost a stream of requests, against few.
 
 An engine over a base of a named shape with random weights, adapters of rank 16 on all linear layers. 32 requests are in
-flight at any time, 64 tokens of prompt and of output each, their adapters drawn by Zipf with exponent 1: once from 8
+flight at any time, 128 tokens of prompt and of output each, their adapters drawn by Zipf with exponent 1: once from 8
 adapters, once from 1,000, of which 64 fit the device and whose others are read from the host's memory when they are
 asked for. Each is run twice, in turn.
 
@@ -27,7 +27,7 @@ from benchmarks.shapes import SHAPES
 from loraplex_server.engine.messages import StepOutputs
 
 FEW, MANY = 8, 1000
-_REQUESTS, _IN_FLIGHT, _PROMPT, _OUTPUT, _ZIPF = 600, 32, 64, 64, 1.0
+_REQUESTS, _IN_FLIGHT, _PROMPT, _OUTPUT, _ZIPF = 600, 32, 128, 128, 1.0
 
 
 @dataclass(slots=True)
@@ -108,6 +108,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "quantization": options.quantization,
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "prompt_tokens": _PROMPT,
+        "output_tokens": _OUTPUT,
         "prefill_spread_steps": options.prefill_spread,
         "min_prefill_rows": options.min_prefill_rows,
         "ratio": round(_sum(many) / _sum(few), 4),

@@ -28,8 +28,8 @@ from loraplex_server.kernels.lora_expand import lora_expand
 from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups, num_splits
 from loraplex_server.kernels.lora_shrink import lora_shrink
 from loraplex_server.kernels.lora_tables import (
-    DECODE_TILE_ROWS,
-    PREFILL_TILE_ROWS,
+    LARGE_TILE_ROWS,
+    SMALL_TILE_ROWS,
     LoraTables,
     ProjectionShape,
     plan_row_tiles,
@@ -109,7 +109,7 @@ def decode_tiles(rows: int, adapters: int) -> Tensor:
     """Rows dealt to adapters in turn, sorted by adapter."""
     used = min(rows, adapters)
     runs = [(slot, len(range(slot, rows, used))) for slot in range(used)]
-    tiles = plan_row_tiles(runs, DECODE_TILE_ROWS)
+    tiles = plan_row_tiles(runs, SMALL_TILE_ROWS)
     return row_tile_table(tiles, len(tiles)).to(DEVICE)
 
 
@@ -135,10 +135,10 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
     for name, shape in PROJECTIONS.items():
         x, y = random(rows, shape.in_features), random(rows, sum(shape.widths))
         shrunk = random(rows, MAX_RANK * len(shape.widths))
-        scratch = scratch_for(shape, shrunk, tiles, DECODE_TILE_ROWS)
+        scratch = scratch_for(shape, shrunk, tiles, SMALL_TILE_ROWS)
         a_bytes, b_bytes = lora_bytes(shape, ranks)
 
-        lora_prepare(scratch, tables, tiles, in_features, DECODE_TILE_ROWS)
+        lora_prepare(scratch, tables, tiles, in_features, SMALL_TILE_ROWS)
 
         def apply(
             layer: int,
@@ -148,7 +148,7 @@ def lora_cases(rows: int, adapters: int, tables: LoraTables, ranks: list[int]) -
             scratch: LoraScratch = scratch,
             shape: ProjectionShape = shape,
         ) -> None:
-            place = (tables, tiles, layer, shape, DECODE_TILE_ROWS)
+            place = (tables, tiles, layer, shape, SMALL_TILE_ROWS)
             lora_apply(x, y, shrunk, scratch, *place, adds=len(shape.widths) == 1)
 
         y_bytes = (4 if len(shape.widths) == 1 else 2) * y.numel()  # added, or written alone
@@ -257,23 +257,21 @@ def prefill_attention_case(sequences: int, tokens: int) -> Case:
 def prefill_lora_case(tokens: int, adapters: int, tables: LoraTables) -> Case:
     """All four projections of one layer."""
     runs = [(slot, tokens // adapters) for slot in range(adapters)]
-    tiles = plan_row_tiles(runs, PREFILL_TILE_ROWS)
+    tiles = plan_row_tiles(runs, LARGE_TILE_ROWS)
     table = row_tile_table(tiles, len(tiles)).to(DEVICE)
     buffers = []
     floor = 0
     for shape in PROJECTIONS.values():
         x, y = random(tokens, shape.in_features), random(tokens, sum(shape.widths))
         shrunk = random(tokens, MAX_RANK * len(shape.widths))
-        scratch = scratch_for(shape, shrunk, table, PREFILL_TILE_ROWS)
+        scratch = scratch_for(shape, shrunk, table, LARGE_TILE_ROWS)
         buffers.append((shape, x, y, shrunk, scratch))
         floor += 2 * x.numel() + 4 * y.numel()
 
     def run(layer: int) -> None:
         for shape, x, y, shrunk, scratch in buffers:
-            lora_shrink(x, shrunk, scratch, tables, table, layer, shape, PREFILL_TILE_ROWS)
-            lora_expand(
-                shrunk, y, tables, table, layer, shape, PREFILL_TILE_ROWS, adds=len(shape.widths) == 1
-            )
+            lora_shrink(x, shrunk, scratch, tables, table, layer, shape, LARGE_TILE_ROWS)
+            lora_expand(shrunk, y, tables, table, layer, shape, LARGE_TILE_ROWS, adds=len(shape.widths) == 1)
 
     return Case(f"lora_layer prefill tokens {tokens} adapters {adapters}", floor, run)
 

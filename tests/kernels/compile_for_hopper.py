@@ -31,8 +31,8 @@ from loraplex_server.kernels import (
 from loraplex_server.kernels.layer_ops import HeadNorms
 from loraplex_server.kernels.lora_scratch import LoraScratch
 from loraplex_server.kernels.lora_tables import (
-    DECODE_TILE_ROWS,
-    PREFILL_TILE_ROWS,
+    LARGE_TILE_ROWS,
+    SMALL_TILE_ROWS,
     LoraTables,
     ProjectionShape,
 )
@@ -87,7 +87,7 @@ def launch_lora() -> None:
     width = HEADS * HEAD_DIM
     tables = LoraTables(b16(64), i32(2, 2, 4, 8), i32(2, 2, 4, 8))
     qkv = ProjectionShape(0, HIDDEN, (width, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM))
-    for tile_rows in (DECODE_TILE_ROWS, PREFILL_TILE_ROWS):
+    for tile_rows in (SMALL_TILE_ROWS, LARGE_TILE_ROWS):
         tiles, shrunk = i32(20, 4), b16(ROWS, 96)
         scratch = LoraScratch.allocate(4 * shrunk.numel(), 160, 1, torch.device("cpu"))
         lora_shrink.lora_shrink(b16(ROWS, HIDDEN), shrunk, scratch, tables, tiles, 1, qkv, tile_rows)

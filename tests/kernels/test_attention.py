@@ -120,6 +120,7 @@ def test_parts_that_programs_share_out_give_what_a_program_for_each_gives(
     context_lengths = torch.tensor(lengths, dtype=torch.int32)
 
     for_each = decode(pages, queries, context_lengths, 4 * PART_TOKENS, shape)
+    monkeypatch.setattr(decode_module, "_LEAST_PROGRAMS", 1)
     for programs in (1, 2 * len(lengths) * shape.num_kv_heads):
         monkeypatch.setattr(decode_module, "_PROGRAMS", programs)
         shared_out = decode(pages, queries, context_lengths, 4 * PART_TOKENS, shape)

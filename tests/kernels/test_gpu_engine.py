@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton import knobs
 
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine import gpu_step_inputs, graph_shapes, single_rows
@@ -20,6 +21,7 @@ from loraplex_server.engine.gpu_runner import GpuRunner
 from loraplex_server.engine.gpu_step_inputs import StepInputs, StepShape
 from loraplex_server.engine.kv_cache import block_bytes
 from loraplex_server.engine.step_graphs import StepGraphs
+from loraplex_server.kernels import decode_attention
 from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.model import gpu_decoder
 from loraplex_server.model.config import DecoderConfig
@@ -162,9 +164,17 @@ def launched_graphs(engine: Engine) -> LaunchedGraphs:
     return graphs
 
 
+@pytest.mark.parametrize("part_tokens", [decode_attention.PART_TOKENS, 4])
 def test_padded_steps_of_prefills_and_decodes_give_the_reference_s_tokens(
-    world: World, device: torch.device, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    world: World,
+    device: torch.device,
+    expected: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    part_tokens: int,
 ) -> None:
+    """Attention of the decodes in one part, or in several, whose mean is written to rows of prefills too."""
+    for module in (decode_attention, graph_shapes):
+        monkeypatch.setattr(module, "PART_TOKENS", part_tokens)
     monkeypatch.setattr(single_rows, "MAX_READS", 0)
     engine = start_gpu_engine(world, device, max_batched_tokens=64)
     graphs = launched_graphs(engine)
@@ -181,6 +191,7 @@ def test_padded_steps_of_prefills_and_decodes_give_the_reference_s_tokens(
     mixed = [shape for shape in graphs.replayed if shape.query_tiles]
     assert {shape.rows for shape in mixed} == {32, 64}
     assert all(shape.row_tiles for shape in mixed)
+    assert {shape.max_context > part_tokens for shape in mixed} >= {part_tokens == 4}
     assert len(mixed) < len(graphs.replayed)
 
 
@@ -249,6 +260,40 @@ def test_a_prompt_too_long_for_single_rows_goes_another_way_to_the_same_tokens(
 
     assert [completion.tokens for completion in completions[-2:]] == [expected[5][:1], expected[1][:1]]
     assert [bool(shape.query_tiles) for shape in graphs.replayed] == [True, False]
+
+
+def test_an_output_head_in_int8_gives_nearly_the_reference_s_log_probabilities(
+    world: World, device: torch.device
+) -> None:
+    found = []
+    for engine in (start_gpu_engine(world, device), start_gpu_engine(world, device, int8_head=True)):
+        with warmed_run(engine, world) as run:
+            add(run, world, PROMPTS[:3], max_tokens=1, top_logprobs=3)
+            found.append([completion.logprobs[0] for completion in run.finish(timeout_s=120)])
+
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.logprob == pytest.approx(exact.logprob, abs=0.05)
+        assert rounded.logprob != exact.logprob, "the head is not in int8"
+
+
+@pytest.mark.gpu
+def test_no_step_meets_a_compiler_once_the_engine_has_started(world: World, device: torch.device) -> None:
+    """Steps of each kind: decodes, prompts in single rows, beside decodes, too long for a graph; sampled and greedy."""
+    compiled: list[str] = []
+    with warmed_run(start_gpu_engine(world, device, max_batched_tokens=4096), world) as run:
+        knobs.runtime.jit_post_compile_hook = lambda **details: compiled.append(details["repr"]) and None
+        try:
+            for temperature in (0.0, 1.0):
+                add(run, world, PROMPTS, temperature=temperature)
+                run.step()
+                for count in (1, 3, 20):
+                    add(run, world, [("rank-16", list(range(5, 45)) * 2)] * count, temperature=temperature)
+                    run.step()
+                run.finish(timeout_s=120)
+        finally:
+            knobs.runtime.jit_post_compile_hook = None
+
+    assert compiled == []
 
 
 def test_sequences_that_end_early_are_left_out_of_the_step_in_flight(

@@ -15,8 +15,8 @@ from loraplex_server.kernels.lora_expand import lora_expand_reference
 from loraplex_server.kernels.lora_scratch import num_splits
 from loraplex_server.kernels.lora_shrink import lora_shrink, lora_shrink_reference
 from loraplex_server.kernels.lora_tables import (
-    DECODE_TILE_ROWS,
-    PREFILL_TILE_ROWS,
+    LARGE_TILE_ROWS,
+    SMALL_TILE_ROWS,
     ProjectionShape,
     plan_row_tiles,
     projection_record,
@@ -63,7 +63,7 @@ def run(
 
 
 def reference(adapters: Adapters, x: Tensor, y: Tensor, slots: list[int]) -> Tensor:
-    tiles = tile_table(slots, DECODE_TILE_ROWS, x.device)
+    tiles = tile_table(slots, SMALL_TILE_ROWS, x.device)
     expected = y.float()
     layer, projection = adapters.layer, adapters.projection
     shrunk = lora_shrink_reference(
@@ -150,7 +150,7 @@ def check_rows_in_no_tile(adds: bool, device: torch.device) -> None:
     x = torch.randn(3, DOWN.in_features, generator=generator).bfloat16().to(device)
     y = torch.full((3, 72), 5.0, dtype=torch.bfloat16, device=device)
 
-    run(adapters, x, y, [0, -1], DECODE_TILE_ROWS, adds)
+    run(adapters, x, y, [0, -1], SMALL_TILE_ROWS, adds)
 
     assert (y == 5.0).all(dim=1).tolist() == [False, adds, True]
 
@@ -160,10 +160,10 @@ def check_rows_in_no_tile(adds: bool, device: torch.device) -> None:
 def test_decode_rows_of_mixed_ranks_match_the_reference(
     mix: str, num_rows: int, device: torch.device
 ) -> None:
-    check(QKV, MIXED_RANKS, mix, num_rows, DECODE_TILE_ROWS, torch.bfloat16, device)
+    check(QKV, MIXED_RANKS, mix, num_rows, SMALL_TILE_ROWS, torch.bfloat16, device)
 
 
-@pytest.mark.parametrize("tile_rows", [DECODE_TILE_ROWS, PREFILL_TILE_ROWS])
+@pytest.mark.parametrize("tile_rows", [SMALL_TILE_ROWS, LARGE_TILE_ROWS])
 def test_the_sums_alone_match_the_reference(tile_rows: int, device: torch.device) -> None:
     check_alone(QKV, MIXED_RANKS, "uniform", 21, tile_rows, device)
 
@@ -174,10 +174,10 @@ def test_every_rank_matches_the_reference(
     rank: int, projection: ProjectionShape, device: torch.device
 ) -> None:
     ranks: list[tuple[int, ...]] = [(rank,) * len(projection.widths)] * 2
-    check(projection, ranks, "distinct", 5, DECODE_TILE_ROWS, torch.bfloat16, device)
+    check(projection, ranks, "distinct", 5, SMALL_TILE_ROWS, torch.bfloat16, device)
 
 
-@pytest.mark.parametrize("tile_rows", [DECODE_TILE_ROWS, PREFILL_TILE_ROWS])
+@pytest.mark.parametrize("tile_rows", [SMALL_TILE_ROWS, LARGE_TILE_ROWS])
 def test_ranks_beyond_what_one_round_of_programs_takes_match_the_reference(
     tile_rows: int, device: torch.device
 ) -> None:
@@ -185,17 +185,29 @@ def test_ranks_beyond_what_one_round_of_programs_takes_match_the_reference(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("tile_rows", [DECODE_TILE_ROWS, PREFILL_TILE_ROWS])
+@pytest.mark.parametrize("tile_rows", [SMALL_TILE_ROWS, LARGE_TILE_ROWS])
 def test_every_dtype_matches_the_reference(dtype: torch.dtype, tile_rows: int, device: torch.device) -> None:
     check(QKV, MIXED_RANKS, "uniform", 33, tile_rows, dtype, device)
 
 
 @pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("rank", [8, 64, 128])
+@pytest.mark.parametrize(
+    ("num_rows", "tile_rows"), [(1, SMALL_TILE_ROWS), (19, SMALL_TILE_ROWS), (70, LARGE_TILE_ROWS)]
+)
+def test_every_mix_of_every_dtype_rank_and_number_of_rows_matches_the_reference(
+    mix: str, dtype: torch.dtype, rank: int, num_rows: int, tile_rows: int, device: torch.device
+) -> None:
+    check(DOWN, [(rank,), (rank // 2,), (rank,)], mix, num_rows, tile_rows, dtype, device)
+
+
+@pytest.mark.parametrize("mix", MIXES)
 def test_prefill_rows_match_the_reference(mix: str, device: torch.device) -> None:
-    check(GATE_UP, [(8, 8), (0, 33), (64, 16)], mix, 150, PREFILL_TILE_ROWS, torch.bfloat16, device)
+    check(GATE_UP, [(8, 8), (0, 33), (64, 16)], mix, 150, LARGE_TILE_ROWS, torch.bfloat16, device)
 
 
-@pytest.mark.parametrize("tile_rows", [DECODE_TILE_ROWS, PREFILL_TILE_ROWS])
+@pytest.mark.parametrize("tile_rows", [SMALL_TILE_ROWS, LARGE_TILE_ROWS])
 def test_a_row_is_the_same_alone_and_in_a_mixed_batch(tile_rows: int, device: torch.device) -> None:
     check_same_alone(QKV, MIXED_RANKS, tile_rows, device)
 
@@ -209,11 +221,11 @@ def test_shrunk_rows_are_written_for_true_ranks_only(device: torch.device) -> No
     generator = torch.Generator().manual_seed(3)
     adapters = random_adapters(QKV, [(0, 0, 5), (2, 0, 0)], torch.bfloat16, device, generator)
     x = torch.randn(3, QKV.in_features, generator=generator).bfloat16().to(device)
-    tiles = tile_table([-1, 0, 1], DECODE_TILE_ROWS, device)
+    tiles = tile_table([-1, 0, 1], SMALL_TILE_ROWS, device)
     shrunk = torch.full((4, 8), torch.nan, dtype=torch.bfloat16, device=device)
-    scratch = poisoned_scratch(num_splits(QKV.in_features, DECODE_TILE_ROWS), shrunk, 3, tiles.shape[0])
+    scratch = poisoned_scratch(num_splits(QKV.in_features, SMALL_TILE_ROWS), shrunk, 3, tiles.shape[0])
 
-    lora_shrink(x, shrunk, scratch, adapters.tables, tiles, adapters.layer, QKV, DECODE_TILE_ROWS)
+    lora_shrink(x, shrunk, scratch, adapters.tables, tiles, adapters.layer, QKV, SMALL_TILE_ROWS)
 
     assert shrunk.isfinite().sum(dim=1).tolist() == [0, 5, 2, 0]
 
@@ -251,7 +263,7 @@ def test_activations_of_another_dtype_than_the_arena_are_refused(device: torch.d
     x = torch.randn(1, DOWN.in_features, device=device)
 
     with pytest.raises(ValueError, match="the arena"):
-        run(adapters, x, torch.zeros(1, 72, device=device), [0], DECODE_TILE_ROWS)
+        run(adapters, x, torch.zeros(1, 72, device=device), [0], SMALL_TILE_ROWS)
 
 
 def test_activations_that_loads_could_not_align_to_are_refused(device: torch.device) -> None:
@@ -260,7 +272,7 @@ def test_activations_that_loads_could_not_align_to_are_refused(device: torch.dev
     x = torch.zeros(DOWN.in_features + 4, dtype=torch.bfloat16, device=device)[4:].view(1, -1)
 
     with pytest.raises(ValueError, match="16-byte aligned"):
-        run(adapters, x, torch.zeros(1, 72, dtype=torch.bfloat16, device=device), [0], DECODE_TILE_ROWS)
+        run(adapters, x, torch.zeros(1, 72, dtype=torch.bfloat16, device=device), [0], SMALL_TILE_ROWS)
 
 
 LLAMA_8B = {

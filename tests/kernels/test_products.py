@@ -72,6 +72,11 @@ def tolerance(out: Tensor) -> float:
     return 4e-3 if out.numel() >= 1000 else 5e-3
 
 
+def exact_tolerance(out: Tensor) -> float:
+    """That of one rounding to bf16, which the fast modes do not keep."""
+    return 1.85e-3 if out.numel() >= 1000 else 5e-3
+
+
 def error(out: Tensor, expected: Tensor) -> float:
     return float((out.double() - expected).norm() / expected.norm())
 
@@ -183,6 +188,9 @@ def test_the_order_of_summation_is_the_same_at_all_row_counts_of_a_range(outputs
     [
         nf4_plan(4096, 8, True),
         nf4_plan(4096, 64, False),
+        nf4_plan(28672, 192, False),
+        nf4_plan(28672, 256, True),
+        int8_plan(6144, 4096, 192),
         int8_plan(4096, 4096, 1),
         int8_plan(4096, 4096, 128),
     ],
@@ -215,7 +223,7 @@ def test_the_nf4_product_is_right_at_every_row_bucket(
         out = nf4_matmul(x, weight, poisoned(rows, outputs, device), bias)
         assert error(out, x.double() @ exact.t() + bias.double()) < tolerance(out), rows
         out = nf4_matmul(x, weight, poisoned(rows, outputs, device), exact=True)
-        assert error(out, x.double() @ rounded.t()) < tolerance(out), rows
+        assert error(out, x.double() @ rounded.t()) < exact_tolerance(out), rows
 
 
 @pytest.mark.gpu

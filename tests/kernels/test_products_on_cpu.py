@@ -14,7 +14,15 @@ from loraplex_server.kernels.product_choice import int8_plan, nf4_plan
 from loraplex_server.kernels.product_plan import ProductPlan
 from loraplex_server.kernels.product_waves import INT8_CUTS, NF4_CUTS, Cut
 from tests.kernels.cuda_on_cpu.emulation import COMPILER, EmulatedKernel, emulated_map
-from tests.kernels.test_products import error, int8_case, nf4_weight, poisoned, rows_of, tolerance
+from tests.kernels.test_products import (
+    error,
+    exact_tolerance,
+    int8_case,
+    nf4_weight,
+    poisoned,
+    rows_of,
+    tolerance,
+)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
@@ -53,7 +61,7 @@ def emulated(kernel_of: Callable[[ProductPlan], EmulatedKernel], monkeypatch: py
 
 @pytest.mark.parametrize(
     ("rows", "is_exact"),
-    [(1, False), (5, True), (16, False), (21, False), (40, False), (40, True), (150, False)],
+    [(1, False), (5, True), (16, False), (21, False), (40, False), (40, True), (150, False), (150, True)],
 )
 @pytest.mark.parametrize("planned_for", [NARROW, TILES * 3, TILES * 5, TILES * 9])
 def test_the_nf4_product_is_the_product_with_bitsandbytes_weights(
@@ -64,18 +72,19 @@ def test_the_nf4_product_is_the_product_with_bitsandbytes_weights(
 
     nf4_matmul.launch_nf4(nf4_plan(planned_for, rows, is_exact), x, weight, out, bias)
 
-    assert error(out, x.double() @ weight.dequantized().double().t() + bias.double()) < tolerance(out)
+    allowed = exact_tolerance(out) if is_exact else tolerance(out)
+    assert error(out, x.double() @ weight.dequantized().double().t() + bias.double()) < allowed
 
 
 @pytest.mark.parametrize("rows", [1, 13, 30, 40, 150])
 @pytest.mark.parametrize("planned_for", [NARROW, TILES * 3, TILES * 5, TILES * 9])
 def test_the_int8_product_is_the_product_of_the_integers(planned_for: int, rows: int) -> None:
     x, weight, expected = int8_case(rows, 72, 832, CPU)
-    out = poisoned(rows, 72, CPU)
+    bias, out = torch.randn(72, dtype=torch.bfloat16), poisoned(rows, 72, CPU)
 
-    int8_matmul.launch_int8(int8_plan(planned_for, 4096, rows), x, weight, out, None)
+    int8_matmul.launch_int8(int8_plan(planned_for, 4096, rows), x, weight, out, bias)
 
-    assert error(out, expected) < tolerance(out)
+    assert error(out, expected + bias.double()) < tolerance(out)
 
 
 def _name(cut: Cut) -> str:

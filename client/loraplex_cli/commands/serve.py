@@ -43,7 +43,7 @@ def _flag(help_text: str, default: str, *names: str) -> Any:
     return typer.Option(*names, help=help_text, show_default=default)
 
 
-STAGES = {"load": "loading the base model", "capture": "compiling"}
+STAGES = {"compile": "compiling the products", "load": "loading the base model", "capture": "compiling"}
 """What is shown for the stages of an engine that starts."""
 
 

@@ -111,8 +111,8 @@ class GpuAdapterArena(FreeExtents):
     """The buffer and the records on the device. Implements `AdapterMemory`.
 
     Weights are copied on a stream of their own, beside the steps in flight, which have no use for an extent that was
-    free. No step waits for it: an adapter is published once its copy is known to be over. Records, and weights that
-    move, are copied between steps, since even a row whose sequence has ended follows them.
+    free. No step waits for it: an adapter is published once its copy is known to be over. Records are written, and
+    weights moved, between steps, since even a row whose sequence has ended follows them.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class GpuAdapterArena(FreeExtents):
             if self._shifted is not None:  # what lay there may be on the move in front of a step in flight
                 self._copies.wait_event(self._shifted)
                 self._shifted = None
-            # Whatever else comes through the copy engine finds its place between many short turns.
+            # What requests with penalties or biases bring through the copy engine finds a place between short turns.
             for start in range(0, source.numel(), _TURN_ELEMENTS):
                 turn = slice(start, start + _TURN_ELEMENTS)
                 weights[turn].copy_(source[turn], non_blocking=True)

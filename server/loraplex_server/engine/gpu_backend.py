@@ -22,7 +22,7 @@ from loraplex_server.engine.sampler import Sampler
 from loraplex_server.kernels.cuda_driver import prefer_shared_memory
 from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
 from loraplex_server.model.config import DecoderConfig
-from loraplex_server.model.footprint import decoder_bytes
+from loraplex_server.model.footprint import decoder_bytes, scratch_bytes
 from loraplex_server.model.gpu_decoder import projection_shapes
 from loraplex_server.model.gpu_loader import build_gpu_decoder
 from loraplex_server.model.gpu_workspace import GpuWorkspace
@@ -86,7 +86,7 @@ def build_gpu_backend(
         share=config.gpu_memory_share,
         base=decoder_bytes(decoder_config, numerics),
         arena=config.adapter_arena_bytes,
-        workspace=workspace_on(torch.device("meta")).nbytes,
+        workspace=workspace_on(torch.device("meta")).nbytes + scratch_bytes(decoder_config, numerics),
         num_graphs=len(shapes.all_shapes()) if is_cuda else 0,
         kv_cache=config.kv_cache_bytes,
         least_kv_cache=-(-context // config.block_size) * kv_bytes,
@@ -94,7 +94,7 @@ def build_gpu_backend(
     )
     if has_cuda_products(device):
         prefer_shared_memory(device)
-        _compile_products(decoder_config, numerics, int8_head=config.int8_head)
+        _compile_products(decoder_config, numerics, config.int8_head, on_progress)
     decoder, weight_bytes = build_gpu_decoder(
         source,
         decoder_config,
@@ -136,10 +136,17 @@ def build_gpu_backend(
     )
 
 
-def _compile_products(config: DecoderConfig, numerics: Numerics, *, int8_head: bool) -> None:
+def _compile_products(
+    config: DecoderConfig, numerics: Numerics, int8_head: bool, on_progress: Progress
+) -> None:
     """All at once, before the first of them is wanted."""
     shapes = [(sum(shape.widths), shape.in_features) for shape in projection_shapes(config).values()]
     is_int8 = numerics.quantization == "int8"
     head = [(config.vocab_size, config.hidden_size)] if is_int8 or int8_head else []
     nf4_outputs = [outputs for outputs, _ in shapes] if numerics.quantization == "nf4" else []
-    compile_products(nf4_outputs, [*(shapes if is_int8 else []), *head], numerics.device)
+    compile_products(
+        nf4_outputs,
+        [*(shapes if is_int8 else []), *head],
+        numerics.device,
+        lambda done, total: on_progress("compile", done, total),
+    )

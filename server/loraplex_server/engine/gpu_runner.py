@@ -17,6 +17,7 @@ from loraplex_server.engine.single_rows import as_single_rows, is_worth_single_r
 from loraplex_server.engine.staging import Staging
 from loraplex_server.engine.step_graphs import StepGraphs
 from loraplex_server.kernels.lora_tables import LoraTables
+from loraplex_server.kernels.product_choice import INT8_MAX_ROWS, NF4_MAX_ROWS
 from loraplex_server.kernels.sampling import sample
 from loraplex_server.model.gpu_decoder import GpuDecoder
 from loraplex_server.model.gpu_workspace import GpuWorkspace
@@ -24,7 +25,7 @@ from loraplex_server.model.gpu_workspace import GpuWorkspace
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_LARGE_PREFILL = 256  # rows from which on products take their way for many rows
+_LARGE_PREFILL = aligned(max(NF4_MAX_ROWS, INT8_MAX_ROWS) + 1)  # rows of which products take their last way
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +120,20 @@ class GpuRunner:
         if not self._is_cuda:
             return
         self._staging.begin()[:] = 0
-        self._staging.upload(self._largest_shape().layout().nbytes)
-        shapes = self._shapes.all_shapes()
+        self._staging.upload(self._largest_shape().layout().nbytes)  # compiles what reads the inputs
+        shapes, prefills = self._shapes.all_shapes(), list(self._prefill_shapes())
+        total = len(shapes) + len(prefills)
         for done, shape in enumerate(shapes):
-            on_progress(done, len(shapes))
+            on_progress(done, total)
             self._graphs.capture(StepInputs(shape, self._staging, self._tables), self._forward)
-        for shape in self._prefill_shapes():
+        for done, shape in enumerate(prefills, start=len(shapes)):
+            on_progress(done, total)
             inputs = StepInputs(shape, self._staging, self._tables)
             logits = self._forward(inputs)
             for sampling in (None, inputs.sampling):
                 sample(logits, sampling, self._workspace.sampling, self._sampled)
         torch.cuda.synchronize()
-        on_progress(len(shapes), len(shapes))
+        on_progress(total, total)
 
     def _prefill_shapes(self) -> Iterator[StepShape]:
         """Every way in which steps with prefills can differ for a compiler."""
@@ -147,7 +150,7 @@ class GpuRunner:
                             query_tiles=1,
                             max_context=max_context,
                             max_blocks=aligned(-(-max_context // self._block_size)),
-                            logit_rows=decodes + 1,
+                            logit_rows=self._logit_rows(decodes + 1),
                         )
 
     @torch.inference_mode()
@@ -228,9 +231,13 @@ class GpuRunner:
             query_tiles=plan.num_query_tiles,
             max_context=max_context,
             max_blocks=aligned(-(-max(plan.max_stop, max_context) // self._block_size)),
-            logit_rows=len(plan.sampled),
+            logit_rows=self._logit_rows(len(plan.sampled)),
             sole_slot=plan.sole_slot,
         )
+
+    def _logit_rows(self, sampled: int) -> int:
+        """Places for so many rows whose logits are wanted, few different numbers of them; row 0 fills the others."""
+        return min(aligned(sampled), self._shapes.decodes.max_rows)
 
     def _largest_shape(self) -> StepShape:
         shapes = self._shapes

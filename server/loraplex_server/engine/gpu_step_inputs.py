@@ -104,7 +104,7 @@ class StepInputs:
         )
 
     def write(self, plan: StepPlan, newest_row_of: dict[int, int]) -> None:
-        """Fill a host buffer and copy it to the device.
+        """Fill a host buffer and bring it to the device.
 
         newest_row_of  sequence id -> its row among those that the step before sampled; its token is not known here
         """

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape, aligned
 from loraplex_server.kernels.decode_attention import PART_TOKENS
-from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, tile_rows_of
+from loraplex_server.kernels.lora_tables import SMALL_TILE_ROWS, tile_rows_of
 from loraplex_server.kernels.prefill_attention import TILE_ROWS
 
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 _TILE_BUCKETS = (1, 4, 8, 16, 32, 64, 128, 256)
+_SHORT_CONTEXT = 4096  # tokens; a step brings whole tables to the device, used or not
 _PROMPT_ROWS = 32  # that a full batch of decodes still takes along
 _MIXED_ROW_BUCKETS = (32, 64, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048)
 
@@ -50,7 +51,7 @@ class ShapeBuckets:
 
     def _tiles(self, rows: int) -> list[int]:
         """Numbers of row tiles of a step with so many rows; 0 is the base alone."""
-        fewest = -(-rows // DECODE_TILE_ROWS)
+        fewest = -(-rows // SMALL_TILE_ROWS)
         # Each row an adapter of its own is the most there can be.
         between = [tiles for tiles in _TILE_BUCKETS if fewest < tiles < rows]
         return sorted({0, fewest, *between, rows})
@@ -69,7 +70,7 @@ class ShapeBuckets:
 
 
 class MixedShapes:
-    """Those of steps with prefills. A row that could decode and does not has no context."""
+    """Those of steps with prefills. The first rows have a place for a context, used or not."""
 
     def __init__(self, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
         self._rows = [rows for rows in _MIXED_ROW_BUCKETS if rows <= max_rows]
@@ -129,5 +130,5 @@ class GraphShapes:
 
 
 def _context_buckets(max_context: int) -> list[int]:
-    """As long as all are one part, attention is one launch; of longer ones each costs what it needs in any shape."""
-    return sorted({min(PART_TOKENS, max_context), max_context})
+    """One part of attention, which is then a single launch; contexts whose tables of blocks are short; any."""
+    return sorted({min(PART_TOKENS, max_context), min(_SHORT_CONTEXT, max_context), max_context})

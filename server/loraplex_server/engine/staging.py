@@ -13,9 +13,9 @@ from torch import Tensor
 from loraplex_server.kernels.pinned_read import read_pinned
 
 _ALIGNMENT = (
-    64  # bytes; so that the size in words is a multiple of 16, for which Triton compiles a kernel of its own
+    64  # bytes, hence all sizes are multiples of 16 words: Triton compiles another kernel for other sizes
 )
-_DEPTH = 3  # host buffers in turn: one being filled, one being copied, one to spare
+_DEPTH = 3  # host buffers in turn: one being filled, one being read, one to spare
 _NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
     torch.int32: np.int32,
     torch.int64: np.int64,
@@ -63,7 +63,7 @@ class StagingLayout:
 
 
 class Staging:
-    """One device buffer and host buffers in turn. A step's copy follows the kernels of the step before it."""
+    """One device buffer and host buffers in turn. A step's inputs arrive behind the kernels of the step before it."""
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
@@ -71,19 +71,20 @@ class Staging:
         self._host = [
             torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=self._is_cuda) for _ in range(_DEPTH)
         ]
-        self._copied: list[torch.cuda.Event | None] = [None] * _DEPTH
+        self._read: list[torch.cuda.Event | None] = [None] * _DEPTH  # behind the last reading of each
         self._current = 0
 
     def begin(self) -> NDArray[np.uint8]:
-        """The host buffer to write next; waits until its last copy is over."""
+        """The host buffer to write next; waits until it was read last."""
         self._current = (self._current + 1) % _DEPTH
-        copied = self._copied[self._current]
-        if copied is not None:
-            copied.synchronize()
+        read = self._read[self._current]
+        if read is not None:
+            read.synchronize()
         return self._host[self._current].numpy()
 
     def upload(self, num_bytes: int) -> None:
-        """Bring what was written to the device, in the order of the current stream."""
+        """Bring what was written to the device, in the order of the current stream; `num_bytes` of a layout."""
+        assert num_bytes % _ALIGNMENT == 0, "a kernel of its own would be compiled"
         target, source = self.device_buffer[:num_bytes], self._host[self._current][:num_bytes]
         if not self._is_cuda:
             target.copy_(source)
@@ -91,4 +92,4 @@ class Staging:
         read_pinned(target.view(torch.int32), source.view(torch.int32))
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
-        self._copied[self._current] = event
+        self._read[self._current] = event

@@ -3,9 +3,9 @@
 A short piece of a prompt can come as such rows too, each with its own context in the same pages.
 
 The parts of one sequence run side by side and are combined in a fixed order. Where they begin depends on positions
-alone, so a row's result does not depend on what else is in the batch. As many programs as the device has a use for
-share the parts of a row out, so that a launch made for long contexts costs little when they are short. The query heads
-that share a key head stand as rows of one product, so keys and values are read once.
+alone, so a row's result does not depend on what else is in the batch. A bounded number of programs shares the parts of
+a row out, so that a launch made for long contexts costs little when they are short. The query heads that share a key
+head stand as rows of one product, so keys and values are read once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from loraplex_server.kernels.triton_runtime import (
 
 PART_TOKENS = 256  # positions of one part
 _BLOCK_TOKENS = 128  # positions of one product
-_PROGRAMS = 2048  # of a launch, unless there are more rows and key heads: more than run at once
+_PROGRAMS = 2048  # of a launch of few rows: more than run at once
+_LEAST_PROGRAMS = 16  # of each row and key head: one row may be far longer than the others
 _NUM_WARPS = 4
 _NUM_STAGES = 3  # of the pipeline that looks up a block, then reads it, then multiplies
 _LOG2_E = 1.4426950408889634
@@ -62,7 +63,7 @@ def _decode_attention_kernel(
     HAS_WINDOW: constexpr,
     PDL: constexpr,
 ) -> None:
-    """Program (key head, sequence, part and every so manieth after it)."""
+    """Program (key head, sequence, its first part): that part, and each that lies a number of programs behind."""
     head = tl.program_id(0)
     sequence = tl.program_id(1).to(tl.int64)
     wait_for_previous(PDL)
@@ -227,7 +228,7 @@ def decode_attention(
     )
     window = shape.sliding_window
     pdl = overlaps_launches(queries)
-    programs = min(parts, max(1, _PROGRAMS // (kv_heads * num_rows)))
+    programs = min(parts, max(_LEAST_PROGRAMS, _PROGRAMS // (kv_heads * num_rows)))
     _decode_attention_kernel[(kv_heads, num_rows, programs)](
         queries,
         cache,

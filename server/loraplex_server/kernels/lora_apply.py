@@ -10,13 +10,13 @@ from loraplex_server.kernels.lora_cuda import has_cuda_lora, launch_lora, launch
 from loraplex_server.kernels.lora_expand import check_expand, lora_expand
 from loraplex_server.kernels.lora_scratch import LoraScratch
 from loraplex_server.kernels.lora_shrink import check_shrink, lora_shrink
-from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, LoraTables, ProjectionShape
+from loraplex_server.kernels.lora_tables import SMALL_TILE_ROWS, LoraTables, ProjectionShape
 from loraplex_server.kernels.triton_runtime import require
 
 
 def takes_cuda_kernels(rows: Tensor, row_tiles: Tensor, tile_rows: int) -> bool:
     """Whether LoRA of activations like these is CUDA C++; otherwise it is Triton."""
-    return tile_rows == DECODE_TILE_ROWS and has_cuda_lora(rows, row_tiles.shape[0])
+    return tile_rows == SMALL_TILE_ROWS and has_cuda_lora(rows, row_tiles.shape[0])
 
 
 def lora_prepare(

@@ -1,4 +1,4 @@
-"""LoRA's two products for rows that decode, in CUDA C++: on Hopper, in bf16.
+"""LoRA's two products for small row tiles, in CUDA C++: on Hopper, in bf16.
 
 A step is prepared first (lora_plan.cu). The blocks of the products (lora_shrink.cu, lora_expand.cu) take little of a
 multiprocessor: a base product leaves little, and beside it is where they run.

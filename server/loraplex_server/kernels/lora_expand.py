@@ -9,8 +9,8 @@ from torch import Tensor
 
 from loraplex_server.kernels.device_code import cast, dot, wait_for_previous
 from loraplex_server.kernels.lora_tables import (
-    DECODE_TILE_ROWS,
-    PREFILL_TILE_ROWS,
+    LARGE_TILE_ROWS,
+    SMALL_TILE_ROWS,
     LoraTables,
     ProjectionShape,
 )
@@ -35,12 +35,12 @@ class ExpandConfig:
 
 
 CONFIGS: dict[int, tuple[tuple[int, ExpandConfig], ...]] = {
-    DECODE_TILE_ROWS: (
+    SMALL_TILE_ROWS: (
         (4, ExpandConfig(block_n=64, block_r=16, num_warps=4)),
         (16, ExpandConfig(block_n=128, block_r=32, num_warps=4)),
         (1 << 30, ExpandConfig(block_n=256, block_r=16, num_warps=4)),
     ),
-    PREFILL_TILE_ROWS: ((1 << 30, ExpandConfig(block_n=128, block_r=16, num_warps=4)),),
+    LARGE_TILE_ROWS: ((1 << 30, ExpandConfig(block_n=128, block_r=16, num_warps=4)),),
 }
 """Rows of a tile -> (row tiles up to, configuration)."""
 

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS
+from loraplex_server.kernels.lora_tables import SMALL_TILE_ROWS
 
 PREFILL_SPLITS = 4
 PREFILL_RANKS = 64  # of one program, at most
-_DECODE_RANK_GROUPS = 8  # of the Triton kernel for rows that decode, at most; each takes ranks in turns
+_DECODE_RANK_GROUPS = 8  # of the Triton kernel for small row tiles, at most; each takes ranks in turns
 
 
 def decode_part(in_features: int) -> int:
-    """Length of one part of the sum over `in` in the Triton kernel for rows that decode."""
+    """Length of one part of the sum over `in` in the Triton kernel for small row tiles."""
     return 256 if in_features <= 8192 else 512
 
 
 def num_splits(in_features: int, tile_rows: int) -> int:
     """Partial sums, at most, that a shrink with these row tiles leaves behind."""
-    if tile_rows == DECODE_TILE_ROWS:
+    if tile_rows == SMALL_TILE_ROWS:
         return -(-in_features // decode_part(in_features))
     return PREFILL_SPLITS
 

@@ -21,8 +21,8 @@ from loraplex_server.kernels.lora_scratch import (
 )
 from loraplex_server.kernels.lora_shrink_kernels import shrink_decode_kernel, shrink_prefill_kernel
 from loraplex_server.kernels.lora_tables import (
-    DECODE_TILE_ROWS,
-    PREFILL_TILE_ROWS,
+    LARGE_TILE_ROWS,
+    SMALL_TILE_ROWS,
     LoraTables,
     ProjectionShape,
 )
@@ -85,7 +85,7 @@ def lora_shrink(
                an adapter's modules. Written where the row's adapter has a rank, else left as it is
     scratch    num_splits(in, tile_rows) · n · rank_stride parts, max_rank_groups(rank_stride) counters per row tile
     row_tiles  [tiles, 4] int32 of `row_tile_table`, planned with `tile_rows`
-    tile_rows  DECODE_TILE_ROWS or PREFILL_TILE_ROWS
+    tile_rows  SMALL_TILE_ROWS or LARGE_TILE_ROWS
     """
     check_shrink(x, shrunk, tables, row_tiles, projection)
     _check_scratch(x, shrunk, scratch, row_tiles, tile_rows)
@@ -95,7 +95,7 @@ def lora_shrink(
     operands = (x, shrunk, scratch.parts, scratch.counters, tables.arena, tables.records, row_tiles)
     pdl = overlaps_launches(x)
     arguments = (*operands, record_start, slot_stride, x.stride(0), num_rows * rank_stride)
-    if tile_rows == DECODE_TILE_ROWS:
+    if tile_rows == SMALL_TILE_ROWS:
         config = next(c for limit, c in DECODE_CONFIGS if row_tiles.shape[0] <= limit)
         # More groups than there can be blocks of ranks would only exit.
         groups = min(config.rank_groups, -(-rank_stride // config.block_r))
@@ -113,7 +113,7 @@ def lora_shrink(
             launch_pdl=pdl,
         )
         return
-    require(tile_rows == PREFILL_TILE_ROWS, f"no configuration for tiles of {tile_rows} rows")
+    require(tile_rows == LARGE_TILE_ROWS, f"no configuration for tiles of {tile_rows} rows")
     block_r = min(PREFILL_RANKS, max(16, next_power_of_2(rank_stride)))
     block_k = 64
     shrink_prefill_kernel[(splits, -(-rank_stride // block_r), row_tiles.shape[0])](

@@ -23,15 +23,15 @@ RECORD_FIELDS = 8
 ARENA_UNIT = 8  # elements; offsets in records count these
 NO_SLOT = -1  # in a row tile: the base alone
 
-DECODE_TILE_ROWS = 16
-PREFILL_TILE_ROWS = 64
-FEW_ROWS = 512
-"""Rows of a step with prompts up to which its tiles are those of decodes."""
+SMALL_TILE_ROWS = 16
+LARGE_TILE_ROWS = 64
+SMALL_TILES_UP_TO = 512
+"""Rows of a step with prompts; a multiple of what they are rounded up to, so that a rounded step has the same tiles."""
 
 
 def tile_rows_of(num_rows: int, *, has_prefills: bool) -> int:
-    """Rows of one tile of a step."""
-    return PREFILL_TILE_ROWS if has_prefills and num_rows > FEW_ROWS else DECODE_TILE_ROWS
+    """Rows of one tile of a step: large ones for many rows of prompts alone."""
+    return LARGE_TILE_ROWS if has_prefills and num_rows > SMALL_TILES_UP_TO else SMALL_TILE_ROWS
 
 
 class RowTile(NamedTuple):

@@ -1,12 +1,12 @@
-"""y = x · Wᵀ + bias with a weight in NF4, which is read once for up to 128 rows.
+"""y = x · Wᵀ + bias with a weight in NF4, which memory brings once for up to 768 rows.
 
-On Hopper the kernels are CUDA C++ (`cuda/nf4.cu`, `cuda/nf4_wide.cu`), elsewhere Triton; on a CPU plain torch. For more
-than 768 rows the weight is dequantized to a scratch buffer and cuBLAS multiplies.
+On Hopper the kernels are CUDA C++ (`cuda/nf4.cu`, `cuda/nf4_wide.cu`), elsewhere Triton, up to 128 rows; on a CPU plain
+torch. For more rows the weight is dequantized to a scratch buffer and cuBLAS multiplies.
 
 Accuracy against exact arithmetic over the weights table × scale, rounding of the result to bf16 included: relative
-error of a whole output under 3e-3, and under 4e-3 from 17 rows on, where each weight is scaled in bf16. `exact` rounds
-each weight to bf16 first, as bitsandbytes does, so that the product differs from bitsandbytes' own in the order of
-summation alone.
+error of a whole output under 3e-3, and under 4e-3 at 17 to 768 rows, where each weight is scaled in bf16. `exact`
+rounds each weight to bf16 first, as bitsandbytes does and as it is with more rows, so that the product differs from
+bitsandbytes' own in the order of summation alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from loraplex_server.kernels.product_plan import ProductPlan
 from loraplex_server.kernels.tensor_maps import tensor_map
 from loraplex_server.kernels.triton_runtime import require
 
+_TRITON_MAX_ROWS = 128  # its programs decode the weight once for each 64 rows
 _TILES_PER_BLOCK = 8  # of the dequantizing kernel
 
 
@@ -56,9 +57,10 @@ def nf4_matmul(
         return out
     if x.is_cuda:
         _check_layout(x, out, bias)
-    if num_rows > NF4_MAX_ROWS or not x.is_cuda:
+    has_cuda = has_cuda_products(x.device)
+    if num_rows > (NF4_MAX_ROWS if has_cuda else _TRITON_MAX_ROWS) or not x.is_cuda:
         return _dequantize_and_multiply(x, weight, out, bias)
-    if not has_cuda_products(x.device):
+    if not has_cuda:
         from loraplex_server.kernels.nf4_triton import nf4_matmul_triton
 
         return nf4_matmul_triton(x, weight, out, bias)

@@ -8,9 +8,9 @@ from loraplex_server.kernels.product_plan import BLOCK_OUTPUTS, MULTIPROCESSORS,
 from loraplex_server.kernels.product_waves import INT8_CUTS, NF4_CUTS, best_cut
 
 ROW_BUCKETS = (1, 8, 16, 32, 64, 96, 128)
-"""Rows that one group of blocks takes; of more there are several groups."""
+"""Rows up to which there is one group of blocks, and a plan for each number; for more see `product_waves`."""
 NF4_MAX_ROWS = 768  # above, to dequantize the weight once costs less than to do so for each group of rows
-INT8_MAX_ROWS = 512
+INT8_MAX_ROWS = 512  # above, the Triton kernel is as quick on the four of a layer together
 _LONG_INPUTS = 8192  # of a narrow int8 weight at 17..32 rows: at 4096 the wide kernel loses, at 14336 it wins
 
 
@@ -21,7 +21,8 @@ def planned_rows(max_rows: int) -> list[int]:
 
 
 def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:
-    """The order in which a row is summed is the same for 1..16 rows, and between each other two of `ROW_BUCKETS`."""
+    """The order in which a row is summed is the same for 1..16 rows, and between each other two of `ROW_BUCKETS`; above
+    the last of them it varies with the number of rows."""
     if rows > ROW_BUCKETS[-1]:
         return replace(best_cut(NF4_CUTS, out_features, rows), is_exact=is_exact)
     bucket = row_bucket(rows)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
@@ -41,12 +41,16 @@ def _kernel(plan: ProductPlan, device: int) -> CudaKernel:
 
 
 def compile_products(
-    nf4_outputs: Iterable[int], int8_shapes: Iterable[tuple[int, int]], device: torch.device
+    nf4_outputs: Iterable[int],
+    int8_shapes: Iterable[tuple[int, int]],
+    device: torch.device,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Compile every kernel that products will want, several at a time; returns how many.
 
     nf4_outputs  of weights in NF4
     int8_shapes  (outputs, inputs) of weights in int8
+    on_progress  called with how many of them are compiled, and all
 
     Raises KernelError.
     """
@@ -54,7 +58,10 @@ def compile_products(
     plans |= {int8_plan(*shape, rows) for shape in int8_shapes for rows in planned_rows(INT8_MAX_ROWS)}
     arch = device_arch(device)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda plan: compile_cubin(plan.source, plan.defines, arch), plans))
+        compiled = [pool.submit(compile_cubin, plan.source, plan.defines, arch) for plan in plans]
+        for done, future in enumerate(as_completed(compiled), start=1):
+            future.result()
+            on_progress(done, len(plans))
     for plan in plans:
         product_kernel(plan, device)
     return len(plans)

@@ -100,7 +100,7 @@ class ProductPlan:
 
     def grid(self, out_features: int, num_rows: int) -> tuple[int, int]:
         """Blocks side by side, of all outputs of all groups of rows, and blocks that share the inputs out."""
-        return -(-out_features // self.outputs) * -(-num_rows // self.rows_held), self.sk
+        return -(-out_features // self.outputs) * -(-num_rows // (8 * self.nt)), self.sk
 
 
 def product_plan(

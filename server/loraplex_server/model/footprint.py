@@ -27,6 +27,18 @@ def decoder_bytes(config: DecoderConfig, numerics: Numerics) -> int:
     return config.num_layers * layer + config.hidden_size * compute + _table_bytes(config, numerics)
 
 
+def scratch_bytes(config: DecoderConfig, numerics: Numerics) -> int:
+    """Of the largest NF4 weight in bf16, which products of very many rows on a GPU want."""
+    if numerics.quantization != "nf4" or numerics.device.type != "cuda":
+        return 0
+    shapes = module_shapes(config)
+    weights = (
+        shapes[modules[0]][0] * sum(shapes[module][1] for module in modules)
+        for modules in PROJECTIONS.values()
+    )
+    return max(weights) * _BF16_BYTES
+
+
 def _weight_bytes(out_features: list[int], in_features: int, numerics: Numerics) -> int:
     """One packed projection, without its bias."""
     rows = sum(out_features)

@@ -14,13 +14,13 @@ class GpuBatch:
     """Decode rows first, then the rows of prefill chunks; the last rows may be padding.
 
     A padding row has token 0, position 0, KV slot -1 and no context, and is in no tile. Rows of prefills may lie among
-    the first `num_decodes` too; they have no context either.
+    the first `num_decodes` too: without a context there, they get zeros, and then what prefill attention writes.
     """
 
     token_ids: Tensor  # [n] int32; -1 - i: what the step before sampled for its row i
     positions: Tensor  # [n] int32
     kv_slots: Tensor  # [n] int32: block · block_size + offset; -1 writes nothing
-    num_decodes: int  # rows that are looked at as decodes
+    num_decodes: int  # rows that go through the attention of decodes
     block_tables: Tensor  # [sequences, max_blocks] int32, the decodes' first
     context_lengths: Tensor  # [num_decodes] int32
     max_context: int  # of the decodes, rounded up; decides how the attention is cut

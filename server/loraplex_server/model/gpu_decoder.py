@@ -153,7 +153,7 @@ class GpuDecoder:
                 workspace.part_state,
                 self._shapes[index],
             )
-        if batch.query_tiles is not None:
+        if batch.query_tiles is not None:  # behind the decodes, which zero rows of prefills among the first
             prefill_attention(
                 queries, cache, batch.block_tables, batch.query_tiles, attended, self._shapes[index]
             )

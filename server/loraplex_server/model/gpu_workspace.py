@@ -10,7 +10,7 @@ from torch import Tensor
 from loraplex_server.kernels.decode_attention import num_parts
 from loraplex_server.kernels.lora_cuda import plan_ints
 from loraplex_server.kernels.lora_scratch import LoraScratch, max_rank_groups, num_splits
-from loraplex_server.kernels.lora_tables import DECODE_TILE_ROWS, FEW_ROWS, PREFILL_TILE_ROWS
+from loraplex_server.kernels.lora_tables import LARGE_TILE_ROWS, SMALL_TILE_ROWS, SMALL_TILES_UP_TO
 from loraplex_server.kernels.quantize import QuantizedRows
 from loraplex_server.kernels.sampling import SampleScratch
 from loraplex_server.model.config import DecoderConfig
@@ -52,9 +52,9 @@ class GpuWorkspace:
         self.part_out = buffer(parts * config.head_dim, dtype=torch.float32)
         self.part_state = buffer(parts * 2, dtype=torch.float32)
         self.rank_stride = 3 * max_lora_rank
-        splits = [num_splits(features, DECODE_TILE_ROWS) for features in (config.hidden_size, query, widest)]
-        prefill_splits = num_splits(config.hidden_size, PREFILL_TILE_ROWS)
-        few_rows = max(max_decodes, min(max_rows, FEW_ROWS))
+        splits = [num_splits(features, SMALL_TILE_ROWS) for features in (config.hidden_size, query, widest)]
+        prefill_splits = num_splits(config.hidden_size, LARGE_TILE_ROWS)
+        few_rows = max(max_decodes, min(max_rows, SMALL_TILES_UP_TO))
         num_shrink_parts = self.rank_stride * max(max(splits) * few_rows, prefill_splits * max_rows)
         num_counters = max_rows * max_rank_groups(self.rank_stride)  # each row may be a tile of its own
         num_plan_ints = plan_ints(config.num_layers, len(PROJECTIONS), few_rows)

@@ -1,4 +1,4 @@
-// What LoRA's kernels for rows that decode hand to one another.
+// What LoRA's kernels for small row tiles hand to one another.
 #pragma once
 #include "common.cuh"
 

@@ -1,4 +1,4 @@
-// LoRA's second product for rows that decode: B (A x) of all adapters of a batch and all modules of a projection, added to
+// LoRA's second product for small row tiles: B (A x) of all adapters of a batch and all modules of a projection, added to
 // y or, unless ADD, written there, with zeros where a row's adapter leaves the module alone.
 //
 // Block (WARPS · COLUMNS columns within one module; row tile). It needs few registers and hardly any shared

@@ -1,4 +1,4 @@
-// LoRA's first product for rows that decode: A x, for all adapters of a batch in one launch, as sums over parts of the
+// LoRA's first product for small row tiles: A x, for all adapters of a batch in one launch, as sums over parts of the
 // inputs: parts [part, row, rank]. The second product adds them, in order: a row's result depends on the row and its adapter
 // alone.
 //
