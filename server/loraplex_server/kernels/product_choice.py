@@ -29,7 +29,7 @@ def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:
     if bucket <= 16:
         plan = _nf4_narrow(out_features, bucket)
     else:
-        plan = _nf4_wide(_tiles_per_multiprocessor(out_features), bucket)
+        plan = _nf4_wide(out_features, bucket)
     return replace(plan, is_exact=is_exact)
 
 
@@ -45,22 +45,23 @@ def int8_plan(out_features: int, in_features: int, rows: int) -> ProductPlan:
         return product_plan("int8.cu", bucket, mt=1, wn=3, wk=4, ks=4, stages=3)
     if share > 2:
         # From 2 rows on: all blocks start at once, which leaves what runs beside them its turn.
-        return _int8_wide(share, max(bucket, 32))
+        return _int8_wide(out_features, max(bucket, 32))
     if bucket == 32 and share == 2 and in_features >= _LONG_INPUTS:
-        return _int8_wide(share, bucket)
+        return _int8_wide(out_features, bucket)
     if bucket == 32:
         return product_plan("int8.cu", bucket, mt=1, wn=2, wk=4, ks=2, stages=4)
     if bucket <= 32:
         return product_plan("int8.cu", bucket, mt=1, wn=2, wk=4, ks=4, stages=3)
-    return _int8_wide(share, bucket)
+    return _int8_wide(out_features, bucket)
 
 
-def _int8_wide(share: int, bucket: int) -> ProductPlan:
-    """`share`: tiles of outputs for each multiprocessor. As many stages as its shared memory holds, at 32 rows and in
-    the narrowest weights one less: LoRA's blocks find room beside, and the product itself is no slower."""
-    source = "int8_wide.cu"
+def _int8_wide(out_features: int, bucket: int) -> ProductPlan:
+    """As many stages as a multiprocessor's shared memory holds, at 32 rows and in the narrowest weights one less:
+    LoRA's blocks find room beside, and the product itself is no slower."""
+    source, share = "int8_wide.cu", _tiles_per_multiprocessor(out_features)
     if share > 8:
-        return product_plan(source, bucket, mt=1, wn=4, wk=1, stages={32: 5, 64: 5, 96: 5, 128: 4}[bucket])
+        stages = {32: 5, 64: 5, 96: 5, 128: 4}[bucket]
+        return product_plan(source, bucket, mt=1, wn=_warpgroups(out_features), wk=1, stages=stages)
     if share > 3:
         return product_plan(source, bucket, mt=1, wn=2, wk=2, stages={32: 4, 64: 4, 96: 3, 128: 3}[bucket])
     if share == 3:
@@ -89,12 +90,13 @@ def _nf4_narrow(out_features: int, bucket: int) -> ProductPlan:
     return product_plan("nf4.cu", bucket, mt=2, wn=_even_width(out_features), wk=2, ks=2, stages=3)
 
 
-def _nf4_wide(share: int, bucket: int) -> ProductPlan:
-    """17..128 rows. `share`: tiles of outputs for each multiprocessor; a block's outputs must pay for its copy of x."""
-    source = "nf4_wide.cu"
+def _nf4_wide(out_features: int, bucket: int) -> ProductPlan:
+    """17..128 rows; a block's outputs must pay for its copy of x."""
+    source, share = "nf4_wide.cu", _tiles_per_multiprocessor(out_features)
     if share > 8:
-        ks, stages = (2, 3) if bucket == 128 else (4, 2)
-        return product_plan(source, bucket, mt=1, wn=4, wk=1, ks=ks, stages=stages)
+        wn = _warpgroups(out_features)
+        ks, stages = (2, 3) if bucket == 128 and wn == 4 else (4, 2)
+        return product_plan(source, bucket, mt=1, wn=wn, wk=1, ks=ks, stages=stages)
     if share > 3:
         return product_plan(source, bucket, mt=1, wn=2, wk=2, ks=2, stages=2)
     if share == 3:
@@ -106,6 +108,11 @@ def _nf4_wide(share: int, bucket: int) -> ProductPlan:
 
 def _tiles_per_multiprocessor(out_features: int) -> int:
     return -(-out_features // (BLOCK_OUTPUTS * MULTIPROCESSORS))
+
+
+def _warpgroups(out_features: int) -> int:
+    """Of a block, 64 outputs each, that leave the busiest multiprocessor with the least."""
+    return min((4, 3, 2), key=lambda width: _busiest(out_features, 64 * width))
 
 
 def _even_width(out_features: int) -> int:
