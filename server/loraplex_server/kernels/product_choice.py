@@ -26,10 +26,7 @@ def nf4_plan(out_features: int, rows: int, is_exact: bool) -> ProductPlan:
     if rows > ROW_BUCKETS[-1]:
         return replace(best_cut(NF4_CUTS, out_features, rows), is_exact=is_exact)
     bucket = row_bucket(rows)
-    if bucket <= 16:
-        plan = _nf4_narrow(out_features, bucket)
-    else:
-        plan = _nf4_wide(out_features, bucket)
+    plan = _nf4_narrow(out_features, bucket) if bucket <= 16 else _nf4_wide(out_features, bucket)
     return replace(plan, is_exact=is_exact)
 
 
