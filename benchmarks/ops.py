@@ -54,6 +54,7 @@ PROJECTIONS = {
 }
 RANKS = (16, 8, 64, 32)  # of adapters 0, 1, 2, 3, and again
 MAX_RANK = 64
+LONGEST = 131_072  # tokens of a context that an engine may be made for
 KV_LAYERS = 4  # caches of 2048 tokens × 128 rows for every layer would not fit beside the arena
 
 DEVICE = torch.device("cuda")
@@ -219,23 +220,32 @@ def row_cases(rows: int) -> Iterator[Case]:
     )
 
 
-def decode_attention_case(rows: int, context: int) -> Case:
-    width = -(-context // BLOCK_SIZE)
-    num_blocks = rows * width
-    caches = [random(num_blocks, BLOCK_SIZE, 2048) for _ in range(KV_LAYERS)]
-    tables = torch.randperm(num_blocks, device=DEVICE).view(rows, width).to(torch.int32)
-    lengths = torch.full((rows,), context, dtype=torch.int32, device=DEVICE)
+def decode_attention_case(
+    rows: int, context: int, bound: int | None = None, longest: int | None = None
+) -> Case:
+    """Contexts of one length, but for one that is the `longest`; a launch made for contexts up to `bound`."""
+    contexts = [context] * (rows - 1) + [longest or context]
+    bound = bound or max(contexts)
+    used = [-(-length // BLOCK_SIZE) for length in contexts]
+    caches = [random(sum(used), BLOCK_SIZE, 2048) for _ in range(KV_LAYERS)]
+    tables = torch.zeros(rows, -(-bound // BLOCK_SIZE), dtype=torch.int32, device=DEVICE)
+    blocks = torch.randperm(sum(used), device=DEVICE).to(torch.int32)
+    for row, of_row in enumerate(torch.split(blocks, used)):
+        tables[row, : len(of_row)] = of_row
+    lengths = torch.tensor(contexts, dtype=torch.int32, device=DEVICE)
     qkv, out = random(rows, 6144), random(rows, HIDDEN)
     queries = qkv[:, :HIDDEN].view(rows, 32, 128)
-    states = rows * 32 * num_parts(context)
+    states = rows * 32 * num_parts(bound)
     part_out, part_state = torch.empty(states * 128, device=DEVICE), torch.empty(states * 2, device=DEVICE)
 
     def run(layer: int) -> None:
         cache = caches[layer % KV_LAYERS]
-        decode_attention(queries, cache, tables, lengths, context, out, part_out, part_state, ATTENTION)
+        decode_attention(queries, cache, tables, lengths, bound, out, part_out, part_state, ATTENTION)
 
-    floor = rows * context * 4096 + 4 * out.numel()
-    return Case(f"decode_attention rows {rows:3} context {context:4}", floor, run)
+    floor = sum(contexts) * 4096 + 4 * out.numel()
+    name = f"decode_attention rows {rows:3} context {context:4}"
+    name += "" if longest is None else f" and {longest}"
+    return Case(name + ("" if bound == max(contexts) else f" of {bound}"), floor, run)
 
 
 def prefill_attention_case(sequences: int, tokens: int) -> Case:
@@ -326,6 +336,8 @@ def all_cases() -> Iterator[Case]:
         yield from sample_cases(rows)
         for context in (256, 2048):
             yield decode_attention_case(rows, context)
+            yield decode_attention_case(rows, context, bound=LONGEST)
+        yield decode_attention_case(rows, 256, bound=LONGEST, longest=100_000)
     yield prefill_attention_case(1, 2048)
     yield prefill_attention_case(4, 2048)
 
