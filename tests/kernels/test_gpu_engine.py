@@ -281,7 +281,7 @@ def test_no_step_meets_a_compiler_once_the_engine_has_started(world: World, devi
     """Steps of each kind: decodes, prompts in single rows, beside decodes, too long for a graph; sampled and greedy."""
     compiled: list[str] = []
     with warmed_run(start_gpu_engine(world, device, max_batched_tokens=4096), world) as run:
-        knobs.runtime.jit_post_compile_hook = lambda **details: compiled.append(details["repr"]) and None
+        knobs.runtime.jit_post_compile_hook = lambda **details: compiled.append(details["repr"])
         try:
             for temperature in (0.0, 1.0):
                 add(run, world, PROMPTS, temperature=temperature)

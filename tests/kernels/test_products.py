@@ -143,12 +143,11 @@ def test_every_plan_fits_a_block_of_hopper(outputs: int) -> None:
 
 @pytest.mark.parametrize("outputs", [576, 4096, 6144, 28672])
 def test_every_plan_is_compiled_before_it_is_wanted(outputs: int) -> None:
-    for max_rows, plan_of in (
-        (NF4_MAX_ROWS, lambda rows: nf4_plan(outputs, rows, False)),
-        (INT8_MAX_ROWS, lambda rows: int8_plan(outputs, 4096, rows)),
-    ):
-        compiled = {plan_of(rows) for rows in planned_rows(max_rows)}
-        assert {plan_of(rows) for rows in range(1, max_rows + 1)} == compiled
+    compiled = {nf4_plan(outputs, rows, False) for rows in planned_rows(NF4_MAX_ROWS)}
+    assert {nf4_plan(outputs, rows, False) for rows in range(1, NF4_MAX_ROWS + 1)} == compiled
+    for inputs in (576, 4096, 14336):
+        compiled = {int8_plan(outputs, inputs, rows) for rows in planned_rows(INT8_MAX_ROWS)}
+        assert {int8_plan(outputs, inputs, rows) for rows in range(1, INT8_MAX_ROWS + 1)} == compiled
 
 
 def test_many_rows_are_cut_so_that_the_last_wave_of_blocks_is_nearly_full() -> None:
