@@ -43,27 +43,27 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
     ):
         for count, goal in goals.items():
             figure = figures.get(f"decode_ms_8_adapters_{count}_rows")
-            yield Row(f"{name} decode step, 8 adapters, {count} {_rows(count)}", goal, figure, unit="ms")
+            yield Row(f"{name} decode step, 8 adapters, {_many(count, 'row')}", goal, figure, unit="ms")
     for count, (fp8, four_bit) in _VLLM.items():
         ours = nf4.get(f"decode_ms_8_adapters_{count}_rows")
         ahead = fp8 / ours if ours else None
         yield Row(
-            f"vLLM's fp8 step ÷ our NF4 step, {count} {_rows(count)}", 1.0, ahead, at_most=False, unit="×"
+            f"vLLM's fp8 step ÷ our NF4 step, {_many(count, 'row')}", 1.0, ahead, at_most=False, unit="×"
         )
         ahead = four_bit / ours if ours else None
         yield Row(
-            f"vLLM's NF4 step ÷ our NF4 step, {count} {_rows(count)}", 3.0, ahead, at_most=False, unit="×"
+            f"vLLM's NF4 step ÷ our NF4 step, {_many(count, 'row')}", 3.0, ahead, at_most=False, unit="×"
         )
     for count in (1, 8, 32):
         key = f"decode_ms_0_adapters_{count}_rows"
         yield Row(
-            f"INT8 step against our bf16 step, {count} {_rows(count)}", 0.7, _ratio(int8, bf16, key), unit="×"
+            f"INT8 step against our bf16 step, {_many(count, 'row')}", 0.7, _ratio(int8, bf16, key), unit="×"
         )
     yield Row("INT8 base bytes against bf16", 0.55, _ratio(int8, bf16, "weight_bytes"), unit="×")
     for count, goal in ((1, 0.05), (8, 0.10), (32, 0.20)):
         figure = nf4.get(f"lora_price_{count}")
         yield Row(
-            f"LoRA's price, {count} mixed-rank {'adapter' if count == 1 else 'adapters'}, 32 rows",
+            f"LoRA's price, {_many(count, 'mixed-rank adapter')}, 32 rows",
             goal,
             figure,
         )
@@ -136,7 +136,7 @@ def _product_rows(products: dict[str, Any]) -> Iterator[Row]:
     for count in (1, 8, 16, 32):
         for shape in wide:
             figure = products.get(f"int8 {shape} {count}")
-            yield Row(f"INT8 product {shape}, {count} {_rows(count)}", 0.75, figure, at_most=False)
+            yield Row(f"INT8 product {shape}, {_many(count, 'row')}", 0.75, figure, at_most=False)
 
 
 def against_bf16_rows(products: dict[str, Any]) -> Iterator[Row]:
@@ -155,8 +155,8 @@ def against_bf16_rows(products: dict[str, Any]) -> Iterator[Row]:
     yield Row(f"NF4 ÷ bf16 product, worst{where}", 1.0, ratios.get(worst) if worst else None, unit="×")
 
 
-def _rows(count: int) -> str:
-    return "row" if count == 1 else "rows"
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _shares(report: dict[str, Any], bandwidth: float) -> dict[str, float]:

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KERNELS = {
-    "shrink_decode_kernel",
-    "shrink_prefill_kernel",
+    "shrink_small_tiles_kernel",
+    "shrink_large_tiles_kernel",
     "_expand_kernel",
     "_rope_and_write_kernel",
     "_swiglu_kernel",

@@ -21,9 +21,7 @@ from loraplex_server.kernels.lora_tables import ARENA_UNIT, RECORD_FIELDS, LoraT
 from loraplex_server.kernels.pinned_read import read_pinned
 from loraplex_server.model.projections import PROJECTIONS
 
-_TURN_ELEMENTS = (
-    2**22
-)  # copied to the device in one go; some 160 µs at 50 GB/s, and as much as is read at a time
+_TURN_ELEMENTS = 2**22  # copied to the device in one go: as much as is read at a time, some 160 µs at 50 GB/s
 
 
 class GpuAdapterLayout:

@@ -94,7 +94,7 @@ def build_gpu_backend(
     )
     if has_cuda_products(device):
         prefer_shared_memory(device)
-        _compile_products(decoder_config, numerics, config.int8_head, on_progress)
+        _compile_products(decoder_config, numerics, on_progress, int8_head=config.int8_head)
     decoder, weight_bytes = build_gpu_decoder(
         source,
         decoder_config,
@@ -137,7 +137,7 @@ def build_gpu_backend(
 
 
 def _compile_products(
-    config: DecoderConfig, numerics: Numerics, int8_head: bool, on_progress: Progress
+    config: DecoderConfig, numerics: Numerics, on_progress: Progress, *, int8_head: bool
 ) -> None:
     """All at once, before the first of them is wanted."""
     shapes = [(sum(shape.widths), shape.in_features) for shape in projection_shapes(config).values()]

@@ -228,7 +228,7 @@ class GpuRunner:
             decodes=len(plan.decodes),
             sequences=len(plan.decodes) + len(plan.prefills),
             row_tiles=len(plan.row_tiles),
-            query_tiles=plan.num_query_tiles,
+            query_tiles=len(plan.query_tiles),
             max_context=max_context,
             max_blocks=aligned(-(-max(plan.max_stop, max_context) // self._block_size)),
             logit_rows=self._logit_rows(len(plan.sampled)),

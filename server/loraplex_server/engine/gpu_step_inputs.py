@@ -20,7 +20,7 @@ from loraplex_server.kernels.lora_tables import (
     plan_row_tiles,
     tile_rows_of,
 )
-from loraplex_server.kernels.prefill_attention import TILE_ROWS, QueryTile, plan_query_tiles
+from loraplex_server.kernels.prefill_attention import QueryTile, plan_query_tiles
 from loraplex_server.kernels.sampling import RowSampling
 from loraplex_server.model.gpu_batch import GpuBatch, GpuLoraBatch
 
@@ -160,11 +160,6 @@ class StepPlan:
     def query_tiles(self) -> list[QueryTile]:
         """Of the prefills."""
         return plan_query_tiles(self._chunks())
-
-    @property
-    def num_query_tiles(self) -> int:
-        """Of the prefills alone."""
-        return sum(-(-row.num_tokens // TILE_ROWS) for row in self.prefills)
 
     @property
     def sole_slot(self) -> int | None:

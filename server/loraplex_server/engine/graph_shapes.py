@@ -41,13 +41,12 @@ class ShapeBuckets:
 
     def shape_of(self, plan: StepPlan) -> StepShape:
         """The smallest shape that holds a plan of decode rows alone."""
-        rows = self._rows[bisect_left(self._rows, plan.num_rows)]
-        tiles = self._tiles(rows)
-        return self._shape(rows, self.context_of(plan), tiles[bisect_left(tiles, len(plan.row_tiles))])
+        rows = _least(self._rows, plan.num_rows)
+        return self._shape(rows, self.context_of(plan), _least(self._tiles(rows), len(plan.row_tiles)))
 
     def context_of(self, plan: StepPlan) -> int:
         """The bucket of a plan's decode contexts."""
-        return self.contexts[bisect_left(self.contexts, plan.max_context)]
+        return _least(self.contexts, plan.max_context)
 
     def _tiles(self, rows: int) -> list[int]:
         """Numbers of row tiles of a step with so many rows; 0 is the base alone."""
@@ -87,11 +86,10 @@ class MixedShapes:
 
     def shape_of(self, plan: StepPlan) -> StepShape | None:
         """The smallest shape that holds a plan with prefills; None if there is none."""
-        index = bisect_left(self._rows, plan.num_rows)
-        if index == len(self._rows):
+        if plan.num_rows > max(self._rows, default=0):
             return None
-        context = self._contexts[bisect_left(self._contexts, plan.max_context)]
-        return self._shape(self._rows[index], context, bool(plan.row_tiles))
+        rows, context = _least(self._rows, plan.num_rows), _least(self._contexts, plan.max_context)
+        return self._shape(rows, context, bool(plan.row_tiles))
 
     def _shape(self, rows: int, max_context: int, has_adapters: bool) -> StepShape:
         sequences = min(rows, self._max_running)
@@ -127,6 +125,11 @@ class GraphShapes:
     def shape_of(self, plan: StepPlan) -> StepShape | None:
         """The smallest shape that holds a plan; None for prefills too long for any."""
         return self.mixed.shape_of(plan) if plan.prefills else self.decodes.shape_of(plan)
+
+
+def _least(sizes: list[int], needed: int) -> int:
+    """The smallest of ascending `sizes` that holds what is needed."""
+    return sizes[bisect_left(sizes, needed)]
 
 
 def _context_buckets(max_context: int) -> list[int]:

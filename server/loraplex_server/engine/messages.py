@@ -119,8 +119,9 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class EngineProgress(msgspec.Struct, frozen=True, tag=True):
-    """How far an engine that starts has come; stages are "compile", in kernels of a GPU, "load", in layers,
-    and "capture", in graphs.
+    """How far an engine that starts has come.
+
+    Stages are "compile", in kernels of a GPU, "load", in layers, and "capture", in graphs.
     """
 
     stage: str

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from loraplex_server.kernels.pinned_read import read_pinned
 
-_ALIGNMENT = (
-    64  # bytes, hence all sizes are multiples of 16 words: Triton compiles another kernel for other sizes
-)
+_ALIGNMENT = 64  # bytes: for sizes that are no multiple of 16 words Triton compiles another kernel
 _DEPTH = 3  # host buffers in turn: one being filled, one being read, one to spare
 _NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
     torch.int32: np.int32,

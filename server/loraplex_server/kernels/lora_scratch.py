@@ -9,12 +9,12 @@ from torch import Tensor
 
 from loraplex_server.kernels.lora_tables import SMALL_TILE_ROWS
 
-PREFILL_SPLITS = 4
-PREFILL_RANKS = 64  # of one program, at most
-_DECODE_RANK_GROUPS = 8  # of the Triton kernel for small row tiles, at most; each takes ranks in turns
+LARGE_TILE_SPLITS = 4
+LARGE_TILE_RANKS = 64  # of one program, at most
+_SMALL_TILE_RANK_GROUPS = 8  # of the Triton kernel for small row tiles, at most; each takes ranks in turns
 
 
-def decode_part(in_features: int) -> int:
+def small_tile_part(in_features: int) -> int:
     """Length of one part of the sum over `in` in the Triton kernel for small row tiles."""
     return 256 if in_features <= 8192 else 512
 
@@ -22,13 +22,13 @@ def decode_part(in_features: int) -> int:
 def num_splits(in_features: int, tile_rows: int) -> int:
     """Partial sums, at most, that a shrink with these row tiles leaves behind."""
     if tile_rows == SMALL_TILE_ROWS:
-        return -(-in_features // decode_part(in_features))
-    return PREFILL_SPLITS
+        return -(-in_features // small_tile_part(in_features))
+    return LARGE_TILE_SPLITS
 
 
 def max_rank_groups(rank_stride: int) -> int:
     """Programs, at most, that share the ranks of one row tile; each of them counts by itself who is last."""
-    return max(_DECODE_RANK_GROUPS, -(-rank_stride // PREFILL_RANKS))
+    return max(_SMALL_TILE_RANK_GROUPS, -(-rank_stride // LARGE_TILE_RANKS))
 
 
 @dataclass(frozen=True, slots=True)

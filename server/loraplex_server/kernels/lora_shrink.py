@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from loraplex_server.kernels.lora_scratch import (
-    PREFILL_RANKS,
+    LARGE_TILE_RANKS,
     LoraScratch,
-    decode_part,
     max_rank_groups,
     num_splits,
+    small_tile_part,
 )
-from loraplex_server.kernels.lora_shrink_kernels import shrink_decode_kernel, shrink_prefill_kernel
+from loraplex_server.kernels.lora_shrink_kernels import shrink_large_tiles_kernel, shrink_small_tiles_kernel
 from loraplex_server.kernels.lora_tables import (
     LARGE_TILE_ROWS,
     SMALL_TILE_ROWS,
@@ -31,14 +31,14 @@ from loraplex_server.kernels.triton_runtime import next_power_of_2, overlaps_lau
 
 @dataclass(frozen=True, slots=True)
 class ShrinkConfig:
-    """How the decode kernel is cut."""
+    """How the kernel of small tiles is cut."""
 
     block_r: int  # ranks per product
     rank_groups: int  # programs that share the ranks of one tile
     num_warps: int
 
 
-DECODE_CONFIGS: tuple[tuple[int, ShrinkConfig], ...] = (
+SMALL_TILE_CONFIGS: tuple[tuple[int, ShrinkConfig], ...] = (
     (4, ShrinkConfig(block_r=16, rank_groups=4, num_warps=4)),
     (16, ShrinkConfig(block_r=32, rank_groups=4, num_warps=4)),
     (1 << 30, ShrinkConfig(block_r=32, rank_groups=2, num_warps=4)),
@@ -96,10 +96,10 @@ def lora_shrink(
     pdl = overlaps_launches(x)
     arguments = (*operands, record_start, slot_stride, x.stride(0), num_rows * rank_stride)
     if tile_rows == SMALL_TILE_ROWS:
-        config = next(c for limit, c in DECODE_CONFIGS if row_tiles.shape[0] <= limit)
+        config = next(c for limit, c in SMALL_TILE_CONFIGS if row_tiles.shape[0] <= limit)
         # More groups than there can be blocks of ranks would only exit.
         groups = min(config.rank_groups, -(-rank_stride // config.block_r))
-        shrink_decode_kernel[(splits, groups, row_tiles.shape[0])](
+        shrink_small_tiles_kernel[(splits, groups, row_tiles.shape[0])](
             *arguments,
             IN_FEATURES=in_features,
             SPLITS=splits,
@@ -107,16 +107,16 @@ def lora_shrink(
             RANK_GROUPS=groups,
             BLOCK_M=tile_rows,
             BLOCK_R=config.block_r,
-            BLOCK_K=decode_part(in_features),
+            BLOCK_K=small_tile_part(in_features),
             PDL=pdl,
             num_warps=config.num_warps,
             launch_pdl=pdl,
         )
         return
     require(tile_rows == LARGE_TILE_ROWS, f"no configuration for tiles of {tile_rows} rows")
-    block_r = min(PREFILL_RANKS, max(16, next_power_of_2(rank_stride)))
+    block_r = min(LARGE_TILE_RANKS, max(16, next_power_of_2(rank_stride)))
     block_k = 64
-    shrink_prefill_kernel[(splits, -(-rank_stride // block_r), row_tiles.shape[0])](
+    shrink_large_tiles_kernel[(splits, -(-rank_stride // block_r), row_tiles.shape[0])](
         *arguments,
         IN_FEATURES=in_features,
         SPLITS=splits,

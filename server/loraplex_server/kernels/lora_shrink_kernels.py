@@ -1,4 +1,4 @@
-"""The two kernels of `loraplex_server.kernels.lora_shrink`: for row tiles of decodes, and of prefills."""
+"""The two kernels of `loraplex_server.kernels.lora_shrink`: for small row tiles, and for large ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _sum_of_parts(
 
 
 @jit
-def shrink_decode_kernel(
+def shrink_small_tiles_kernel(
     x_ptr: Pointer,
     shrunk_ptr: Pointer,
     parts_ptr: Pointer,
@@ -110,7 +110,7 @@ def shrink_decode_kernel(
 
 
 @jit
-def shrink_prefill_kernel(
+def shrink_large_tiles_kernel(
     x_ptr: Pointer,
     shrunk_ptr: Pointer,
     parts_ptr: Pointer,

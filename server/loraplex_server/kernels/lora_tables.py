@@ -26,7 +26,8 @@ NO_SLOT = -1  # in a row tile: the base alone
 SMALL_TILE_ROWS = 16
 LARGE_TILE_ROWS = 64
 SMALL_TILES_UP_TO = 512
-"""Rows of a step with prompts; a multiple of what they are rounded up to, so that a rounded step has the same tiles."""
+"""Rows up to which a step with prompts has small tiles; a multiple of what rows are rounded up to, so that rounding
+does not change the tiles."""
 
 
 def tile_rows_of(num_rows: int, *, has_prefills: bool) -> int:

@@ -53,9 +53,9 @@ class GpuWorkspace:
         self.part_state = buffer(parts * 2, dtype=torch.float32)
         self.rank_stride = 3 * max_lora_rank
         splits = [num_splits(features, SMALL_TILE_ROWS) for features in (config.hidden_size, query, widest)]
-        prefill_splits = num_splits(config.hidden_size, LARGE_TILE_ROWS)
+        large_tile_splits = num_splits(config.hidden_size, LARGE_TILE_ROWS)
         few_rows = max(max_decodes, min(max_rows, SMALL_TILES_UP_TO))
-        num_shrink_parts = self.rank_stride * max(max(splits) * few_rows, prefill_splits * max_rows)
+        num_shrink_parts = self.rank_stride * max(max(splits) * few_rows, large_tile_splits * max_rows)
         num_counters = max_rows * max_rank_groups(self.rank_stride)  # each row may be a tile of its own
         num_plan_ints = plan_ints(config.num_layers, len(PROJECTIONS), few_rows)
         self.lora = LoraScratch.allocate(num_shrink_parts, num_counters, num_plan_ints, device)

@@ -220,3 +220,13 @@ def test_the_tiles_of_a_plan_cover_every_row_once() -> None:
     )
 
     assert covered == list(range(22))
+
+
+def test_a_prefill_has_no_captured_shape_where_steps_are_smaller_than_any() -> None:
+    batch = batch_of([], [])
+    sequence = Sequence.of(add_command(0, [1] * 9), 0)
+    sequence.block_table = [0]
+    batch.prefills.append(ScheduledSequence(sequence, 0, 9, True, 0, 0))
+    shapes = GraphShapes(max_rows=16, max_running=4, max_context=100, block_size=BLOCK_SIZE)
+
+    assert shapes.shape_of(StepPlan(batch, BLOCK_SIZE)) is None
