@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
 from torch import Tensor
 
@@ -17,8 +15,8 @@ from loraplex_server.engine.adapter_arena import (
     Placement,
     projection_ends,
 )
+from loraplex_server.engine.pinned_reads import PinnedReads
 from loraplex_server.kernels.lora_tables import ARENA_UNIT, RECORD_FIELDS, LoraTables, projection_record
-from loraplex_server.kernels.pinned_read import read_pinned
 from loraplex_server.model.projections import PROJECTIONS
 
 _TURN_ELEMENTS = 2**22  # copied to the device in one go: as much as is read at a time, some 160 µs at 50 GB/s
@@ -87,26 +85,6 @@ class _CopyEvent:
         return bool(self._event.query())  # type: ignore[no-untyped-call]
 
 
-class _RecordStaging:
-    """Pinned host buffers for records on their way to the device; never waits, since there is a new one if need be."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        self._shape = shape
-        self._in_use: deque[tuple[Tensor, torch.cuda.Event]] = deque()  # oldest first
-
-    def upload(self, records: Tensor, target: Tensor) -> None:
-        """In the order of the current stream."""
-        if self._in_use and self._in_use[0][1].query():  # type: ignore[no-untyped-call]
-            buffer, event = self._in_use.popleft()
-        else:
-            buffer = torch.empty(self._shape, dtype=torch.int32, pin_memory=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        buffer.copy_(records)
-        read_pinned(target, buffer)
-        event.record()
-        self._in_use.append((buffer, event))
-
-
 class GpuAdapterArena(FreeExtents):
     """The buffer and the records on the device. Implements `AdapterMemory`.
 
@@ -126,6 +104,7 @@ class GpuAdapterArena(FreeExtents):
     ) -> None:
         super().__init__(num_elements)
         self._layout = layout
+        self._reads = PinnedReads()
         self._copies: torch.cuda.Stream | None = None
         self._shifted: torch.cuda.Event | None = None  # behind the last move that no copy has waited for
         host_records = torch.zeros(
@@ -139,7 +118,6 @@ class GpuAdapterArena(FreeExtents):
         if device.type == "cuda":
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._copies.wait_stream(torch.cuda.current_stream(device))  # the zeros come first
-            self._staging = _RecordStaging(self.tables.records[0].shape)
 
     @property
     def element_bytes(self) -> int:
@@ -158,7 +136,7 @@ class GpuAdapterArena(FreeExtents):
             if self._shifted is not None:  # what lay there may be on the move in front of a step in flight
                 self._copies.wait_event(self._shifted)
                 self._shifted = None
-            # What requests with penalties or biases bring through the copy engine finds a place between short turns.
+            # What else is copied finds a place between turns.
             for start in range(0, source.numel(), _TURN_ELEMENTS):
                 turn = slice(start, start + _TURN_ELEMENTS)
                 weights[turn].copy_(source[turn], non_blocking=True)
@@ -192,4 +170,4 @@ class GpuAdapterArena(FreeExtents):
         if self._copies is None:
             target.copy_(records)
         else:
-            self._staging.upload(records, target)
+            self._reads.write(records.view(-1), target.view(-1))

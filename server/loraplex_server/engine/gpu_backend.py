@@ -18,6 +18,7 @@ from loraplex_server.engine.graph_shapes import GraphShapes
 from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
+from loraplex_server.engine.pinned_reads import PinnedReads
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.kernels.cuda_driver import prefer_shared_memory
 from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
@@ -113,7 +114,7 @@ def build_gpu_backend(
         allocate_kv_cache(decoder_config, num_blocks, config.block_size, numerics.kv_dtype, device),
         workspace_on(device),
         arena.tables,
-        Sampler(decoder_config.eos_token_ids),
+        Sampler(decoder_config.eos_token_ids, bring=PinnedReads().bring),
         shapes,
     )
     return Backend(

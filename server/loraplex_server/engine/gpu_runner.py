@@ -200,8 +200,7 @@ class GpuRunner:
 
     def _choose(self, plan: StepPlan, inputs: StepInputs, logits: Tensor) -> None:
         """Adjust the logits of the rows that ask for it, then sample all rows into `_sampled`."""
-        for index, row in enumerate(plan.sampled):
-            self._sampler.adjust(logits[index], row.sequence, row.output_index)
+        self._sampler.adjust(logits, [(row.sequence, row.output_index) for row in plan.sampled])
         sample(
             logits,
             None if plan.is_greedy else inputs.sampling,
