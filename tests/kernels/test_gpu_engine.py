@@ -276,6 +276,20 @@ def test_an_output_head_in_int8_gives_nearly_the_reference_s_log_probabilities(
         assert rounded.logprob != exact.logprob, "the head is not in int8"
 
 
+def test_an_engine_of_few_sequences_launches_what_it_compiles_at_the_start(
+    world: World, device: torch.device
+) -> None:
+    runner = start_gpu_engine(world, device, max_batched_tokens=16, max_running=2)._runner
+    assert isinstance(runner, GpuRunner)
+    shapes = list(runner._prefill_shapes())
+
+    with torch.inference_mode():
+        for shape in shapes:
+            runner._compile(shape)
+
+    assert {shape.sequences for shape in shapes} == {1, 2}
+
+
 @pytest.mark.gpu
 def test_no_step_meets_a_compiler_once_the_engine_has_started(world: World, device: torch.device) -> None:
     """Steps of each kind: decodes, prompts in single rows, beside decodes, too long for a graph; sampled and greedy."""

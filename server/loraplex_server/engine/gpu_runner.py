@@ -128,12 +128,16 @@ class GpuRunner:
             self._graphs.capture(StepInputs(shape, self._staging, self._tables), self._forward)
         for done, shape in enumerate(prefills, start=len(shapes)):
             on_progress(done, total)
-            inputs = StepInputs(shape, self._staging, self._tables)
-            logits = self._forward(inputs)
-            for sampling in (None, inputs.sampling):
-                sample(logits, sampling, self._workspace.sampling, self._sampled)
+            self._compile(shape)
         torch.cuda.synchronize()
         on_progress(total, total)
+
+    def _compile(self, shape: StepShape) -> None:
+        """What a step of this shape launches without a graph, by launching it on inputs of zeros."""
+        inputs = StepInputs(shape, self._staging, self._tables)
+        logits = self._forward(inputs)
+        for sampling in (None, inputs.sampling):
+            sample(logits[: shape.sequences], sampling, self._workspace.sampling, self._sampled)
 
     def _prefill_shapes(self) -> Iterator[StepShape]:
         """Every way in which steps with prefills can differ for a compiler."""
