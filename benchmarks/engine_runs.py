@@ -183,17 +183,27 @@ class Bench:
         prompt_tokens: int,
         output_tokens: int,
         on_step: Callable[[StepOutputs], None] = lambda result: None,
+        *,
+        apart: bool = False,
     ) -> ThroughputResult:
-        """Closed loop: `concurrency` requests at any time, adapters drawn by Zipf with exponent `zipf`."""
+        """Closed loop: `concurrency` requests at any time, adapters drawn by Zipf with exponent `zipf`.
+
+        apart  the requests that are in flight first end one after another, evenly over `output_tokens`, so that those
+               behind them do not begin together
+        """
         generator = random.Random(7)
         weights = [1.0 / (rank + 1) ** zipf for rank in range(len(adapters))]
         chosen = iter(generator.choices(adapters, weights, k=num_requests))
+        first = range(1, concurrency + 1) if apart else ()
+        lengths = itertools.chain(
+            (-(-output_tokens * part // concurrency) for part in first), itertools.repeat(output_tokens)
+        )
         in_flight = loads = tokens = 0
         left = num_requests
         started = time.perf_counter()
         while left or self.engine.has_work():
             while left and in_flight < concurrency:
-                self.add(prompt_tokens, output_tokens, next(chosen))
+                self.add(prompt_tokens, next(lengths), next(chosen))
                 left, in_flight = left - 1, in_flight + 1
             result = self.engine.step()
             if result is None:

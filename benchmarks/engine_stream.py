@@ -5,6 +5,10 @@ flight at any time, 128 tokens of prompt and of output each, their adapters draw
 adapters, once from 1,000, of which 64 fit the device and whose others are read from the host's memory when they are
 asked for. Each is run twice, in turn.
 
+The clients begin together, or apart, as those do who know nothing of each other. Over few adapters those that began
+together stay in step, since all requests are of one length, and their prompts come 32 at a time. Over many they fall
+out of step, behind adapters that are read; so together compares many adapters with few and such steps with others.
+
 ratio       tokens per second of both runs with many adapters ÷ those with few
 few, many   of each run tokens per second, loads of adapters, and its steps, those with prompts and the others: how
             many, and summed over them milliseconds of the device, rows, different adapters
@@ -61,12 +65,14 @@ class Seen:
         kind.note(result)
 
 
-def run(bench: Bench, num_adapters: int) -> Seen:
+def run(bench: Bench, num_adapters: int, *, apart: bool) -> Seen:
     """One stream; the adapters asked for most are resident when it begins."""
     names = [f"16-{number}" for number in range(num_adapters)]
     bench.stream(2 * _IN_FLIGHT, _IN_FLIGHT, names, _ZIPF, _PROMPT, 8)
     seen = Seen()
-    result = bench.stream(_REQUESTS, _IN_FLIGHT, names, _ZIPF, _PROMPT, _OUTPUT, on_step=seen.note)
+    result = bench.stream(
+        _REQUESTS, _IN_FLIGHT, names, _ZIPF, _PROMPT, _OUTPUT, on_step=seen.note, apart=apart
+    )
     seen.tokens_per_second, seen.adapter_loads = result.tokens_per_second, result.adapter_loads
     print(f"{num_adapters} adapters: {seen}", file=sys.stderr, flush=True)
     return seen
@@ -81,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quantization", default="nf4", choices=["nf4", "int8", "bf16"])
     parser.add_argument("--prefill-spread", type=int, help="steps of a prompt; by default the engine's")
     parser.add_argument("--min-prefill-rows", type=int, default=8, help="of a step with prompts; default: 8")
+    parser.add_argument("--start", choices=["together", "apart"], default="apart", help="of the clients")
     parser.add_argument("--out", type=Path, help="also write the report here")
     options = parser.parse_args(arguments)
     found = _measure(options)
@@ -99,7 +106,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         min_prefill_rows=options.min_prefill_rows,
     )
     try:
-        runs = [(count, run(bench, count)) for count in (FEW, MANY) * 2]
+        runs = [(count, run(bench, count, apart=options.start == "apart")) for count in (FEW, MANY) * 2]
     finally:
         bench.close()
     few, many = ([seen for of, seen in runs if of == count] for count in (FEW, MANY))
@@ -112,6 +119,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "output_tokens": _OUTPUT,
         "prefill_spread_steps": options.prefill_spread,
         "min_prefill_rows": options.min_prefill_rows,
+        "start": options.start,
         "ratio": round(_sum(many) / _sum(few), 4),
         "few": [asdict(seen) for seen in few],
         "many": [asdict(seen) for seen in many],

@@ -82,11 +82,13 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
     yield Row("device idle between decode steps, worst", 0.05, max(idle, default=None))
 
 
-def stream_rows(stream: dict[str, Any]) -> Iterator[Row]:
-    """Of a report of `benchmarks.engine_stream`."""
-    least = stream.get("min_prefill_rows")
-    what = f"1,000 adapters against 8, min_prefill_rows {least}"
-    yield Row(what, 0.9, stream.get("ratio"), at_most=False, unit="×")
+def stream_rows(streams: Iterable[Path]) -> Iterator[Row]:
+    """Of reports of `benchmarks.engine_stream`."""
+    for path in streams:
+        stream = _read(path)
+        start, least = stream.get("start"), stream.get("min_prefill_rows")
+        what = f"1,000 adapters against 8, begun {start}, min_prefill_rows {least}"
+        yield Row(what, 0.9, stream.get("ratio"), at_most=False, unit="×")
 
 
 def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
@@ -178,7 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=__doc__)
     parser.add_argument("--engine", type=Path, default=_RESULTS / "h200-engine.json")
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
-    parser.add_argument("--stream", type=Path, default=_RESULTS / "h200-engine-stream.json")
+    streams = sorted(_RESULTS.glob("h200-engine-stream*.json"))
+    parser.add_argument("--stream", type=Path, nargs="+", default=streams)
     parser.add_argument("--churn", type=Path, default=_RESULTS / "h200-churn.json")
     parser.add_argument("--server-churn", type=Path, default=_RESULTS / "h200-server-churn.json")
     parser.add_argument("--server-storm", type=Path, default=_RESULTS / "h200-server-storm.json")
@@ -191,7 +194,7 @@ def main() -> None:
     found = [
         *rows(_shares(products, bandwidth), engine.get("runs", {})),
         *against_bf16_rows(products),
-        *stream_rows(_read(arguments.stream)),
+        *stream_rows(arguments.stream),
         *churn_rows(_read(arguments.churn)),
         *server_rows(_read(arguments.server_churn), _read(arguments.server_storm)),
         *cpu_rows(arguments.cpu_churn),
