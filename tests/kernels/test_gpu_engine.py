@@ -25,6 +25,7 @@ from loraplex_server.kernels import decode_attention
 from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.model import gpu_decoder
 from loraplex_server.model.config import DecoderConfig
+from loraplex_server.model.footprint import decoder_bytes
 from loraplex_server.model.numerics import resolve_numerics
 from tests.integration.engine.run import EngineRun
 from tests.integration.engine.world import BLOCK_SIZE, CONTEXT, World, make_world, start_engine
@@ -266,7 +267,11 @@ def test_an_output_head_in_int8_gives_nearly_the_reference_s_log_probabilities(
     world: World, device: torch.device
 ) -> None:
     found = []
-    for engine in (start_gpu_engine(world, device), start_gpu_engine(world, device, int8_head=True)):
+    config = DecoderConfig.from_folder(world.base)
+    for int8_head in (False, True):
+        engine = start_gpu_engine(world, device, int8_head=int8_head)
+        planned = decoder_bytes(config, resolve_numerics("fp32", "cpu"), int8_head=int8_head)
+        assert engine.ready.weight_bytes == planned
         with warmed_run(engine, world) as run:
             add(run, world, PROMPTS[:3], max_tokens=1, top_logprobs=3)
             found.append([completion.logprobs[0] for completion in run.finish(timeout_s=120)])

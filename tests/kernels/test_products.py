@@ -53,8 +53,8 @@ def rows_of(count: int, inputs: int, device: torch.device) -> Tensor:
     return torch.randn(count, inputs, dtype=torch.bfloat16, device=device)
 
 
-def poisoned(rows: int, outputs: int, device: torch.device) -> Tensor:
-    return torch.full((rows, outputs), torch.nan, dtype=torch.bfloat16, device=device)
+def poisoned(rows: int, outputs: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.full((rows, outputs), torch.nan, dtype=dtype, device=device)
 
 
 def int8_case(
@@ -94,16 +94,25 @@ def test_the_nf4_product_in_triton_is_the_product_with_bitsandbytes_weights(
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 33, 130])
 @pytest.mark.parametrize(("outputs", "inputs"), [(72, 192), (16, 576)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_int8_product_in_triton_is_the_product_of_the_integers(
-    rows: int, outputs: int, inputs: int, device: torch.device
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     x, weight, expected = int8_case(rows, outputs, inputs, device)
-    bias = torch.randn(outputs, dtype=torch.bfloat16, device=device)
-    out = poisoned(rows, outputs, device)
+    bias = torch.randn(outputs, dtype=dtype, device=device)
+    out = poisoned(rows, outputs, device, dtype)
     int8_matmul_triton(
         x.values, x.scales.view(-1), weight.values, weight.scales, out, bias, (16, 32, 128, 4, 3)
     )
-    assert error(out, expected + bias.double()) < tolerance(out)
+    assert error(out, expected + bias.double()) < (1e-6 if dtype == torch.float32 else tolerance(out))
+
+
+@pytest.mark.gpu
+def test_an_int8_product_to_fp32_is_exact_on_a_device(device: torch.device) -> None:
+    for rows in (1, 30, 200):
+        x, weight, expected = int8_case(rows, 4096, 576, device)
+        out = int8_matmul(x, weight, poisoned(rows, 4096, device, torch.float32))
+        assert error(out, expected) < 1e-6, rows
 
 
 def test_on_a_cpu_both_products_are_plain_torch() -> None:

@@ -85,7 +85,7 @@ def build_gpu_backend(
     plan = plan_memory(
         free=torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available,
         share=config.gpu_memory_share,
-        base=decoder_bytes(decoder_config, numerics),
+        base=decoder_bytes(decoder_config, numerics, int8_head=config.int8_head),
         arena=config.adapter_arena_bytes,
         workspace=workspace_on(torch.device("meta")).nbytes + scratch_bytes(decoder_config, numerics),
         num_graphs=len(shapes.all_shapes()) if is_cuda else 0,

@@ -1,8 +1,8 @@
 """W8A8: y = (x · Wᵀ) · x_scale · w_scale + bias with rows and outputs quantized to int8, summed in int32.
 
 The integer sums are exact, so a row's result depends on that row alone, however many rows there are and wherever it
-runs. On Hopper up to 512 rows take the kernels in CUDA C++ (`cuda/int8.cu`, `cuda/int8_wide.cu`); other GPUs and more
-rows Triton; a CPU plain torch.
+runs. On Hopper up to 512 rows to bf16 take the kernels in CUDA C++ (`cuda/int8.cu`, `cuda/int8_wide.cu`); other GPUs,
+more rows and outputs in fp32 Triton; a CPU plain torch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def int8_matmul(
     out: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Write [m, out] into `out` (bf16 on a GPU) and return it; nothing else is allocated there.
+    """Write [m, out] into `out` (bf16 or fp32 on a GPU) and return it; nothing else is allocated there.
 
     bias [out] in the dtype of `out`. Raises ValueError: shapes, formats or layouts do not fit.
     """
@@ -63,8 +63,8 @@ def int8_matmul(
         return out
     if not out.is_cuda:
         return _reference(x, weight, out, bias)
-    require(out.dtype == torch.bfloat16, "the int8 product on a GPU writes bf16")
-    if _fits_cuda(num_rows, weight) and out.stride(0) % 2 == 0 and has_cuda_products(out.device):
+    require(out.dtype in (torch.bfloat16, torch.float32), "the int8 product on a GPU writes bf16 or fp32")
+    if _fits_cuda(out, weight) and has_cuda_products(out.device):
         launch_int8(int8_plan(out_features, in_features, num_rows), x, weight, out, bias)
         return out
     from loraplex_server.kernels.int8_triton import int8_matmul_triton
@@ -101,9 +101,10 @@ def launch_int8(
     )
 
 
-def _fits_cuda(num_rows: int, weight: Int8Weight) -> bool:
+def _fits_cuda(out: Tensor, weight: Int8Weight) -> bool:
     out_features, in_features = weight.values.shape
-    return num_rows <= INT8_MAX_ROWS and in_features % _TILE == 0 and out_features % 2 == 0
+    is_even = out_features % 2 == 0 and out.stride(0) % 2 == 0
+    return out.dtype == torch.bfloat16 and len(out) <= INT8_MAX_ROWS and in_features % _TILE == 0 and is_even
 
 
 def _reference(x: QuantizedRows, weight: Int8Weight, out: Tensor, bias: Tensor | None) -> Tensor:

@@ -57,7 +57,7 @@ def _product(
     if HAS_BIAS:
         y += tl.load(bias + column, mask=column < n, other=0.0).to(tl.float32)[None, :]
     at = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
-    tl.store(at, cast(y, tl.bfloat16), mask=(row[:, None] < m) & (column[None, :] < n))
+    tl.store(at, cast(y, out.dtype.element_ty), mask=(row[:, None] < m) & (column[None, :] < n))
 
 
 def int8_matmul_triton(
@@ -69,7 +69,7 @@ def int8_matmul_triton(
     bias: Tensor | None,
     block: tuple[int, int, int, int, int],
 ) -> Tensor:
-    """out [m, N] bf16 = (x [m, K] · weightᵀ) · x_scale [m] · weight_scale [N] + bias; returns out.
+    """out [m, N], bf16 or fp32 = (x [m, K] · weightᵀ) · x_scale [m] · weight_scale [N] + bias; returns out.
 
     block   rows, columns, inputs, warps and pipeline stages of a program
     """

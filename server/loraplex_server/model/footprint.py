@@ -13,8 +13,11 @@ _BF16_BYTES = 2
 _SCALE_BYTES = 4  # int8 weights have one fp32 scale per output
 
 
-def decoder_bytes(config: DecoderConfig, numerics: Numerics) -> int:
-    """Bytes that the loader allocates for weights, scales, biases and norms."""
+def decoder_bytes(config: DecoderConfig, numerics: Numerics, *, int8_head: bool = False) -> int:
+    """Bytes that the loader allocates for weights, scales, biases and norms.
+
+    int8_head  the output head is in int8 whatever the layers have, as only a GPU does it
+    """
     compute = numerics.compute_dtype.itemsize
     layer = (2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)) * compute
     shapes = module_shapes(config)
@@ -24,7 +27,9 @@ def decoder_bytes(config: DecoderConfig, numerics: Numerics) -> int:
         layer += _weight_bytes(out_features, in_features, numerics)
         if has_bias(config, modules[0]):
             layer += sum(out_features) * compute
-    return config.num_layers * layer + config.hidden_size * compute + _table_bytes(config, numerics)
+    return (
+        config.num_layers * layer + config.hidden_size * compute + _table_bytes(config, numerics, int8_head)
+    )
 
 
 def scratch_bytes(config: DecoderConfig, numerics: Numerics) -> int:
@@ -58,10 +63,10 @@ def nf4_record_bytes(out_features: int, in_features: int) -> int:
     return -(-out_features // TILE_ROWS) * (in_features // BLOCK_SIZE) * RECORD_BYTES
 
 
-def _table_bytes(config: DecoderConfig, numerics: Numerics) -> int:
-    """Embedding and output head. NF4 leaves both in the compute dtype."""
+def _table_bytes(config: DecoderConfig, numerics: Numerics, int8_head: bool) -> int:
+    """Embedding and output head. Of layers in NF4 both have the compute dtype, of those in int8 the table is bf16."""
     elements = config.vocab_size * config.hidden_size
-    if numerics.quantization != "int8":
-        return elements * numerics.compute_dtype.itemsize * (1 if config.tie_embeddings else 2)
-    head = elements + config.vocab_size * _SCALE_BYTES
-    return head if config.tie_embeddings else head + elements * _BF16_BYTES
+    is_int8 = numerics.quantization == "int8"
+    table = elements * (_BF16_BYTES if is_int8 else numerics.compute_dtype.itemsize)
+    head = elements + config.vocab_size * _SCALE_BYTES if is_int8 or int8_head else table
+    return head if config.tie_embeddings else head + table
