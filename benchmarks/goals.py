@@ -87,7 +87,7 @@ def stream_rows(streams: Iterable[Path]) -> Iterator[Row]:
     for path in streams:
         stream = _read(path)
         start, least = stream.get("start"), stream.get("min_prefill_rows")
-        what = f"1,000 adapters against 8, begun {start}, min_prefill_rows {least}"
+        what = f"1,000 adapters ÷ 8, begun {start}, >= {least} rows"
         yield Row(what, 0.9, stream.get("ratio"), at_most=False, unit="×")
 
 
