@@ -8,6 +8,7 @@ recipe is JSON (which is YAML): `name`, `steps`, and what `script` has:
     verdict     of the gate; pass unless given
     outcome     paused, failed: ends so after the first half of the steps, in the first attempt
     die_at      step after which it kills itself, in the first attempt
+    stay_at     step after which it does no more until it is ended, in the first attempt
     violations  {field: description}
     library     that is missing
     eat_bytes   memory to take before the first step
@@ -117,6 +118,8 @@ def _run(order: dict[str, Any], server: _Server) -> None:
         _tell("StepDone", stage="train", step=step, num_steps=steps, loss=1 / step, paused_s=paused_s)
         if is_first and script.get("die_at") == step:
             os.kill(os.getpid(), signal.SIGKILL)
+        while is_first and script.get("stay_at") == step and not server.is_cancelled:
+            time.sleep(0.01)
         if is_first and "outcome" in script and step * 2 >= steps:
             fields = {"reason": "SCRIPTED", "message": "as the script says", "is_resumable": True}
             _end(run.parent, script["outcome"], **fields)

@@ -384,9 +384,9 @@ def test_a_restart_finds_every_job_again(start: StartTraining, packages: Path) -
         await_end(client, finished)
         failed = client.training.create(recipe(packages, "failed", verdict="fail"))
         await_end(client, failed)
-        running = client.training.create(recipe(packages, "running", steps=40, step_s=0.05))
+        running = client.training.create(recipe(packages, "running", steps=3, stay_at=1))
         waiting = client.training.create(recipe(packages, "waiting"))
-        await_step(client, running, 3)
+        await_step(client, running, 1)
     children = _trainers(server)
     assert len(children) == 1
 
@@ -412,8 +412,8 @@ def test_a_restart_finds_every_job_again(start: StartTraining, packages: Path) -
 def test_a_killed_server_loses_no_job_and_leaves_no_process(start: StartTraining, packages: Path) -> None:
     server = start()
     with server.client() as client:
-        running = client.training.create(recipe(packages, "running", steps=40, step_s=0.05))
-        await_step(client, running, 3)
+        running = client.training.create(recipe(packages, "running", steps=3, stay_at=1))
+        await_step(client, running, 1)
         with client.training.events(running.name) as events:
             seen = next(events).sequence
     children = _trainers(server)
