@@ -17,9 +17,10 @@ from loraplex_server.engine import gpu_step_inputs, graph_shapes, single_rows
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.engine import Engine, EngineParts, store_reader
 from loraplex_server.engine.gpu_backend import load_gpu_backend
-from loraplex_server.engine.gpu_runner import GpuRunner
+from loraplex_server.engine.gpu_runner import GpuRunner, GpuStep
 from loraplex_server.engine.gpu_step_inputs import StepInputs, StepShape
 from loraplex_server.engine.kv_cache import block_bytes
+from loraplex_server.engine.scheduled_batch import ScheduledBatch
 from loraplex_server.engine.step_graphs import StepGraphs
 from loraplex_server.kernels import decode_attention
 from loraplex_server.kernels.lora_dense import lora_dense
@@ -261,6 +262,48 @@ def test_a_prompt_too_long_for_single_rows_goes_another_way_to_the_same_tokens(
 
     assert [completion.tokens for completion in completions[-2:]] == [expected[5][:1], expected[1][:1]]
     assert [bool(shape.query_tiles) for shape in graphs.replayed] == [True, False]
+
+
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"repetition_penalty": 1.6},
+    {"presence_penalty": 1.5, "frequency_penalty": 0.8},
+    {},
+    {"logit_bias": {7: 3.0, 20: -2.0}, "min_tokens": 3},
+    {"repetition_penalty": 0.8, "logit_bias": {9: 1.0}, "min_tokens": 6, "stop_token_ids": (30,)},
+    {"frequency_penalty": -0.5},
+)
+
+
+def test_penalties_bias_and_bans_give_the_reference_s_tokens(world: World, device: torch.device) -> None:
+
+    def ask(run: EngineRun) -> list[list[int]]:
+        for prompt, changes in zip(PROMPTS, CHANGES, strict=True):
+            add(run, world, [prompt], max_tokens=7, **changes)
+        return [completion.tokens for completion in run.finish(timeout_s=240)]
+
+    with EngineRun(start_engine(world)) as reference:
+        expected = ask(reference)
+    with warmed_run(start_gpu_engine(world, device), world) as run:
+        assert ask(run) == expected
+        run.assert_nothing_is_left(*world.digests.values())
+
+
+def test_a_sequence_with_penalties_goes_on_before_the_host_knows_its_newest_token(
+    world: World, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = GpuRunner.launch
+    continued: list[bool] = []
+
+    def recorded(runner: GpuRunner, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:
+        continued.append(is_continuation)
+        return launch(runner, batch, is_continuation=is_continuation)
+
+    monkeypatch.setattr(GpuRunner, "launch", recorded)
+    with EngineRun(start_gpu_engine(world, device)) as run:
+        add(run, world, [PROMPTS[0]], presence_penalty=1.0, ignore_eos=True)
+        run.finish(timeout_s=120)
+
+    assert continued == [False] + [True] * (NUM_TOKENS - 1)
 
 
 def test_an_output_head_in_int8_gives_nearly_the_reference_s_log_probabilities(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from loraplex_server.engine.messages import SamplingParams
-from loraplex_server.engine.pinned_reads import PinnedReads
 from loraplex_server.engine.sampler import Sampler, exponentials
 from loraplex_server.engine.sequence import Sequence
 from loraplex_server.kernels.sampling import RowSampling, SampleScratch, sample
@@ -251,31 +250,3 @@ def test_draws_from_flat_and_peaked_rows_of_a_real_vocabulary_equal_those_of_the
     rows: str, device: torch.device
 ) -> None:
     check_cuts(rows, 128256, 8, device)
-
-
-@pytest.mark.gpu
-def test_bias_penalties_and_bans_are_on_the_device_what_they_are_on_the_host(device: torch.device) -> None:
-    """More rounds than buffers come back in, and of many sizes."""
-    on_device, on_host = Sampler([0], bring=PinnedReads().bring), Sampler([0])
-    generator = torch.Generator().manual_seed(1)
-    for tokens in (1, 3, 200, 5000, 16, 900) * 5:
-        ids = torch.randint(0, 40_000, (2, tokens), generator=generator).tolist()
-        sampling = SamplingParams(
-            repetition_penalty=1.3,
-            presence_penalty=0.5,
-            frequency_penalty=0.1,
-            logit_bias={7: 2.5, 39_999: -4.0},
-            min_tokens=10_000,
-            stop_token_ids=(11,),
-        )
-        sequence = Sequence.of(add_command(0, ids[0], sampling=sampling), order=0)
-        sequence.output_token_ids += ids[1]
-        plain = Sequence.of(add_command(1, [1], sampling=SamplingParams()), order=1)
-        rows = [(plain, 0), (sequence, tokens), (plain, 0)]
-        expected = torch.randn(3, 40_000, generator=generator)
-        logits = expected.to(device)
-
-        on_device.adjust(logits, rows)
-        on_host.adjust(expected, rows)
-
-        assert torch.allclose(logits.cpu(), expected, rtol=1e-6, atol=1e-6)

@@ -117,6 +117,7 @@ class GpuAdapterArena(FreeExtents):
         )
         if device.type == "cuda":
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._reads.reserve(self.tables.records[0].numel())
             self._copies.wait_stream(torch.cuda.current_stream(device))  # the zeros come first
 
     @property

@@ -12,14 +12,13 @@ from loraplex_server.adapter_image import layout_name
 from loraplex_server.engine.backend import Backend, Progress, element_type, usable_cores
 from loraplex_server.engine.config import EngineConfig
 from loraplex_server.engine.gpu_adapters import GpuAdapterArena, GpuAdapterLayout
+from loraplex_server.engine.gpu_logit_changes import GpuLogitChanges
 from loraplex_server.engine.gpu_runner import GpuRunner
 from loraplex_server.engine.gpu_step_inputs import aligned
 from loraplex_server.engine.graph_shapes import GraphShapes
 from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
-from loraplex_server.engine.pinned_reads import PinnedReads
-from loraplex_server.engine.sampler import Sampler
 from loraplex_server.kernels.cuda_driver import prefer_shared_memory
 from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
 from loraplex_server.model.config import DecoderConfig
@@ -71,6 +70,7 @@ def build_gpu_backend(
             decoder_config,
             max_rows=max_rows,
             max_decodes=shapes.decodes.max_rows,
+            max_running=config.max_running,
             max_context=context,
             max_lora_rank=config.max_lora_rank,
             dtype=dtype,
@@ -109,12 +109,13 @@ def build_gpu_backend(
         config.adapter_arena_bytes // dtype.itemsize, config.adapter_slots, dtype, device, layout, spec
     )
     num_blocks = plan.kv_cache // kv_bytes
+    workspace = workspace_on(device)
     runner = GpuRunner(
         decoder,
         allocate_kv_cache(decoder_config, num_blocks, config.block_size, numerics.kv_dtype, device),
-        workspace_on(device),
+        workspace,
         arena.tables,
-        Sampler(decoder_config.eos_token_ids, bring=PinnedReads().bring),
+        GpuLogitChanges(workspace.token_counts, decoder_config.eos_token_ids),
         shapes,
     )
     return Backend(

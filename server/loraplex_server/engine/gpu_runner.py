@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraplex_server.engine.gpu_logit_changes import GpuLogitChanges
 from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.engine.graph_shapes import GraphShapes
 from loraplex_server.engine.messages import TokenLogprob
-from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.single_rows import as_single_rows, is_worth_single_rows
 from loraplex_server.engine.staging import Staging
@@ -91,7 +91,7 @@ class GpuRunner:
         kv_cache: list[Tensor],
         workspace: GpuWorkspace,
         tables: LoraTables,
-        sampler: Sampler,
+        changes: GpuLogitChanges,
         shapes: GraphShapes,
     ) -> None:
         """`shapes`: to be captured; the largest step is among what they are made for."""
@@ -99,7 +99,7 @@ class GpuRunner:
         self._kv_cache = kv_cache
         self._workspace = workspace
         self._tables = tables
-        self._sampler = sampler
+        self._changes = changes
         self._device = kv_cache[0].device
         self._is_cuda = self._device.type == "cuda"
         self._block_size = kv_cache[0].shape[1]
@@ -129,6 +129,7 @@ class GpuRunner:
         for done, shape in enumerate(prefills, start=len(shapes)):
             on_progress(done, total)
             self._compile(shape)
+        self._changes.warm_up(self._workspace.logits, self._sampled)
         torch.cuda.synchronize()
         on_progress(total, total)
 
@@ -203,14 +204,15 @@ class GpuRunner:
         return self._decoder.forward(inputs.batch, self._workspace, self._kv_cache, self._sampled)
 
     def _choose(self, plan: StepPlan, inputs: StepInputs, logits: Tensor) -> None:
-        """Adjust the logits of the rows that ask for it, then sample all rows into `_sampled`."""
-        self._sampler.adjust(logits, [(row.sequence, row.output_index) for row in plan.sampled])
+        """Change the logits of the rows that ask for it, then sample all rows into `_sampled`."""
+        self._changes.apply(logits, plan.sampled)
         sample(
             logits,
             None if plan.is_greedy else inputs.sampling,
             self._workspace.sampling,
             self._sampled,
         )
+        self._changes.count(self._sampled)
 
     def _take_logprobs(self, rows: list[ScheduledSequence], logits: Tensor) -> list[_Logprobs]:
         taken = []

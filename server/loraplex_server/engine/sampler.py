@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from loraplex_server.engine.logit_changes import Bring, LogitChanges
 from loraplex_server.engine.messages import SamplingParams, TokenLogprob
 from loraplex_server.engine.scheduled_batch import SampledToken
 from loraplex_server.engine.sequence import Sequence
@@ -25,10 +24,6 @@ def _argmax_rows(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def _stay(words: Tensor, device: torch.device) -> Tensor:
-    return words
-
-
 class Sampler:
     """Chooses the next token of each row. Stateless but for the end-of-sequence ids."""
 
@@ -36,21 +31,18 @@ class Sampler:
         self,
         eos_token_ids: Iterable[int],
         argmax_rows: Callable[[Tensor], Tensor] = _argmax_rows,
-        bring: Bring = _stay,
     ) -> None:
-        """argmax_rows  [rows, vocab] -> [rows] int64, of equals the first; see `LayerOps.argmax_rows`
-        bring        to where logits are
-        """
+        """argmax_rows  [rows, vocab] -> [rows] int64, of equals the first; see `LayerOps.argmax_rows`."""
         self._eos_token_ids = tuple(eos_token_ids)
         self._argmax_rows = argmax_rows
-        self._bring = bring
 
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
         """logits [rows, vocab] fp32, changed in place; one sequence per row.
 
         Of equal logits the lowest id wins.
         """
-        self.adjust(logits, [(sequence, len(sequence.output_token_ids)) for sequence in sequences])
+        for row, sequence in enumerate(sequences):
+            self.adjust(logits[row], sequence, len(sequence.output_token_ids))
         drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
         greedy = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature <= 0]
         token_ids: dict[int, int] = {}
@@ -67,23 +59,39 @@ class Sampler:
             for row, sequence in enumerate(sequences)
         ]
 
-    def adjust(self, logits: Tensor, rows: Iterable[tuple[Sequence, int]]) -> None:
-        """Bias, penalties and the ban on ending early, on logits [rows, vocab] in place.
+    def adjust(self, logits: Tensor, sequence: Sequence, num_output: int) -> None:
+        """Bias, penalties and the ban on ending early, on one row [vocab], in place.
 
-        rows  each one's sequence, and the tokens of its completion before the one that is chosen, pending ones included
+        num_output  tokens of the completion before the one that is chosen, pending ones included
         """
-        changes = LogitChanges()
-        for row, (sequence, num_output) in enumerate(rows):
-            sampling = sequence.sampling
-            if sampling.logit_bias:
-                changes.bias(row, sampling.logit_bias)
-            if sampling.depends_on_history:
-                changes.penalize(row, sequence.token_counts(), sampling)
-            if num_output < sampling.min_tokens:
-                changes.ban(
-                    row, (*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids))
-                )
-        changes.apply(logits, self._bring)
+        sampling = sequence.sampling
+        if sampling.logit_bias:
+            ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
+            logits[ids] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device)
+        if sampling.depends_on_history:
+            _penalize(logits, sequence)
+        if num_output < sampling.min_tokens:
+            ends = [*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)]
+            if ends:
+                logits[torch.tensor(ends, device=logits.device)] = -torch.inf
+
+
+def _penalize(logits: Tensor, sequence: Sequence) -> None:
+    """Change the logits of tokens seen so far, on one row [vocab], in place.
+
+    Repetition after CTRL (Keskar et al., 2019): positive logits shrink and negative ones grow, for tokens of
+    prompt and completion. Presence costs a constant and frequency one per occurrence, for tokens of the
+    completion.
+    """
+    counts = sequence.token_counts()
+    sampling = sequence.sampling
+    ids = torch.tensor(list(counts), dtype=torch.int64, device=logits.device)
+    times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
+    values = logits[ids]
+    values = torch.where(
+        values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
+    )
+    logits[ids] = values - sampling.presence_penalty * (times > 0) - sampling.frequency_penalty * times
 
 
 def draw(logits: Tensor, sequences: list[Sequence]) -> list[int]:

@@ -161,16 +161,11 @@ class Scheduler:
                 budget.num_taken += num_tokens
 
     def _can_go_on(self, sequence: Sequence) -> bool:
-        """False if its pending token must be known first: it is surely the last, or the next one depends on it."""
-        if sequence.num_pending_tokens == 0:
-            return True
-        return not (self._ends.is_sure(sequence) or sequence.sampling.depends_on_history)
+        """False if its pending token is surely the last."""
+        return sequence.num_pending_tokens == 0 or not self._ends.is_sure(sequence)
 
     def _prefill_budget(self, limit: int) -> PrefillBudget:
-        """Of this step, which has room for `limit` rows besides its decodes.
-
-        One that decodes but waits for its pending token counts too: it would find the next step as late.
-        """
+        """Of this step, which has room for `limit` rows besides its decodes."""
         spread = self._limits.prefill
         if spread.steps == 1 or not any(
             sequence.is_decoding and not self._ends.is_sure(sequence) for sequence in self._running

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loraplex_server.kernels.pinned_read import read_pinned
+from loraplex_server.kernels.pinned_read import GRANULE, read_pinned
 
-_ALIGNMENT = 64  # bytes: for sizes that are no multiple of 16 words Triton compiles another kernel
+_ALIGNMENT = 4 * GRANULE  # bytes
 _DEPTH = 3  # host buffers in turn: one being filled, one being read, one to spare
 _NUMPY_TYPES: dict[torch.dtype, type[np.generic]] = {
     torch.int32: np.int32,

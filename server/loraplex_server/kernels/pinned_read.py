@@ -15,6 +15,8 @@ from loraplex_server.kernels.triton_runtime import (
     tl,
 )
 
+GRANULE = 16
+"""Words: Triton compiles another kernel for sizes that are no multiple of it."""
 _BLOCK = 1024  # words of one program
 
 

@@ -26,12 +26,17 @@ class GpuWorkspace:
         *,
         max_rows: int,
         max_decodes: int,
+        max_running: int,
         max_context: int,
         max_lora_rank: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """max_rows of one pass, at most max_decodes of which decode and as many have their logits computed."""
+        """Of one pass.
+
+        max_rows     at most max_decodes of which decode, and as many have their logits computed
+        max_running  sequences, each of which may have its tokens counted
+        """
 
         def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -65,6 +70,7 @@ class GpuWorkspace:
         self.logit_delta = buffer(max_decodes, config.hidden_size)
         self.head_out = buffer(max_decodes, config.vocab_size)
         self.logits = buffer(max_decodes, config.vocab_size, dtype=torch.float32)
+        self.token_counts = buffer(max_running, config.vocab_size, dtype=torch.int32)
         self.sampling = SampleScratch.allocate(max_decodes, config.vocab_size, device)
 
     def quantized(self, num_rows: int, features: int) -> QuantizedRows:

@@ -6,9 +6,11 @@ from hashlib import blake2b
 
 from loraplex_adapters.errors import AdapterUnavailableError
 from loraplex_server.engine.block_manager import BlockManager
+from loraplex_server.engine.count_places import CountPlaces, seen_words
 from loraplex_server.engine.messages import AddSequence, FinishReason, SamplingParams, TokenOutput
 from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch, ScheduledSequence
 from loraplex_server.engine.scheduler import Scheduler, SchedulerLimits
+from loraplex_server.kernels.logit_changes import OCCURRENCE, SEEN
 
 VOCAB_SIZE = 8
 EOS = 0
@@ -117,6 +119,8 @@ class Simulation:
         self._overlapped = overlapped
         self._in_flight: tuple[ScheduledBatch, list[SampledToken]] | None = None
         self._newest: dict[int, int] = {}  # what the device sampled last, by sequence
+        self._places = CountPlaces(self.limits.max_running)
+        self._counts: dict[int, dict[int, int]] = {}  # by place, as a GPU has them
 
     @property
     def capacity(self) -> int:
@@ -179,8 +183,10 @@ class Simulation:
         for row in rows:
             digest = row.sequence.adapter_digest
             assert row.sequence.adapter_slot == (-1 if digest is None else self.residency.slots[digest])
-            if row.sequence.sampling.depends_on_history:
-                assert row.sequence.num_pending_tokens == row.is_last_chunk, "its newest token is not known"
+        for row in batch.prefills:
+            assert row.sequence.num_pending_tokens == row.is_last_chunk, (
+                "it begins without knowing its tokens"
+            )
 
     def _forward(self, batch: ScheduledBatch) -> list[SampledToken]:
         rows = [*batch.decodes, *batch.prefills]
@@ -192,6 +198,7 @@ class Simulation:
                 entry = (sequence.cache_salt, sequence.adapter_digest, token)
                 self._cache[self._place(row, position)] = entry
         sampled = []
+        contexts = []
         for row in rows:
             self._check_cache(row, row.stop)
             # The token that this step samples is pending already.
@@ -202,7 +209,29 @@ class Simulation:
                 token = next_token(row.sequence.adapter_digest, context)
                 self._newest[row.sequence.sequence_id] = token
                 sampled.append(SampledToken(token))
+                contexts.append(context)
+        self._count([row for row in rows if row.is_last_chunk], contexts, sampled)
         return sampled
+
+    def _count(
+        self, rows: list[ScheduledSequence], contexts: list[list[int]], sampled: list[SampledToken]
+    ) -> None:
+        """As `GpuLogitChanges` does it: before anything is sampled, then behind it."""
+        places = []
+        for row, context in zip(rows, contexts, strict=True):
+            place, is_new = self._places.of(row.sequence)
+            if is_new:
+                self._counts[place] = seen_words(row)
+            num_prompt = len(row.sequence.prompt_token_ids)
+            expected = {
+                token: SEEN + OCCURRENCE * context[num_prompt:].count(token) for token in set(context)
+            }
+            assert self._counts[place] == expected, "penalties would not know what was said"
+            places.append(place)
+        assert len(set(places)) == len(places)
+        for place, token in zip(places, sampled, strict=True):
+            counts = self._counts[place]
+            counts[token.token_id] = counts.get(token.token_id, SEEN) + OCCURRENCE
 
     def _tokens(self, row: ScheduledSequence, start: int, stop: int) -> list[int]:
         """Tokens [start, stop); one that is not committed yet is known to the device alone."""

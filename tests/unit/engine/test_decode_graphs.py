@@ -143,6 +143,7 @@ def test_what_lora_hands_over_fits_its_scratch_in_every_captured_step(
         config,
         max_rows=max_rows,
         max_decodes=shapes.decodes.max_rows,
+        max_running=max_running,
         max_context=MAX_CONTEXT,
         max_lora_rank=64,
         dtype=torch.bfloat16,

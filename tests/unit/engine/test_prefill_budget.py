@@ -90,14 +90,6 @@ def test_a_sequence_whose_last_token_is_pending_does_not_hold_a_prompt_up() -> N
     assert rows_of_steps(sim, 1) == [60]
 
 
-def test_a_sequence_that_waits_for_its_own_token_is_spared_in_the_steps_between_too() -> None:
-    waits = SamplingParams(max_tokens=10_000, ignore_eos=True, presence_penalty=0.5)
-    sim = decoding_simulation(PrefillSpread(steps=6, min_rows=2), overlapped=True, sampling=waits)
-    sim.add(add_command(1, [10] * 60, sampling=ENDLESS))
-
-    assert rows_of_steps(sim, 7) == [10] * 6 + [0]
-
-
 def test_a_backlog_is_taken_in_large_chunks() -> None:
     spread = PrefillSpread(steps=10, min_rows=2)
     sim = decoding_simulation(spread, max_batched_tokens=201)

@@ -18,9 +18,6 @@ SAMPLING = st.builds(
     min_tokens=st.integers(0, 3),
     ignore_eos=st.booleans(),
     stop_token_ids=st.sampled_from([(), (3,)]),
-    presence_penalty=st.sampled_from(
-        [0.0, 0.0, 0.5]
-    ),  # the toy ignores it, the scheduler must not run ahead of it
 )
 # Few tokens and few beginnings, so that prefixes are often shared.
 PROMPTS = st.builds(
