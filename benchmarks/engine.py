@@ -9,9 +9,7 @@ the same weights in the same process. Progress goes to standard error, a table a
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ from benchmarks.engine_table import print_table
 from benchmarks.gpu_peers import TransformersPeer
 from benchmarks.shapes import SHAPES
 from benchmarks.step_profile import profile_decode
+from benchmarks.versions import versions
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "shape": arguments.shape,
         "device": torch.cuda.get_device_name(),
-        "versions": _versions(),
+        "versions": versions(),
         "copy_bytes_per_second": bandwidth,
         "prefill_spread_steps": arguments.prefill_spread,
         "runs": {},
@@ -183,17 +182,6 @@ def _peer(arguments: argparse.Namespace, quantization: str, weights: Any) -> dic
     figures["peer_seconds"] = round(time.monotonic() - started, 1)
     print(figures, file=sys.stderr, flush=True)
     return figures
-
-
-def _versions() -> dict[str, str]:
-    """Of what is measured, and of the peers where they are installed."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("loraplex", "triton", "transformers", "peft", "bitsandbytes"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,6 +32,7 @@ import torch
 from benchmarks.cold_adapters import images_or_random, write_images
 from benchmarks.engine_runs import Bench
 from benchmarks.shapes import SHAPES
+from benchmarks.versions import versions
 from loraplex_server.engine.messages import StepOutputs
 
 NUM_STREAMS, NUM_COLD, COLD_RANK, NUM_DISTINCT = 16, 50, 64, 6
@@ -191,7 +192,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "shape": shape,
         "quantization": quantization,
         "device": device,
-        "torch": torch.__version__,
+        "versions": versions(),
         "adapter_bytes": adapter_bytes,
         "copy_ms": round(adapter_bytes / bandwidth * 1e3, 2),
         "itl_quiet_ms": _itl(quiet.gaps),

@@ -83,17 +83,17 @@ def rows(products: dict[str, Any], runs: dict[str, Any]) -> Iterator[Row]:
 
 
 def stream_rows(streams: Iterable[Path]) -> Iterator[Row]:
-    """Of reports of `benchmarks.engine_stream`."""
+    """Of reports of `benchmarks.engine_stream`, one for each number of rows; of one that is not there its name."""
     for path in streams:
-        stream = _read(path)
-        start, least = stream.get("start"), stream.get("min_prefill_rows")
-        what = f"1,000 adapters ÷ 8, begun {start}, >= {least} rows"
-        yield Row(what, 0.9, stream.get("ratio"), at_most=False, unit="×")
+        report = _read(path)
+        for stream in report.get("streams") or [{}]:
+            how = f"begun {stream['start']}, >= {report['min_prefill_rows']} rows" if stream else path.stem
+            yield Row(f"1,000 adapters ÷ 8, {how}", 0.9, stream.get("ratio"), at_most=False, unit="×")
 
 
 def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
     """Of `benchmarks.engine_churn`: what cold adapters of rank 64 cost those that decode, and themselves."""
-    for row in churn.get("rows", [{}]):
+    for row in churn.get("rows") or [{}]:
         prompt = f", prompt {row['arrival_prompt']}" if row else ""
         yield Row(f"between tokens, p99: cold / quiet{prompt}", 1.10, row.get("itl_p99_ratio"), unit="×")
         allowed = row["warm_first_token_ms"] + churn["copy_ms"] + 20 if row else 0.0
@@ -104,17 +104,17 @@ def churn_rows(churn: dict[str, Any]) -> Iterator[Row]:
 def server_rows(churn: dict[str, Any], storm: dict[str, Any]) -> Iterator[Row]:
     """Of `benchmarks.churn --shape`: a whole server, in which adapters of rank 64 are registered as well.
 
-    churn   first tokens are taken from here
-    storm   a run with more adapters; of it the streams beside them alone
+    storm   a run with more adapters
     """
     for run in (churn, storm):
-        goal, adapters = run.get("goal", GPU_SHAPE_GOAL), run.get("adapters", "many")
-        name = f"a server, p99 between tokens: {adapters} coming / quiet"
-        yield Row(name, goal, run.get("itl_p99_ratio"), unit="×")
-    for row in churn.get("first_tokens", [{}]):
-        prompt = f", prompt {row['prompt_tokens']}" if row else ""
-        allowed, cold = row.get("cold_first_token_goal_ms", 0.0), row.get("cold_first_token_ms")
-        yield Row(f"a server, first token of a cold adapter{prompt}", allowed, cold, unit="ms")
+        adapters = run.get("adapters", "many")
+        ratio = run.get("itl_p99_ratio")
+        what = f"a server, p99 between tokens: {adapters} coming / quiet"
+        yield Row(what, run.get("goal", GPU_SHAPE_GOAL), ratio, unit="×")
+        for row in run.get("first_tokens") or [{}]:
+            prompt = f", prompt {row['prompt_tokens']}" if row else ""
+            allowed, cold = row.get("cold_first_token_goal_ms", 0.0), row.get("cold_first_token_ms")
+            yield Row(f"a server, {adapters} coming: first token{prompt}", allowed, cold, unit="ms")
 
 
 def cpu_rows(churns: Iterable[Path]) -> Iterator[Row]:
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=__doc__)
     parser.add_argument("--engine", type=Path, default=_RESULTS / "h200-engine.json")
     parser.add_argument("--products", type=Path, default=_RESULTS / "h200-products.json")
-    streams = sorted(_RESULTS.glob("h200-engine-stream*.json"))
+    streams = [_RESULTS / f"h200-engine-stream-{rows}-rows.json" for rows in (64, 8)]
     parser.add_argument("--stream", type=Path, nargs="+", default=streams)
     parser.add_argument("--churn", type=Path, default=_RESULTS / "h200-churn.json")
     parser.add_argument("--server-churn", type=Path, default=_RESULTS / "h200-server-churn.json")
@@ -214,9 +214,9 @@ def _fields(row: Row) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """A report; nothing where the file is not there, or empty."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    content: dict[str, Any] = json.loads(text) if text.strip() else {}
     return content
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bandwidth import copy_bandwidth
+from benchmarks.versions import versions
 from loraplex_server.kernels.decode_attention import decode_attention, num_parts
 from loraplex_server.kernels.lora_apply import lora_apply, lora_prepare
 from loraplex_server.kernels.lora_cuda import plan_ints
@@ -389,8 +389,7 @@ def main() -> None:
         report = {
             "device": torch.cuda.get_device_name(),
             "copy_bytes_per_second": bandwidth,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+            "versions": versions(),
             "timings": [dataclasses.asdict(timing) for timing in timings],
         }
         arguments.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bandwidth import copy_bandwidth
+from benchmarks.versions import versions
 from loraplex_server.kernels.int8_matmul import Int8Weight, int8_matmul
 from loraplex_server.kernels.nf4_matmul import nf4_matmul
 from loraplex_server.kernels.nf4_weight import Nf4Weight
@@ -178,7 +179,7 @@ def main() -> None:
     if arguments.output:
         report = {
             "device": device,
-            "torch": torch.__version__,
+            "versions": versions(),
             "copy_bytes_per_second": bandwidth,
             "products": measured,
         }

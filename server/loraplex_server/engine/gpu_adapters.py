@@ -137,7 +137,7 @@ class GpuAdapterArena(FreeExtents):
             if self._shifted is not None:  # what lay there may be on the move in front of a step in flight
                 self._copies.wait_event(self._shifted)
                 self._shifted = None
-            # What else is copied finds a place between turns.
+            # No step waits behind these: kernels read from pinned memory whatever else goes to a running engine.
             for start in range(0, source.numel(), _TURN_ELEMENTS):
                 turn = slice(start, start + _TURN_ELEMENTS)
                 weights[turn].copy_(source[turn], non_blocking=True)

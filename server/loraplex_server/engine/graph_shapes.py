@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import takewhile
 
 from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape, aligned
 from loraplex_server.kernels.decode_attention import PART_TOKENS
 from loraplex_server.kernels.lora_tables import SMALL_TILE_ROWS, tile_rows_of
 from loraplex_server.kernels.prefill_attention import TILE_ROWS
 
-_ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+_FEW_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 _TILE_BUCKETS = (1, 4, 8, 16, 32, 64, 128, 256)
 _SHORT_CONTEXT = 4096  # tokens; a step brings whole tables to the device, used or not
 _PROMPT_ROWS = 32  # that a full batch of decodes still takes along
@@ -27,7 +28,7 @@ class ShapeBuckets:
     def __init__(self, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
         """`max_rows` of any step."""
         self.max_rows = min(max_running + _PROMPT_ROWS, max_rows)
-        fewer = (rows for rows in _ROW_BUCKETS if rows < self.max_rows)
+        fewer = takewhile(lambda rows: rows < self.max_rows, _row_buckets())
         self._rows = sorted({*fewer, max_running, self.max_rows})
         self.contexts = _context_buckets(max_context)
         self._block_size = block_size
@@ -125,6 +126,20 @@ class GraphShapes:
     def shape_of(self, plan: StepPlan) -> StepShape | None:
         """The smallest shape that holds a plan; None for prefills too long for any."""
         return self.mixed.shape_of(plan) if plan.prefills else self.decodes.shape_of(plan)
+
+
+def _row_buckets() -> Iterator[int]:
+    """Numbers of decodes that have shapes of their own, ascending without end.
+
+    From 128 rows on there are four for each doubling, which pad a step by less than a quarter: there products are
+    bound by arithmetic, so that a row of padding costs what any row does. Below there are fewer, since products take
+    33 rows as long as 64, 65 as long as 96 and 97 as long as 128.
+    """
+    yield from _FEW_ROWS
+    doubled = _FEW_ROWS[-1]
+    while True:
+        yield from (doubled * quarters // 4 for quarters in (5, 6, 7, 8))
+        doubled *= 2
 
 
 def _least(sizes: list[int], needed: int) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loraplex_server.errors import BaseModelInvalidError, UnsupportedArchitectureError
+
+log = logging.getLogger(__name__)
 
 SUPPORTED_ARCHITECTURES: dict[str, str] = {
     "LlamaForCausalLM": "Llama 2/3, SmolLM2",
@@ -57,7 +60,7 @@ class DecoderConfig:
     rope: RopeConfig
     sliding_window_of_layer: tuple[int | None, ...]
     max_position_embeddings: int
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]  # each below vocab_size
 
     @classmethod
     def from_folder(cls, folder: Path) -> DecoderConfig:
@@ -82,7 +85,6 @@ class DecoderConfig:
         num_heads = config["num_attention_heads"]
         qwen2, qwen3 = architecture.startswith("Qwen2"), architecture.startswith("Qwen3")
         attention_bias = bool(config.get("attention_bias", False))
-        eos = config.get("eos_token_id")
         return cls(
             architecture=architecture,
             num_layers=config["num_hidden_layers"],
@@ -101,7 +103,7 @@ class DecoderConfig:
             rope=_rope(config),
             sliding_window_of_layer=_sliding_windows(architecture, config),
             max_position_embeddings=config["max_position_embeddings"],
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            eos_token_ids=_end_ids(config),
         )
 
 
@@ -149,6 +151,25 @@ def _refuse_unsupported_features(config: dict[str, Any]) -> None:
         raise _unsupported("a checkpoint that is already quantized (quantization_config)")
     if config.get("auto_map"):
         raise _unsupported("a model with its own code (auto_map)")
+
+
+def _end_ids(config: dict[str, Any]) -> tuple[int, ...]:
+    """Ids of end-of-sequence tokens, without those that no token has: published models list some, and a logit of such
+    an id cannot be banned."""
+    named = config.get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    known = tuple(
+        token_id for token_id in ids if isinstance(token_id, int) and 0 <= token_id < config["vocab_size"]
+    )
+    if len(known) < len(ids):
+        log.warning(
+            "eos_token_id of the base is %s, and its vocabulary has ids below %d: %s; correct it in "
+            "generation_config.json or config.json if answers do not end",
+            named,
+            config["vocab_size"],
+            f"only {list(known)} can end an answer" if known else "none of them can end an answer",
+        )
+    return known
 
 
 def _rope(config: dict[str, Any]) -> RopeConfig:

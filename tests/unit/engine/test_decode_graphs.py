@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -131,7 +133,9 @@ def test_a_step_and_the_shape_that_holds_it_cut_their_rows_into_tiles_alike() ->
         assert shape.tile_rows == (SMALL_TILE_ROWS if rows <= SMALL_TILES_UP_TO else LARGE_TILE_ROWS)
 
 
-@pytest.mark.parametrize(("max_running", "max_rows"), [(1, 16), (5, 64), (48, 4096), (128, 4096), (256, 512)])
+@pytest.mark.parametrize(
+    ("max_running", "max_rows"), [(1, 16), (5, 64), (48, 4096), (128, 4096), (256, 512), (700, 4096)]
+)
 def test_what_lora_hands_over_fits_its_scratch_in_every_captured_step(
     max_running: int, max_rows: int
 ) -> None:
@@ -211,6 +215,33 @@ def test_a_full_batch_of_decodes_takes_rows_of_prompts_along_unless_the_step_is_
     assert rows_of(4096) == [96, 100, 128, 132]
     assert rows_of(112) == [64, 96, 100, 112]
     assert rows_of(100) == [48, 64, 96, 100]
+
+
+def sizes_of(shapes: Iterable[StepShape]) -> list[int]:
+    """Rows of steps, ascending."""
+    return sorted({shape.rows for shape in shapes})
+
+
+@given(max_running=st.integers(1, 2048))
+def test_decodes_are_padded_by_less_than_a_quarter_from_128_rows_on_and_by_less_than_half_below(
+    max_running: int,
+) -> None:
+    sizes = sizes_of(ShapeBuckets(4096, max_running, 256, BLOCK_SIZE).all_shapes())
+
+    padded = {rows: sizes[bisect_left(sizes, rows)] for rows in range(32, max_running + 1)}
+
+    assert all(size < rows * (1.25 if rows >= 128 else 1.5) for rows, size in padded.items())
+
+
+@given(max_running=st.integers(1, 2048))
+def test_prompts_in_single_rows_are_padded_no_more_than_as_prompts(max_running: int) -> None:
+    """`is_worth_single_rows` compares no sizes: whatever fits a step of decodes finds as small a one among them."""
+    shapes = GraphShapes(max_rows=4096, max_running=max_running, max_context=256, block_size=BLOCK_SIZE)
+    decodes, mixed = sizes_of(shapes.decodes.all_shapes()), sizes_of(shapes.mixed.all_shapes())
+
+    fitting = range(1, min(decodes[-1], mixed[-1]) + 1)
+
+    assert all(decodes[bisect_left(decodes, rows)] <= mixed[bisect_left(mixed, rows)] for rows in fitting)
 
 
 def test_the_tiles_of_a_plan_cover_every_row_once() -> None:

@@ -149,6 +149,27 @@ def test_end_of_sequence_ids_of_the_generation_config_win(tmp_path: Path) -> Non
     assert DecoderConfig.from_folder(tmp_path).eos_token_ids == (5, 6)
 
 
+@pytest.mark.parametrize(
+    ("eos", "kept"),
+    [(128, ()), ([127, 128, 2, -1], (127, 2)), (-1, ()), (["</s>", 5], (5,)), ([127, 0], (127, 0))],
+)
+def test_end_of_sequence_ids_that_no_token_has_are_left_out_with_a_warning(
+    eos: Any, kept: tuple[int, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Published models list some beyond their vocabulary; banning one before min_tokens would be no logit's place."""
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "eos_token_id": 2}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+
+    assert DecoderConfig.from_folder(tmp_path).eos_token_ids == kept
+
+    left_out = [
+        str(token_id) for token_id in (eos if isinstance(eos, list) else [eos]) if token_id not in kept
+    ]
+    assert bool(caplog.records) == bool(left_out)
+    for text in (*left_out, "128", "eos_token_id") if left_out else ():
+        assert text in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
 def test_a_damaged_config_is_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
