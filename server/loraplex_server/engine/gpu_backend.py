@@ -109,13 +109,15 @@ def build_gpu_backend(
         config.adapter_arena_bytes // dtype.itemsize, config.adapter_slots, dtype, device, layout, spec
     )
     num_blocks = plan.kv_cache // kv_bytes
+    bring = PinnedReads().bring
     runner = GpuRunner(
         decoder,
         allocate_kv_cache(decoder_config, num_blocks, config.block_size, numerics.kv_dtype, device),
         workspace_on(device),
         arena.tables,
-        Sampler(decoder_config.eos_token_ids, bring=PinnedReads().bring),
+        Sampler(decoder_config.eos_token_ids, bring=bring),
         shapes,
+        bring,
     )
     return Backend(
         config=decoder_config,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from loraplex_server.engine.gpu_logprobs import HostLogprobs, take_logprobs
 from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.engine.graph_shapes import GraphShapes
-from loraplex_server.engine.messages import TokenLogprob
+from loraplex_server.engine.host_copy import to_host
+from loraplex_server.engine.logit_changes import Bring
 from loraplex_server.engine.sampler import Sampler
-from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch, ScheduledSequence
+from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch
 from loraplex_server.engine.single_rows import as_single_rows, is_worth_single_rows
 from loraplex_server.engine.staging import Staging
 from loraplex_server.engine.step_graphs import StepGraphs
@@ -28,22 +29,13 @@ Progress = Callable[[int, int], None]
 _LARGE_PREFILL = aligned(max(NF4_MAX_ROWS, INT8_MAX_ROWS) + 1)  # rows of which products take their last way
 
 
-@dataclass(frozen=True, slots=True)
-class _Logprobs:
-    """Log-probabilities of one row, still on the device."""
-
-    row: int
-    values: Tensor  # [1 + top] of the chosen token, then of the most likely
-    top_ids: Tensor  # [top]
-
-
 class GpuStep:
-    """A step in flight."""
+    """A step in flight. What it gives is copied to the host before its end, so that reading it never waits for more."""
 
     def __init__(
         self,
         host_tokens: Tensor,
-        logprobs: list[_Logprobs],
+        logprobs: list[HostLogprobs],
         start: torch.cuda.Event | None,
         end: torch.cuda.Event | None,
         previous_end: torch.cuda.Event | None,
@@ -57,7 +49,7 @@ class GpuStep:
         if self._end is not None:
             self._end.synchronize()
         ids: list[int] = self._host_tokens.tolist()
-        logprobs = {entry.row: _read(entry, ids[entry.row]) for entry in self._logprobs}
+        logprobs = dict(entry for part in self._logprobs for entry in part.read(ids))
         return [SampledToken(token_id, logprobs.get(row)) for row, token_id in enumerate(ids)]
 
     @property
@@ -93,8 +85,11 @@ class GpuRunner:
         tables: LoraTables,
         sampler: Sampler,
         shapes: GraphShapes,
+        bring: Bring,
     ) -> None:
-        """`shapes`: to be captured; the largest step is among what they are made for."""
+        """shapes  to be captured; the largest step is among what they are made for
+        bring   to where logits are, without waiting
+        """
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._workspace = workspace
@@ -104,6 +99,7 @@ class GpuRunner:
         self._is_cuda = self._device.type == "cuda"
         self._block_size = kv_cache[0].shape[1]
         self._shapes = shapes
+        self._bring = bring
         self._graphs = StepGraphs()
         self._staging = Staging(self._largest_shape().layout().nbytes, self._device)
         self._sampled = torch.zeros(shapes.max_running, dtype=torch.int64, device=self._device)
@@ -163,12 +159,13 @@ class GpuRunner:
         plan = self._plan(batch)
         start = self._mark()
         inputs, logits = self._run(plan)
-        logprobs: list[_Logprobs] = []
+        logprobs: list[HostLogprobs] = []
         if plan.sampled:
             self._choose(plan, inputs, logits[: len(plan.sampled)])
-            logprobs = self._take_logprobs(plan.sampled, logits)
+            wanted = [row.sequence.sampling.top_logprobs for row in plan.sampled]
+            logprobs = take_logprobs(wanted, logits, self._sampled, self._bring)
         self._newest_row_of = {row.sequence.sequence_id: index for index, row in enumerate(plan.sampled)}
-        host_tokens = self._to_host(self._sampled[: len(plan.sampled)])
+        host_tokens = to_host(self._sampled[: len(plan.sampled)])
         end = self._mark()
         previous, self._last_end = (self._last_end if is_continuation else None), end
         return GpuStep(host_tokens, logprobs, start, end, previous)
@@ -212,18 +209,6 @@ class GpuRunner:
             self._sampled,
         )
 
-    def _take_logprobs(self, rows: list[ScheduledSequence], logits: Tensor) -> list[_Logprobs]:
-        taken = []
-        for index, row in enumerate(rows):
-            num_top = row.sequence.sampling.top_logprobs
-            if num_top is None:
-                continue
-            top, top_ids = logits[index].topk(num_top)
-            chosen = logits[index].index_select(0, self._sampled[index : index + 1])
-            values = torch.cat((chosen, top)) - torch.logsumexp(logits[index], dim=-1)
-            taken.append(_Logprobs(index, values, top_ids))
-        return taken
-
     def _exact_shape(self, plan: StepPlan) -> StepShape:
         max_context = self._shapes.decodes.context_of(plan)
         return StepShape(
@@ -255,11 +240,6 @@ class GpuRunner:
             logit_rows=shapes.decodes.max_rows,
         )
 
-    def _to_host(self, tokens: Tensor) -> Tensor:
-        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=self._is_cuda)
-        host.copy_(tokens, non_blocking=True)
-        return host
-
     def _mark(self) -> torch.cuda.Event | None:
         """A moment on the device's clock."""
         if not self._is_cuda:
@@ -267,8 +247,3 @@ class GpuRunner:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
-
-
-def _read(logprobs: _Logprobs, token_id: int) -> TokenLogprob:
-    values = logprobs.values.tolist()
-    return TokenLogprob(token_id, values[0], list(zip(logprobs.top_ids.tolist(), values[1:], strict=True)))
