@@ -1,4 +1,4 @@
-"""A step on a GPU: what it gives beside its tokens, and when it is on the host."""
+"""A step on a GPU: what it gives beside its tokens, when it is on the host, and from when to when it is timed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def runner_of(engine: Engine) -> GpuRunner:
     return engine._runner
 
 
-def test_a_step_ends_when_all_of_it_is_on_the_host(
+def test_a_step_is_timed_behind_its_inputs_and_ends_when_all_of_it_is_on_the_host(
     world: World, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GpuRunner, "warm_up", lambda runner, on_progress: None)
@@ -113,7 +113,7 @@ def test_a_step_ends_when_all_of_it_is_on_the_host(
         run.step()
         step = step_in_flight(run.engine)
 
-        assert recorded.calls == ["_mark", "upload", "_forward", *["to_host"] * 5, "_mark"]
+        assert recorded.calls == ["upload", "_mark", "_forward", *["to_host"] * 5, "_mark"]
         held = [step._host_tokens, *(t for part in step._logprobs for t in (part.values, part.top_ids))]
         assert {id(tensor) for tensor in held} == {id(tensor) for tensor in recorded.on_host}
         assert not any(tensor.is_cuda for tensor in held)
@@ -128,3 +128,51 @@ def test_a_step_ends_when_all_of_it_is_on_the_host(
         for token in sampled:
             if token.logprob is not None and token.logprob.top:
                 assert token.logprob.top[0] == (token.token_id, token.logprob.logprob)
+
+
+class Moment:
+    """On a device whose clock goes one second with each. Implements `torch.cuda.Event`."""
+
+    def __init__(self, seconds: int) -> None:
+        self._seconds = seconds
+
+    def synchronize(self) -> None:
+        """It was over at once."""
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, later: Moment) -> float:
+        return 1e3 * (later._seconds - self._seconds)
+
+
+def test_what_the_device_waits_for_the_host_between_steps_is_idle_while_a_sequence_goes_on(
+    world: World, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GpuRunner, "warm_up", lambda runner, on_progress: None)
+    with EngineRun(start_gpu_engine(world, device)) as run:
+        clock = 0
+
+        def mark() -> Moment:
+            nonlocal clock
+            clock += 1
+            return Moment(clock)
+
+        upload = Staging.upload
+
+        def late_upload(staging: Staging, num_bytes: int) -> None:
+            nonlocal clock
+            clock += 10
+            upload(staging, num_bytes)
+
+        monkeypatch.setattr(runner_of(run.engine), "_mark", mark)
+        monkeypatch.setattr(Staging, "upload", late_upload)
+        stats = []
+        for _ in range(2):  # the second comes when the first is gone
+            run.add([5, 6, 7], max_tokens=3)
+            while run.engine.has_work():
+                stats.append(run.step())
+
+    done = [one for one in stats if one is not None and one.batch_sequences]
+    assert [one.step_seconds for one in done] == [1.0] * 6
+    assert [one.device_idle_seconds for one in done] == [None, 11.0, 11.0] * 2

@@ -102,6 +102,7 @@ class Engine:
         self._runner = backend.runner
         self._wait = StepWait(self._residency)
         self._in_flight: _InFlight | None = None
+        self._committed: ScheduledBatch | None = None  # the last one
         self._runner.warm_up(lambda done, total: on_progress("capture", done, total))
         self.ready = EngineReady(
             base_fingerprint=parts.fingerprint,
@@ -174,14 +175,21 @@ class Engine:
         outputs = self._scheduler.take_failures()
         launched = None
         if batch is not None:
-            step = self._runner.launch(batch, is_continuation=self._in_flight is not None)
+            step = self._runner.launch(batch, is_continuation=self._is_continuation(batch))
             launched = _InFlight(batch, step)
         if self._runner.overlaps:
             launched, self._in_flight = self._in_flight, launched
         if launched is None:
             return StepOutputs(outputs, self.stats()) if outputs or self._residency.has_news else None
         outputs += self._scheduler.commit(launched.batch, self._wait.tokens_of(launched.step))
+        self._committed = launched.batch
         return StepOutputs(outputs, self.stats(launched.batch, launched.step))
+
+    def _is_continuation(self, batch: ScheduledBatch) -> bool:
+        """Whether the device has had work ever since the step before: that one is in flight, or a sequence goes on."""
+        if self._in_flight is not None:
+            return True
+        return self._committed is not None and batch.goes_on_from(self._committed)
 
     def _schedule(self) -> ScheduledBatch | None:
         """The next batch; adapters go on their way beside it."""

@@ -59,14 +59,17 @@ class GpuStep:
 
     @property
     def device_seconds(self) -> float:
-        """From the first kernel to the last; known once `tokens` returned."""
+        """From where the pass is launched, its inputs there, until its tokens are copied; known once `tokens` returned.
+
+        So the device's waiting for a host that launches the pass kernel by kernel counts as work.
+        """
         if self._start is None or self._end is None:
             return 0.0
         return float(self._start.elapsed_time(self._end)) / 1e3
 
     @property
     def idle_seconds(self) -> float | None:
-        """What the device waited between the step before and this one; None if that one was not in flight."""
+        """From the end of the step before until this pass is launched, inputs included; None unless a continuation."""
         if self._start is None or self._previous_end is None:
             return None
         return max(0.0, float(self._previous_end.elapsed_time(self._start)) / 1e3)
@@ -155,10 +158,9 @@ class GpuRunner:
 
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:
-        """Put a step on the device's queue. `is_continuation`: the step before is still in flight."""
+        """Put a step on the device's queue. `is_continuation`: there was work for it ever since the step before."""
         plan = self._plan(batch)
-        start = self._mark()
-        inputs, logits = self._run(plan)
+        inputs, start, logits = self._run(plan)
         logprobs: list[HostLogprobs] = []
         if plan.sampled:
             self._choose(plan, inputs, logits[: len(plan.sampled)])
@@ -180,16 +182,20 @@ class GpuRunner:
             batch = as_single_rows(batch)
         return StepPlan(batch, self._block_size)
 
-    def _run(self, plan: StepPlan) -> tuple[StepInputs, Tensor]:
-        """One pass: a graph if one holds it, else kernel by kernel."""
+    def _run(self, plan: StepPlan) -> tuple[StepInputs, torch.cuda.Event | None, Tensor]:
+        """One pass, a graph if one holds it, else kernel by kernel: its inputs, its start and its logits.
+
+        It starts behind its inputs: while the host writes them, the device may have nothing to do.
+        """
         shape = self._graph_shape(plan)
         if shape is not None:
             inputs = self._graphs.inputs(shape)
-            inputs.write(plan, self._newest_row_of)
-            return inputs, self._graphs.replay(shape)
-        inputs = StepInputs(self._exact_shape(plan), self._staging, self._tables)
+        else:
+            inputs = StepInputs(self._exact_shape(plan), self._staging, self._tables)
         inputs.write(plan, self._newest_row_of)
-        return inputs, self._forward(inputs)
+        start = self._mark()
+        logits = self._graphs.replay(shape) if shape is not None else self._forward(inputs)
+        return inputs, start, logits
 
     def _graph_shape(self, plan: StepPlan) -> StepShape | None:
         if not len(self._graphs):

@@ -197,7 +197,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     arena_bytes_used: int = 0
     host_cache_bytes_used: int = 0
     step_seconds: float = 0.0  # of the device
-    device_idle_seconds: float | None = None  # what it waited before that step though there was work
+    device_idle_seconds: float | None = None  # what it waited before that step though a sequence was to go on
     batch_sequences: int = 0
     batch_adapters: int = 0  # distinct adapters in the batch, the base not counted
     prefill_tokens: int = 0

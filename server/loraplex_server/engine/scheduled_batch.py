@@ -50,6 +50,11 @@ class ScheduledBatch:
         slots = {row.sequence.adapter_slot for row in (*self.decodes, *self.prefills)}
         return slots - {BASE_SLOT}
 
+    def goes_on_from(self, before: ScheduledBatch) -> bool:
+        """Whether a sequence of the step `before` is in this one, too, and was not pushed out meanwhile."""
+        running = {(row.sequence, row.num_preemptions) for row in (*before.decodes, *before.prefills)}
+        return any((row.sequence, row.num_preemptions) in running for row in (*self.decodes, *self.prefills))
+
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         """The sequence's next tokens, as a decode or as a prefill chunk."""
         start = sequence.num_computed_tokens
