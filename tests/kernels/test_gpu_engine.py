@@ -340,13 +340,17 @@ def test_an_engine_of_few_sequences_launches_what_it_compiles_at_the_start(
 
 @pytest.mark.gpu
 def test_no_step_meets_a_compiler_once_the_engine_has_started(world: World, device: torch.device) -> None:
-    """Steps of each kind: decodes, prompts in single rows, beside decodes, too long for a graph; sampled and greedy."""
+    """Steps of each kind: decodes, prompts in single rows, beside decodes, too long for a graph; sampled and greedy, with
+    everything that requests can ask for.
+    """
     compiled: list[str] = []
     with warmed_run(start_gpu_engine(world, device, max_batched_tokens=4096), world) as run:
         knobs.runtime.jit_post_compile_hook = lambda **details: compiled.append(details["repr"])
         try:
             for temperature in (0.0, 1.0):
                 add(run, world, PROMPTS, temperature=temperature)
+                for changes in CHANGES:
+                    add(run, world, PROMPTS[:1], temperature=temperature, top_logprobs=2, **changes)
                 run.step()
                 for count in (1, 3, 20):
                     add(run, world, [("rank-16", list(range(5, 45)) * 2)] * count, temperature=temperature)

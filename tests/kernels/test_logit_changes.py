@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loraplex_server.engine.gpu_logit_changes import GpuLogitChanges
 from loraplex_server.engine.messages import SamplingParams
+from loraplex_server.engine.pinned_reads import PinnedReads
 from loraplex_server.engine.sampler import Sampler
 from loraplex_server.engine.scheduled_batch import ScheduledSequence
 from loraplex_server.engine.sequence import Sequence
@@ -44,7 +45,7 @@ def row_of(sequence: Sequence) -> ScheduledSequence:
 
 def changes_of(places: int, vocab_size: int, device: torch.device) -> GpuLogitChanges:
     table = torch.full((places, vocab_size), 99, dtype=torch.int32, device=device)  # left by another sequence
-    return GpuLogitChanges(table, [EOS])
+    return GpuLogitChanges(table, [EOS], PinnedReads())
 
 
 def apply_to_both(

@@ -42,7 +42,7 @@ class Step(Protocol):
 
     @property
     def idle_seconds(self) -> float | None:
-        """What the device waited before it, if the step ahead was still in flight when it was launched."""
+        """What the device waited between the step ahead and this one, launched while that was in flight; else None."""
         ...
 
 
@@ -51,7 +51,9 @@ class StepRunner(Protocol):
 
     overlaps: bool  # a step may be launched before the tokens of the one ahead are taken
 
-    def launch(self, batch: ScheduledBatch, *, is_continuation: bool) -> Step: ...
+    def launch(self, batch: ScheduledBatch, *, is_continuation: bool) -> Step:
+        """Begin a step. `is_continuation`: the one ahead is still in flight."""
+        ...
 
     def warm_up(self, on_progress: Callable[[int, int], None]) -> None:
         """Do now what would delay the first requests."""

@@ -19,6 +19,7 @@ from loraplex_server.engine.graph_shapes import GraphShapes
 from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import plan_memory
+from loraplex_server.engine.pinned_reads import PinnedReads
 from loraplex_server.kernels.cuda_driver import prefer_shared_memory
 from loraplex_server.kernels.product_kernels import compile_products, has_cuda_products
 from loraplex_server.model.config import DecoderConfig
@@ -110,13 +111,15 @@ def build_gpu_backend(
     )
     num_blocks = plan.kv_cache // kv_bytes
     workspace = workspace_on(device)
+    reads = PinnedReads()
     runner = GpuRunner(
         decoder,
         allocate_kv_cache(decoder_config, num_blocks, config.block_size, numerics.kv_dtype, device),
         workspace,
         arena.tables,
-        GpuLogitChanges(workspace.token_counts, decoder_config.eos_token_ids),
+        GpuLogitChanges(workspace.token_counts, decoder_config.eos_token_ids, reads),
         shapes,
+        reads,
     )
     return Backend(
         config=decoder_config,

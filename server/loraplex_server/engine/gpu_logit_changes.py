@@ -28,18 +28,17 @@ from loraplex_server.kernels.logit_changes import (
 
 _PADDING = -1
 _NOBODY = -1  # the id of a sequence that no request has
-_RESERVED_WORDS = 2**17  # a prompt of 43,000 different tokens
 
 
 class GpuLogitChanges:
     """Owns what is counted for sequences with penalties."""
 
-    def __init__(self, table: Tensor, eos_token_ids: Iterable[int]) -> None:
+    def __init__(self, table: Tensor, eos_token_ids: Iterable[int], reads: PinnedReads) -> None:
         """table  [places, vocab] int32: a place for each sequence that may run"""
         self._table = table
         self._eos_token_ids = tuple(eos_token_ids)
         self._places = CountPlaces(table.shape[0])
-        self._reads = PinnedReads()
+        self._reads = reads
         self._counted: tuple[Tensor, Tensor] | None = None  # rows of the last `apply`, and their places
 
     def apply(self, logits: Tensor, rows: Iterable[ScheduledSequence]) -> None:
@@ -71,9 +70,7 @@ class GpuLogitChanges:
             count_sampled(self._table, *self._counted, sampled)
 
     def warm_up(self, logits: Tensor, sampled: Tensor) -> None:
-        """Launch all that a request can ask for, and pin memory for it, so that no step waits for that."""
-        if self._table.is_cuda:
-            self._reads.reserve(_RESERVED_WORDS)
+        """Launch all that a request can ask for."""
         sampling = SamplingParams(repetition_penalty=1.1, logit_bias={0: 0.0})
         sequence = Sequence.of(AddSequence(_NOBODY, [0], None, b"", sampling, arrival_s=0.0), order=0)
         self.apply(logits, [ScheduledSequence(sequence, 0, 1, True, output_index=0, num_preemptions=0)])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from loraplex_server.engine.gpu_logit_changes import GpuLogitChanges
+from loraplex_server.engine.gpu_logprobs import HostLogprobs, take_logprobs
 from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.engine.graph_shapes import GraphShapes
-from loraplex_server.engine.messages import TokenLogprob
-from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch, ScheduledSequence
+from loraplex_server.engine.host_copy import to_host
+from loraplex_server.engine.pinned_reads import PinnedReads
+from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch
 from loraplex_server.engine.single_rows import as_single_rows, is_worth_single_rows
 from loraplex_server.engine.staging import Staging
 from loraplex_server.engine.step_graphs import StepGraphs
@@ -25,25 +26,19 @@ from loraplex_server.model.gpu_workspace import GpuWorkspace
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
+_RESERVED_WORDS = (
+    2**17
+)  # the longest that a step brings at once: a prompt of 43,000 different tokens to be counted
 _LARGE_PREFILL = aligned(max(NF4_MAX_ROWS, INT8_MAX_ROWS) + 1)  # rows of which products take their last way
 
 
-@dataclass(frozen=True, slots=True)
-class _Logprobs:
-    """Log-probabilities of one row, still on the device."""
-
-    row: int
-    values: Tensor  # [1 + top] of the chosen token, then of the most likely
-    top_ids: Tensor  # [top]
-
-
 class GpuStep:
-    """A step in flight."""
+    """A step in flight. What it gives is copied to the host before its end, so that reading it never waits for more."""
 
     def __init__(
         self,
         host_tokens: Tensor,
-        logprobs: list[_Logprobs],
+        logprobs: list[HostLogprobs],
         start: torch.cuda.Event | None,
         end: torch.cuda.Event | None,
         previous_end: torch.cuda.Event | None,
@@ -57,7 +52,7 @@ class GpuStep:
         if self._end is not None:
             self._end.synchronize()
         ids: list[int] = self._host_tokens.tolist()
-        logprobs = {entry.row: _read(entry, ids[entry.row]) for entry in self._logprobs}
+        logprobs = dict(entry for part in self._logprobs for entry in part.read(ids))
         return [SampledToken(token_id, logprobs.get(row)) for row, token_id in enumerate(ids)]
 
     @property
@@ -67,14 +62,17 @@ class GpuStep:
 
     @property
     def device_seconds(self) -> float:
-        """From the first kernel to the last; known once `tokens` returned."""
+        """From where the pass is launched, its inputs there, until its tokens are copied; known once `tokens` returned.
+
+        So the device's waiting for a host that launches the pass kernel by kernel counts as work.
+        """
         if self._start is None or self._end is None:
             return 0.0
         return float(self._start.elapsed_time(self._end)) / 1e3
 
     @property
     def idle_seconds(self) -> float | None:
-        """What the device waited between the step before and this one; None if that one was not in flight."""
+        """From the end of the step before until this pass is launched, inputs included; None unless a continuation."""
         if self._start is None or self._previous_end is None:
             return None
         return max(0.0, float(self._previous_end.elapsed_time(self._start)) / 1e3)
@@ -93,6 +91,7 @@ class GpuRunner:
         tables: LoraTables,
         changes: GpuLogitChanges,
         shapes: GraphShapes,
+        reads: PinnedReads,
     ) -> None:
         """`shapes`: to be captured; the largest step is among what they are made for."""
         self._decoder = decoder
@@ -104,6 +103,7 @@ class GpuRunner:
         self._is_cuda = self._device.type == "cuda"
         self._block_size = kv_cache[0].shape[1]
         self._shapes = shapes
+        self._reads = reads
         self._graphs = StepGraphs()
         self._staging = Staging(self._largest_shape().layout().nbytes, self._device)
         self._sampled = torch.zeros(shapes.max_running, dtype=torch.int64, device=self._device)
@@ -129,7 +129,7 @@ class GpuRunner:
         for done, shape in enumerate(prefills, start=len(shapes)):
             on_progress(done, total)
             self._compile(shape)
-        self._changes.warm_up(self._workspace.logits, self._sampled)
+        self._warm_up_requests()
         torch.cuda.synchronize()
         on_progress(total, total)
 
@@ -139,6 +139,13 @@ class GpuRunner:
         logits = self._forward(inputs)
         for sampling in (None, inputs.sampling):
             sample(logits[: shape.sequences], sampling, self._workspace.sampling, self._sampled)
+
+    def _warm_up_requests(self) -> None:
+        """What single requests ask for; and memory is pinned now, since no step is to wait for that."""
+        self._reads.reserve(_RESERVED_WORDS)
+        logits = self._workspace.logits
+        self._changes.warm_up(logits, self._sampled)
+        take_logprobs([0, 1], logits, self._sampled, self._reads.bring)
 
     def _prefill_shapes(self) -> Iterator[StepShape]:
         """Every way in which steps with prefills can differ for a compiler."""
@@ -162,14 +169,14 @@ class GpuRunner:
     def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:
         """Put a step on the device's queue. `is_continuation`: the step before is still in flight."""
         plan = self._plan(batch)
-        start = self._mark()
-        inputs, logits = self._run(plan)
-        logprobs: list[_Logprobs] = []
+        inputs, start, logits = self._run(plan)
+        logprobs: list[HostLogprobs] = []
         if plan.sampled:
             self._choose(plan, inputs, logits[: len(plan.sampled)])
-            logprobs = self._take_logprobs(plan.sampled, logits)
+            wanted = [row.sequence.sampling.top_logprobs for row in plan.sampled]
+            logprobs = take_logprobs(wanted, logits, self._sampled, self._reads.bring)
         self._newest_row_of = {row.sequence.sequence_id: index for index, row in enumerate(plan.sampled)}
-        host_tokens = self._to_host(self._sampled[: len(plan.sampled)])
+        host_tokens = to_host(self._sampled[: len(plan.sampled)])
         end = self._mark()
         previous, self._last_end = (self._last_end if is_continuation else None), end
         return GpuStep(host_tokens, logprobs, start, end, previous)
@@ -184,16 +191,20 @@ class GpuRunner:
             batch = as_single_rows(batch)
         return StepPlan(batch, self._block_size)
 
-    def _run(self, plan: StepPlan) -> tuple[StepInputs, Tensor]:
-        """One pass: a graph if one holds it, else kernel by kernel."""
+    def _run(self, plan: StepPlan) -> tuple[StepInputs, torch.cuda.Event | None, Tensor]:
+        """One pass, a graph if one holds it, else kernel by kernel: its inputs, its start and its logits.
+
+        It starts behind its inputs: while the host writes them, the device may have nothing to do.
+        """
         shape = self._graph_shape(plan)
         if shape is not None:
             inputs = self._graphs.inputs(shape)
-            inputs.write(plan, self._newest_row_of)
-            return inputs, self._graphs.replay(shape)
-        inputs = StepInputs(self._exact_shape(plan), self._staging, self._tables)
+        else:
+            inputs = StepInputs(self._exact_shape(plan), self._staging, self._tables)
         inputs.write(plan, self._newest_row_of)
-        return inputs, self._forward(inputs)
+        start = self._mark()
+        logits = self._graphs.replay(shape) if shape is not None else self._forward(inputs)
+        return inputs, start, logits
 
     def _graph_shape(self, plan: StepPlan) -> StepShape | None:
         if not len(self._graphs):
@@ -213,18 +224,6 @@ class GpuRunner:
             self._sampled,
         )
         self._changes.count(self._sampled)
-
-    def _take_logprobs(self, rows: list[ScheduledSequence], logits: Tensor) -> list[_Logprobs]:
-        taken = []
-        for index, row in enumerate(rows):
-            num_top = row.sequence.sampling.top_logprobs
-            if num_top is None:
-                continue
-            top, top_ids = logits[index].topk(num_top)
-            chosen = logits[index].index_select(0, self._sampled[index : index + 1])
-            values = torch.cat((chosen, top)) - torch.logsumexp(logits[index], dim=-1)
-            taken.append(_Logprobs(index, values, top_ids))
-        return taken
 
     def _exact_shape(self, plan: StepPlan) -> StepShape:
         max_context = self._shapes.decodes.context_of(plan)
@@ -257,11 +256,6 @@ class GpuRunner:
             logit_rows=shapes.decodes.max_rows,
         )
 
-    def _to_host(self, tokens: Tensor) -> Tensor:
-        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=self._is_cuda)
-        host.copy_(tokens, non_blocking=True)
-        return host
-
     def _mark(self) -> torch.cuda.Event | None:
         """A moment on the device's clock."""
         if not self._is_cuda:
@@ -269,8 +263,3 @@ class GpuRunner:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
-
-
-def _read(logprobs: _Logprobs, token_id: int) -> TokenLogprob:
-    values = logprobs.values.tolist()
-    return TokenLogprob(token_id, values[0], list(zip(logprobs.top_ids.tolist(), values[1:], strict=True)))

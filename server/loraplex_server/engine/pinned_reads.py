@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from loraplex_server.kernels.triton_runtime import next_power_of_2
 
 _LEAST_WORDS = 1024  # of a buffer; larger ones are powers of two, so that they serve again
 _RESERVED = 3  # of each size: one being filled, one being read, one to spare
+
+
+Bring = Callable[[Tensor, torch.device], Tensor]
+"""int32 [n] on the host -> the same on a device, in the order of its current stream."""
 
 
 class PinnedReads:
