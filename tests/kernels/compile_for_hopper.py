@@ -18,8 +18,11 @@ from triton.runtime.jit import JITFunction
 from loraplex_server.kernels import (
     decode_attention,
     embedding,
+    int8_triton,
+    logit_changes,
     lora_expand,
     lora_shrink,
+    nf4_triton,
     norm,
     pinned_read,
     prefill_attention,
@@ -36,6 +39,7 @@ from loraplex_server.kernels.lora_tables import (
     LoraTables,
     ProjectionShape,
 )
+from loraplex_server.kernels.nf4_weight import Nf4Weight
 from loraplex_server.kernels.paged_attention import AttentionShape
 
 ROWS, HIDDEN = 32, 512
@@ -136,6 +140,27 @@ def launch_sampling() -> None:
         sampling.sample(torch.empty(ROWS, 9000), parameters, scratch, out)
 
 
+def launch_logit_changes() -> None:
+    column, numbers, table = i32(128), torch.empty(128), i32(4, 9000)
+    logits = torch.empty(ROWS, 9000)
+    logit_changes.add_to_logits(logits, column, column, numbers)
+    logit_changes.write_words(table, column, column, column)
+    logit_changes.penalize(logits, table, column, column, numbers, numbers, numbers)
+    logit_changes.count_sampled(table, column, column, torch.empty(ROWS, dtype=torch.int64))
+
+
+def launch_triton_products() -> None:
+    values, scales = torch.empty(ROWS, HIDDEN, dtype=torch.int8), torch.empty(ROWS)
+    for dtype in (torch.bfloat16, torch.float32):
+        out = torch.empty(ROWS, ROWS, dtype=dtype)
+        for bias in (None, out[0]):
+            int8_triton.int8_matmul_triton(values, scales, values, scales, out, bias, (32, 64, 256, 4, 3))
+    codes = torch.zeros(ROWS, HIDDEN // 2, dtype=torch.uint8)
+    nf4 = Nf4Weight.from_codes(codes, torch.ones(ROWS, HIDDEN // 64))
+    for bias in (None, b16(ROWS)):
+        nf4_triton.nf4_matmul_triton(b16(ROWS, HIDDEN), nf4, b16(ROWS, ROWS), bias)
+
+
 def main() -> None:
     JITFunction.run = compile_instead
     for module in list(sys.modules.values()):
@@ -146,6 +171,8 @@ def main() -> None:
     launch_attention()
     launch_row_kernels()
     launch_sampling()
+    launch_logit_changes()
+    launch_triton_products()
 
 
 if __name__ == "__main__":
