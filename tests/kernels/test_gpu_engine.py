@@ -340,8 +340,8 @@ def test_an_engine_of_few_sequences_launches_what_it_compiles_at_the_start(
 
 @pytest.mark.gpu
 def test_no_step_meets_a_compiler_once_the_engine_has_started(world: World, device: torch.device) -> None:
-    """Steps of each kind: decodes, prompts in single rows, beside decodes, too long for a graph; sampled and greedy, with
-    everything that requests can ask for.
+    """Steps of each kind: decodes, prompts in single rows, beside decodes, too long for a graph; sampled and greedy;
+    with everything that requests can ask for.
     """
     compiled: list[str] = []
     with warmed_run(start_gpu_engine(world, device, max_batched_tokens=4096), world) as run:
