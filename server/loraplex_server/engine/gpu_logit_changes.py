@@ -6,11 +6,11 @@ known on the host; see `loraplex_server.kernels.logit_changes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Collection, Iterable, Sized
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from loraplex_server.engine.count_places import CountPlaces, seen_words
@@ -49,7 +49,7 @@ class GpuLogitChanges:
         for index, row in enumerate(rows):
             changes = self._bias_and_bans(row)
             if changes:
-                added.add(index, list(changes), list(changes.values()))
+                added.add(index, changes, changes.values())
             if row.sequence.sampling.depends_on_history:
                 place = self._place_of(row, written)
                 penalized.add(index, [place], *_strengths(row.sequence.sampling))
@@ -91,7 +91,7 @@ class GpuLogitChanges:
         if is_new:
             words = seen_words(row)
             self._table[place].zero_()
-            written.add(place, list(words), list(words.values()))
+            written.add(place, words, words.values())
         return place
 
     def _bring(self, kinds: list[_Entries]) -> None:
@@ -112,27 +112,23 @@ class _Entries(Sized):
 
     def __init__(self, *dtypes: type[np.generic]) -> None:
         self._dtypes = dtypes
-        self._parts: list[list[NDArray[np.generic]]] = [[] for _ in dtypes]
-        self._length = 0
+        self._columns: list[list[float]] = [[] for _ in dtypes]
         self.on_device: list[Tensor] = []
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._columns[0])
 
-    def add(self, number: int, *columns: ArrayLike) -> None:
+    def add(self, number: int, *columns: Collection[float]) -> None:
         """Entries of one row or place."""
-        arrays = [np.asarray(c, dtype=d) for c, d in zip(columns, self._dtypes[1:], strict=True)]
-        first = np.full(len(arrays[0]), number, dtype=self._dtypes[0])
-        for part, array in zip(self._parts, [first, *arrays], strict=True):
-            part.append(array)
-        self._length += len(first)
+        for column, more in zip(self._columns, ([number] * len(columns[0]), *columns), strict=True):
+            column += more
 
     def words(self) -> NDArray[np.int32]:
         """[columns, entries with padding], floats by their bits."""
-        padded = -(-self._length // ENTRIES) * ENTRIES
-        words = np.full((len(self._parts), padded), _PADDING, dtype=np.int32)
-        for column, part in zip(words, self._parts, strict=True):
-            column[: self._length] = np.concatenate(part).view(np.int32)
+        padded = -(-len(self) // ENTRIES) * ENTRIES
+        words = np.full((len(self._columns), padded), _PADDING, dtype=np.int32)
+        for of_column, column, dtype in zip(words, self._columns, self._dtypes, strict=True):
+            of_column[: len(column)] = np.array(column, dtype=dtype).view(np.int32)
         return words
 
     def take(self, words: Tensor) -> None:
