@@ -20,10 +20,10 @@ def versions() -> dict[str, str | None]:
     """Python, torch, the GPU's driver and the sources; of packages those that are installed.
 
     driver  None without a GPU of NVIDIA, or where /proc does not tell
-    commit  see `commit`
+    commit  LORAPLEX_COMMIT, where sources came without their repository; else see `commit`
     """
     found: dict[str, str | None] = {
-        "commit": commit(_SOURCES),
+        "commit": os.environ.get("LORAPLEX_COMMIT") or commit(_SOURCES),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "driver": _driver(),
