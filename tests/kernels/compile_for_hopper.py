@@ -145,7 +145,7 @@ def launch_logit_changes() -> None:
     logits = torch.empty(ROWS, 9000)
     logit_changes.add_to_logits(logits, column, column, numbers)
     logit_changes.write_words(table, column, column, column)
-    logit_changes.penalize(logits, table, column, column, numbers, numbers, numbers)
+    logit_changes.penalize(logits, table, column, column, numbers, numbers, numbers, ROWS)
     logit_changes.count_sampled(table, column, column, torch.empty(ROWS, dtype=torch.int64))
 
 

@@ -149,4 +149,6 @@ def test_columns_and_tables_that_do_not_fit_are_refused(device: torch.device) ->
         add_to_logits(logits, column, column, column.repeat(2))
     table = torch.zeros(1, 41, dtype=torch.int32, device=device)
     with pytest.raises(ValueError, match="do not fit"):
-        penalize(logits, table, column, column, column, column, column)
+        penalize(logits, table, column, column, column, column, column, num_rows=1)
+    with pytest.raises(ValueError, match="not 129 rows"):
+        penalize(logits, table[:, :40].contiguous(), column, column, column, column, column, num_rows=129)

@@ -60,8 +60,8 @@ class GpuLogitChanges:
             write_words(self._table, *written.on_device)
         self._counted = None
         if penalized:
-            indices, places, *strengths = penalized.on_device
-            penalize(logits, self._table, indices, places, *strengths)
+            indices, places, repetition, presence, frequency = penalized.on_device
+            penalize(logits, self._table, indices, places, repetition, presence, frequency, len(penalized))
             self._counted = indices, places
 
     def count(self, sampled: Tensor) -> None:

@@ -72,18 +72,17 @@ def _penalize_kernel(
     """Program (tokens, entry)."""
     entry = tl.program_id(1)
     row = tl.load(rows_ptr + entry).to(tl.int64)
-    if row >= 0:
-        place = tl.load(places_ptr + entry).to(tl.int64)
-        token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-        word = tl.load(table_ptr + place * VOCAB + token, mask=token < VOCAB, other=0)
-        at = logits_ptr + row * row_stride + token
-        x = tl.load(at, mask=word != 0, other=0.0)
-        repetition = tl.load(repetition_ptr + entry)
-        x = tl.where(x > 0, x / repetition, x * repetition)
-        times = word // 2
-        x -= tl.where(times > 0, tl.load(presence_ptr + entry), 0.0)
-        x -= tl.load(frequency_ptr + entry) * times.to(tl.float32)
-        tl.store(at, x, mask=word != 0)
+    place = tl.load(places_ptr + entry).to(tl.int64)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    word = tl.load(table_ptr + place * VOCAB + token, mask=token < VOCAB, other=0)
+    at = logits_ptr + row * row_stride + token
+    x = tl.load(at, mask=word != 0, other=0.0)
+    repetition = tl.load(repetition_ptr + entry)
+    x = tl.where(x > 0, x / repetition, x * repetition)
+    times = word // 2
+    x -= tl.where(times > 0, tl.load(presence_ptr + entry), 0.0)
+    x -= tl.load(frequency_ptr + entry) * times.to(tl.float32)
+    tl.store(at, x, mask=word != 0)
 
 
 @jit
@@ -136,6 +135,7 @@ def penalize(
     repetition: Tensor,
     presence: Tensor,
     frequency: Tensor,
+    num_rows: int,
 ) -> None:
     """Change the logits of tokens seen so far, in place.
 
@@ -147,13 +147,15 @@ def penalize(
     table   [places, vocab] int32, contiguous
     rows, places  int32 [m]: of `logits`, and of `table`; no two entries have one row
     repetition, presence, frequency  fp32 [m]
+    num_rows  entries in front of the padding
     """
     _check_columns(rows, places, repetition, presence, frequency)
     _check_logits(logits)
     _check_table(table)
     vocab_size = table.shape[1]
     require(logits.shape[1] == vocab_size, f"{logits.shape[1]} logits do not fit {vocab_size} words")
-    _penalize_kernel[(-(-vocab_size // _TOKENS), len(rows))](
+    require(num_rows <= len(rows), f"{len(rows)} entries are not {num_rows} rows")
+    _penalize_kernel[(-(-vocab_size // _TOKENS), num_rows)](
         logits,
         table,
         rows,
