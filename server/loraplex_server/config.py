@@ -179,7 +179,11 @@ class ServerConfig(BaseModel):
         ge=1,
         description="Tokens of one forward pass, prefill and decode together; null takes 512, on a GPU 4096.",
     )
-    max_running: int = Field(64, ge=1, description="Sequences that run at once.")
+    max_running: int = Field(
+        64,
+        ge=1,
+        description="Sequences that run at once. On a GPU each takes 4 bytes for every token of the vocabulary.",
+    )
     prefill_spread_steps: int | None = Field(
         None,
         ge=1,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from loraplex_adapters.errors import AdapterTooLargeError, AdapterUnavailableError, LoraplexError
+from loraplex_adapters.errors import (
+    AdapterInvalidError,
+    AdapterTooLargeError,
+    AdapterUnavailableError,
+    LoraplexError,
+)
 from loraplex_server.engine.messages import FinishReason, TokenOutput
 from loraplex_server.errors import ContextOverflowError, SequenceFailedError
 
 _BY_REASON: dict[str, type[LoraplexError]] = {
-    error.reason: error for error in (AdapterTooLargeError, AdapterUnavailableError, ContextOverflowError)
+    error.reason: error
+    for error in (AdapterInvalidError, AdapterTooLargeError, AdapterUnavailableError, ContextOverflowError)
 }
 
 

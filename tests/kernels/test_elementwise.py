@@ -190,8 +190,9 @@ def test_the_embedding_matches_the_reference(is_quantized: bool, device: torch.d
     ids = torch.randint(40, (7,), device=device)
     out = poisoned(7, 72, dtype=torch.bfloat16, device=device)
 
-    embed(ids, table, scales, out)
+    embed(torch.where(ids == ids[3], -1, ids), table, scales, out)
 
+    ids[ids == ids[3].clone()] = 0  # where there is no token, any will do
     assert torch.equal(out, embed_reference(ids, table, scales, torch.bfloat16))
 
 

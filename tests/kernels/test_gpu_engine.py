@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from loraplex_adapters.store import PackageStore
 from loraplex_server.base.fingerprint import base_spec
 from loraplex_server.engine import gpu_step_inputs, graph_shapes, single_rows
 from loraplex_server.engine.config import EngineConfig
@@ -29,7 +32,7 @@ from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.footprint import decoder_bytes
 from loraplex_server.model.numerics import resolve_numerics
 from tests.integration.engine.run import EngineRun
-from tests.integration.engine.world import BLOCK_SIZE, CONTEXT, World, make_world, start_engine
+from tests.integration.engine.world import BLOCK_SIZE, CONTEXT, World, make_world, save_adapter, start_engine
 
 PROMPTS = (
     (None, [5, 6, 7]),
@@ -306,6 +309,26 @@ def test_a_sequence_with_penalties_goes_on_before_the_host_knows_its_newest_toke
     assert continued == [False] + [True] * (NUM_TOKENS - 1)
 
 
+def test_an_adapter_whose_answers_are_no_finite_numbers_fails_alone(
+    world: World, device: torch.device, expected: list[list[int]], tmp_path: Path
+) -> None:
+    own = replace(world, store=Path(shutil.copytree(world.store, tmp_path / "store")))
+    fields = {"r": 2, "target_modules": ["down_proj"]}
+    folder = save_adapter(world.base, tmp_path / "large", 7, fields, spread=1e30)
+    digest = PackageStore(own.store).put(folder).digest
+    with warmed_run(start_gpu_engine(own, device), own) as run:
+        run.engine.warm_adapter(digest)
+        run.settle()
+        add(run, own, PROMPTS[:3])
+        run.add([5, 6, 7], digest, max_tokens=NUM_TOKENS, presence_penalty=1.0, top_logprobs=1)
+        *others, failed = run.finish(timeout_s=120)
+
+    assert [completion.tokens for completion in others] == expected[:3]
+    assert failed.tokens == []
+    assert failed.end is not None
+    assert failed.end.error_reason == "ADAPTER_INVALID"
+
+
 def test_an_output_head_in_int8_gives_nearly_the_reference_s_log_probabilities(
     world: World, device: torch.device
 ) -> None:
@@ -324,18 +347,20 @@ def test_an_output_head_in_int8_gives_nearly_the_reference_s_log_probabilities(
         assert rounded.logprob != exact.logprob, "the head is not in int8"
 
 
+@pytest.mark.parametrize("max_running", [1, 2])
 def test_an_engine_of_few_sequences_launches_what_it_compiles_at_the_start(
-    world: World, device: torch.device
+    world: World, device: torch.device, max_running: int
 ) -> None:
-    runner = start_gpu_engine(world, device, max_batched_tokens=16, max_running=2)._runner
+    runner = start_gpu_engine(world, device, max_batched_tokens=16, max_running=max_running)._runner
     assert isinstance(runner, GpuRunner)
     shapes = list(runner._prefill_shapes())
 
     with torch.inference_mode():
         for shape in shapes:
             runner._compile(shape)
+        runner._warm_up_requests()
 
-    assert {shape.sequences for shape in shapes} == {1, 2}
+    assert {shape.sequences for shape in shapes} == set(range(1, max_running + 1))
 
 
 @pytest.mark.gpu

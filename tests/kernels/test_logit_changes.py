@@ -128,6 +128,29 @@ def test_a_preempted_sequence_whose_place_was_taken_is_counted_anew(device: torc
     assert logits.nonzero().tolist() == [[0, 7]]
 
 
+def test_a_ban_holds_whatever_the_logit_is(device: torch.device) -> None:
+    sequence = running(1, [4], min_tokens=1, stop_token_ids=(2, 3), logit_bias={3: 5.0})
+    logits = torch.full((1, 40), torch.inf, device=device)
+
+    changes_of(1, 40, device).apply(logits, [row_of(sequence)])
+
+    assert (logits == -torch.inf).nonzero().tolist() == [[0, EOS], [0, 2], [0, 3]]
+
+
+def test_where_no_token_was_chosen_none_is_counted(device: torch.device) -> None:
+    """It may have been written beyond the row of its sequence."""
+    changes = changes_of(2, 40, device)
+    sequences = [running(number, [4], presence_penalty=1.0) for number in (1, 2)]
+    rows = [row_of(sequence) for sequence in sequences]
+    changes.apply(torch.zeros(2, 40, device=device), rows)
+
+    changes.count(torch.tensor([5, -1], device=device))
+
+    logits = torch.zeros(2, 40, device=device)
+    changes.apply(logits, rows)
+    assert logits.nonzero().tolist() == [[0, 5]]
+
+
 def test_what_is_compiled_at_the_start_leaves_nothing_behind(device: torch.device) -> None:
     changes = changes_of(2, 40, device)
     changes.warm_up(torch.zeros(3, 40, device=device), torch.zeros(2, dtype=torch.int64, device=device))

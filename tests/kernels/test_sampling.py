@@ -77,6 +77,22 @@ def test_greedy_takes_the_largest_logit_and_the_lowest_id_of_equals(
     assert tokens[1:4] == [7, vocab_size - 2, 0]
 
 
+@pytest.mark.parametrize("vocab_size", [40, 9000])
+@pytest.mark.parametrize("numbers", ["none", "some", "all but one"])
+def test_a_row_with_what_is_no_number_gives_no_token(
+    vocab_size: int, numbers: str, device: torch.device
+) -> None:
+    logits = random_logits(len(KINDS) + 2, vocab_size, device)
+    spoiled = {"none": slice(None), "some": slice(3, 20), "all but one": slice(-1, None)}[numbers]
+    logits[1:, spoiled] = torch.nan
+    params = [(SamplingParams(seed=1, **kind), 0) for kind in ({}, {"temperature": 0.0}, *KINDS.values())]
+
+    for tokens in (device_sample(logits, params), engine_sample(logits, params)):
+        assert 0 <= tokens[0] < vocab_size
+        assert tokens[1:] == [-1] * (len(logits) - 1)
+    assert device_sample(logits, None)[1:] == [-1] * (len(logits) - 1)
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "whole": {},
     "hot": {"temperature": 1.7},

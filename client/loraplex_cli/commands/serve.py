@@ -205,7 +205,12 @@ def serve(
             "Tokens of one forward pass, prefill and decode together; null takes 512, on a GPU 4096.", "null"
         ),
     ] = None,
-    max_running: Annotated[int | None, _flag("Sequences that run at once.", "64")] = None,
+    max_running: Annotated[
+        int | None,
+        _flag(
+            "Sequences that run at once. On a GPU each takes 4 bytes for every token of the vocabulary.", "64"
+        ),
+    ] = None,
     prefill_spread_steps: Annotated[
         int | None,
         _flag(

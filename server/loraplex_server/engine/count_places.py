@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import ReferenceType, ref
+
 from loraplex_server.engine.scheduled_batch import ScheduledSequence
 from loraplex_server.engine.sequence import Sequence
 from loraplex_server.kernels.logit_changes import OCCURRENCE, SEEN
@@ -16,7 +18,7 @@ class CountPlaces:
 
     def __init__(self, number: int) -> None:
         """`number` of sequences that may run."""
-        self._owners: list[Sequence | None] = [None] * number
+        self._owners: list[ReferenceType[Sequence] | None] = [None] * number
         self._place_of: dict[int, int] = {}
 
     def of(self, sequence: Sequence) -> tuple[int, bool]:
@@ -24,13 +26,16 @@ class CountPlaces:
         place = self._place_of.get(sequence.sequence_id)
         if place is not None:
             return place, False
-        place = next(i for i, owner in enumerate(self._owners) if owner is None or not owner.block_table)
-        owner = self._owners[place]
-        if owner is not None:
-            del self._place_of[owner.sequence_id]
-        self._owners[place] = sequence
+        place = next(place for place, owner in enumerate(self._owners) if not _is_running(owner))
+        self._place_of = {other: taken for other, taken in self._place_of.items() if taken != place}
+        self._owners[place] = ref(sequence)
         self._place_of[sequence.sequence_id] = place
         return place, True
+
+
+def _is_running(owner: ReferenceType[Sequence] | None) -> bool:
+    sequence = None if owner is None else owner()
+    return sequence is not None and bool(sequence.block_table)
 
 
 def seen_words(row: ScheduledSequence) -> dict[int, int]:

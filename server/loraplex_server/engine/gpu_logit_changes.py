@@ -6,11 +6,12 @@ known on the host; see `loraplex_server.kernels.logit_changes`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from loraplex_server.engine.count_places import CountPlaces, seen_words
@@ -26,8 +27,12 @@ from loraplex_server.kernels.logit_changes import (
     write_words,
 )
 
+_Changes = tuple[NDArray[np.int32], NDArray[np.generic]]
+"""Tokens, each once, and a number for each."""
+
 _PADDING = -1
 _NOBODY = -1  # the id of a sequence that no request has
+_NO_CHANGES: _Changes = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
 
 class GpuLogitChanges:
@@ -38,6 +43,7 @@ class GpuLogitChanges:
         self._table = table
         self._eos_token_ids = tuple(eos_token_ids)
         self._places = CountPlaces(table.shape[0])
+        self._biases: WeakKeyDictionary[Sequence, _Changes] = WeakKeyDictionary()  # they stay what they are
         self._reads = reads
         self._counted: tuple[Tensor, Tensor] | None = None  # rows of the last `apply`, and their places
 
@@ -46,13 +52,15 @@ class GpuLogitChanges:
         added = _Entries(np.int32, np.int32, np.float32)
         written = _Entries(np.int32, np.int32, np.int32)
         penalized = _Entries(np.int32, np.int32, *[np.float32] * 3)
+        of_rows: list[tuple[float, ...]] = []
         for index, row in enumerate(rows):
-            changes = self._bias_and_bans(row)
-            if changes:
-                added.add(index, changes, changes.values())
+            tokens, values = self._bias_and_bans(row)
+            if len(tokens):
+                added.add(np.full(len(tokens), index), tokens, values)
             if row.sequence.sampling.depends_on_history:
-                place = self._place_of(row, written)
-                penalized.add(index, [place], *_strengths(row.sequence.sampling))
+                of_rows.append((index, self._place_of(row, written), *_strengths(row.sequence.sampling)))
+        if of_rows:
+            penalized.add(*zip(*of_rows, strict=True))
         self._bring([added, written, penalized])
         if added:
             add_to_logits(logits, *added.on_device)
@@ -76,22 +84,26 @@ class GpuLogitChanges:
         self.apply(logits, [ScheduledSequence(sequence, 0, 1, True, output_index=0, num_preemptions=0)])
         self.count(sampled)
 
-    def _bias_and_bans(self, row: ScheduledSequence) -> dict[int, float]:
-        """Token -> what is added to its logit."""
+    def _bias_and_bans(self, row: ScheduledSequence) -> _Changes:
+        """Tokens, and what is added to their logits."""
         sampling = row.sequence.sampling
-        added = dict(sampling.logit_bias or {})
+        bias = sampling.logit_bias or {}
         if row.output_index < sampling.min_tokens:
             ends = (*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids))
-            added |= dict.fromkeys(ends, -np.inf)
-        return added
+            return _arrays({**bias, **dict.fromkeys(ends, -np.inf)}, np.float32)
+        if not bias:
+            return _NO_CHANGES
+        if row.sequence not in self._biases:
+            self._biases[row.sequence] = _arrays(bias, np.float32)
+        return self._biases[row.sequence]
 
     def _place_of(self, row: ScheduledSequence, written: _Entries) -> int:
         """Where its tokens are counted; those of a sequence that has begun are yet to be written there."""
         place, is_new = self._places.of(row.sequence)
         if is_new:
-            words = seen_words(row)
             self._table[place].zero_()
-            written.add(place, words, words.values())
+            tokens, words = _arrays(seen_words(row), np.int32)
+            written.add(np.full(len(tokens), place), tokens, words)
         return place
 
     def _bring(self, kinds: list[_Entries]) -> None:
@@ -108,27 +120,29 @@ class GpuLogitChanges:
 
 
 class _Entries(Sized):
-    """Columns of one kind, gathered row by row; the first one has the number of a row or place."""
+    """Columns of one kind, gathered row by row; the first one has the numbers of rows or places."""
 
     def __init__(self, *dtypes: type[np.generic]) -> None:
         self._dtypes = dtypes
-        self._columns: list[list[float]] = [[] for _ in dtypes]
+        self._parts: list[list[ArrayLike]] = [[] for _ in dtypes]
+        self._length = 0
         self.on_device: list[Tensor] = []
 
     def __len__(self) -> int:
-        return len(self._columns[0])
+        return self._length
 
-    def add(self, number: int, *columns: Collection[float]) -> None:
-        """Entries of one row or place."""
-        for column, more in zip(self._columns, ([number] * len(columns[0]), *columns), strict=True):
-            column += more
+    def add(self, first: NDArray[np.generic] | tuple[float, ...], *others: ArrayLike) -> None:
+        """Entries, column by column."""
+        for part, column in zip(self._parts, (first, *others), strict=True):
+            part.append(column)
+        self._length += len(first)
 
     def words(self) -> NDArray[np.int32]:
         """[columns, entries with padding], floats by their bits."""
-        padded = -(-len(self) // ENTRIES) * ENTRIES
-        words = np.full((len(self._columns), padded), _PADDING, dtype=np.int32)
-        for of_column, column, dtype in zip(words, self._columns, self._dtypes, strict=True):
-            of_column[: len(column)] = np.array(column, dtype=dtype).view(np.int32)
+        padded = -(-self._length // ENTRIES) * ENTRIES
+        words = np.full((len(self._parts), padded), _PADDING, dtype=np.int32)
+        for column, part, dtype in zip(words, self._parts, self._dtypes, strict=True):
+            np.concatenate(part, out=column[: self._length].view(dtype), casting="same_kind")
         return words
 
     def take(self, words: Tensor) -> None:
@@ -140,5 +154,12 @@ class _Entries(Sized):
         ]
 
 
-def _strengths(sampling: SamplingParams) -> tuple[list[float], list[float], list[float]]:
-    return [sampling.repetition_penalty], [sampling.presence_penalty], [sampling.frequency_penalty]
+def _strengths(sampling: SamplingParams) -> tuple[float, float, float]:
+    return sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
+
+
+def _arrays(by_token: Mapping[int, float], dtype: type[np.generic]) -> _Changes:
+    """Keys and values."""
+    number = len(by_token)
+    tokens = np.fromiter(by_token, dtype=np.int32, count=number)
+    return tokens, np.fromiter(by_token.values(), dtype=dtype, count=number)

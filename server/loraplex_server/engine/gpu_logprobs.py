@@ -67,7 +67,10 @@ def _parts(wanted: Sequence[int | None]) -> Iterator[tuple[int, list[int]]]:
 def _take(rows: list[int], index: Tensor, num_top: int, logits: Tensor, chosen_ids: Tensor) -> HostLogprobs:
     """`index` holds `rows` on the device, int32."""
     taken = logits.index_select(0, index)
-    chosen = taken.gather(1, chosen_ids.index_select(0, index).unsqueeze(1))
-    top, top_ids = taken.topk(num_top)
+    ids = chosen_ids.index_select(0, index).clamp_(
+        min=0
+    )  # negative: none could be chosen, and nobody will read this
+    chosen = taken.gather(1, ids.unsqueeze(1))
+    top, top_ids = taken.topk(min(num_top, taken.shape[1]))
     values = torch.cat((chosen, top), dim=1) - torch.logsumexp(taken, dim=1, keepdim=True)
     return HostLogprobs(rows, to_host(values), to_host(top_ids))

@@ -28,7 +28,8 @@ Progress = Callable[[int, int], None]
 
 _RESERVED_WORDS = (
     2**17
-)  # the longest that a step brings at once: a prompt of 43,000 different tokens to be counted
+)  # that a step brings at once: 43,000 different tokens of a prompt, 300 biases of 145 rows
+_TOP_LOGPROBS = 20  # the most that a request may want
 _LARGE_PREFILL = aligned(max(NF4_MAX_ROWS, INT8_MAX_ROWS) + 1)  # rows of which products take their last way
 
 
@@ -129,6 +130,7 @@ class GpuRunner:
         for done, shape in enumerate(prefills, start=len(shapes)):
             on_progress(done, total)
             self._compile(shape)
+        self._reads.reserve(_RESERVED_WORDS)
         self._warm_up_requests()
         torch.cuda.synchronize()
         on_progress(total, total)
@@ -141,11 +143,11 @@ class GpuRunner:
             sample(logits[: shape.sequences], sampling, self._workspace.sampling, self._sampled)
 
     def _warm_up_requests(self) -> None:
-        """What single requests ask for; and memory is pinned now, since no step is to wait for that."""
-        self._reads.reserve(_RESERVED_WORDS)
+        """What single requests ask for."""
         logits = self._workspace.logits
         self._changes.warm_up(logits, self._sampled)
-        take_logprobs([0, 1], logits, self._sampled, self._reads.bring)
+        for wanted in ([0], [_TOP_LOGPROBS], [_TOP_LOGPROBS] * min(8, self._shapes.max_running)):
+            take_logprobs(wanted, logits, self._sampled, self._reads.bring)
 
     def _prefill_shapes(self) -> Iterator[StepShape]:
         """Every way in which steps with prefills can differ for a compiler."""

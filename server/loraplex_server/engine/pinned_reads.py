@@ -12,7 +12,7 @@ from loraplex_server.kernels.pinned_read import GRANULE, read_pinned
 from loraplex_server.kernels.triton_runtime import next_power_of_2
 
 _LEAST_WORDS = 1024  # of a buffer; larger ones are powers of two, so that they serve again
-_RESERVED = 3  # of each size: one being filled, one being read, one to spare
+_RESERVED = 4  # of each size: for two that a step brings, and two of the step before
 
 
 Bring = Callable[[Tensor, torch.device], Tensor]

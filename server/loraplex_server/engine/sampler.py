@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loraplex_server.engine.messages import SamplingParams, TokenLogprob
-from loraplex_server.engine.scheduled_batch import SampledToken
+from loraplex_server.engine.scheduled_batch import NO_TOKEN, SampledToken
 from loraplex_server.engine.sequence import Sequence
 
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
@@ -39,23 +39,28 @@ class Sampler:
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
         """logits [rows, vocab] fp32, changed in place; one sequence per row.
 
-        Of equal logits the lowest id wins.
+        Of equal logits the lowest id wins. Where one is no number, no token does (NO_TOKEN).
         """
         for row, sequence in enumerate(sequences):
             self.adjust(logits[row], sequence, len(sequence.output_token_ids))
-        drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
-        greedy = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature <= 0]
+        are_numbers = logits.amax(dim=1).isnan().logical_not().tolist()
+        drawn, greedy = [], []
+        for row, sequence in enumerate(sequences):
+            if are_numbers[row]:
+                (drawn if sequence.sampling.temperature > 0 else greedy).append(row)
         token_ids: dict[int, int] = {}
         if greedy:
-            chosen = logits[greedy] if drawn else logits
+            chosen = logits[greedy] if len(greedy) < len(sequences) else logits
             token_ids.update(zip(greedy, self._argmax_rows(chosen).tolist(), strict=True))
         if drawn:
-            chosen = logits[drawn] if greedy else logits
+            chosen = logits[drawn] if len(drawn) < len(sequences) else logits
             token_ids.update(zip(drawn, draw(chosen, [sequences[row] for row in drawn]), strict=True))
         return [
             SampledToken(
                 token_ids[row], _logprob(logits[row], token_ids[row], sequence.sampling.top_logprobs)
             )
+            if are_numbers[row]
+            else SampledToken(NO_TOKEN)
             for row, sequence in enumerate(sequences)
         ]
 

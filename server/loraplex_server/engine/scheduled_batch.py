@@ -65,9 +65,13 @@ class ScheduledBatch:
             rows.sort(key=lambda row: row.sequence.adapter_slot)
 
 
+NO_TOKEN = -1
+"""In place of a token where logits are not all numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampledToken:
     """What the sampler chose for one row."""
 
-    token_id: int
+    token_id: int  # or NO_TOKEN
     logprob: TokenLogprob | None = None

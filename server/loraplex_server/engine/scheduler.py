@@ -16,6 +16,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from loraplex_adapters.errors import AdapterInvalidError
 from loraplex_server.engine.admission import Admission
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.messages import AddSequence, FinishReason, TokenOutput
@@ -27,9 +28,10 @@ from loraplex_server.engine.prefill_budget import (
     prefill_shares,
 )
 from loraplex_server.engine.residency_protocol import AdapterResidency
-from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch
+from loraplex_server.engine.scheduled_batch import NO_TOKEN, SampledToken, ScheduledBatch
 from loraplex_server.engine.sequence import Sequence
 from loraplex_server.engine.sequence_ends import SequenceEnds
+from loraplex_server.errors import SequenceFailedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,10 @@ class Scheduler:
             self._fail(sequence, error.reason, str(error))
 
     def _append(self, sequence: Sequence, token: SampledToken, now: float) -> TokenOutput:
-        """Add a token to its sequence and end the sequence if that is its last."""
+        """Add a token to its sequence and end the sequence if that is its last, or none could be chosen."""
+        if token.token_id == NO_TOKEN:
+            self._remove(sequence)
+            return _not_finite(sequence)
         is_first = not sequence.output_token_ids
         sequence.output_token_ids.append(token.token_id)
         sequence.num_pending_tokens -= 1
@@ -248,13 +253,26 @@ class Scheduler:
             self._admission.leave(sequence)
 
     def _fail(self, sequence: Sequence, reason: str, message: str) -> None:
-        self._failures.append(
-            TokenOutput(
-                sequence.sequence_id,
-                [],
-                FinishReason.ERROR,
-                timings=sequence.timings(),
-                error_reason=reason,
-                error_message=message,
-            )
-        )
+        self._failures.append(_error(sequence, reason, message))
+
+
+def _not_finite(sequence: Sequence) -> TokenOutput:
+    """The end of a sequence whose logits are not all numbers: never an answer that nothing stands behind."""
+    if sequence.adapter_digest is None:
+        return _error(sequence, SequenceFailedError.reason, "the base's logits are not finite numbers")
+    return _error(
+        sequence,
+        AdapterInvalidError.reason,
+        "the adapter's answers are not finite numbers: its weights or scaling are too large for this base",
+    )
+
+
+def _error(sequence: Sequence, reason: str, message: str) -> TokenOutput:
+    return TokenOutput(
+        sequence.sequence_id,
+        [],
+        FinishReason.ERROR,
+        timings=sequence.timings(),
+        error_reason=reason,
+        error_message=message,
+    )

@@ -10,7 +10,7 @@ BASE_SLOT = -1
 """`adapter_slot` of a sequence that the base model answers itself."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """Owned by the engine's thread. Tokens are those of the prompt followed by those generated."""
 

@@ -40,7 +40,7 @@ def _embed_kernel(
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < HIDDEN
     wait_for_previous(PDL)
-    token_id = tl.load(ids_ptr + row).to(tl.int64)
+    token_id = tl.maximum(tl.load(ids_ptr + row), 0).to(tl.int64)
     x = tl.load(table_ptr + token_id * HIDDEN + columns, mask=mask, other=0).to(tl.float32)
     if HAS_SCALES:
         x = x * tl.load(scales_ptr + token_id)
@@ -50,7 +50,7 @@ def _embed_kernel(
 def embed(token_ids: Tensor, table: Tensor, scales: Tensor | None, out: Tensor) -> None:
     """out[i] = table[token_ids[i]], times its scale if there are scales.
 
-    token_ids  [n] int32 or int64, each in the table
+    token_ids  [n] int32 or int64, each in the table; negative ones, of tokens that could not be chosen, read row 0
     table      [vocab, hidden] contiguous, of any dtype
     scales     [vocab] or [vocab, 1] fp32, contiguous
     out        [n, hidden] contiguous

@@ -37,7 +37,10 @@ def _add_kernel(
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
     row = tl.load(rows_ptr + entry).to(tl.int64)
     at = logits_ptr + row * row_stride + tl.load(tokens_ptr + entry)
-    tl.store(at, tl.load(at, mask=row >= 0) + tl.load(values_ptr + entry), mask=row >= 0)
+    value = tl.load(values_ptr + entry)
+    # A ban is one whatever the logit: to add to infinity would give no number.
+    x = tl.where(value == -float("inf"), value, tl.load(at, mask=row >= 0, other=0.0) + value)
+    tl.store(at, x, mask=row >= 0)
 
 
 @jit
@@ -97,9 +100,9 @@ def _count_kernel(
     """Program (entries). No two of them have one place."""
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
     row = tl.load(rows_ptr + entry)
-    token = tl.load(sampled_ptr + row, mask=row >= 0, other=0)
+    token = tl.load(sampled_ptr + row, mask=row >= 0, other=-1)
     at = table_ptr + tl.load(places_ptr + entry).to(tl.int64) * VOCAB + token
-    tl.store(at, (tl.load(at, mask=row >= 0, other=0) | 1) + 2, mask=row >= 0)
+    tl.store(at, (tl.load(at, mask=token >= 0, other=0) | 1) + 2, mask=token >= 0)
 
 
 def add_to_logits(logits: Tensor, rows: Tensor, tokens: Tensor, values: Tensor) -> None:
@@ -174,7 +177,7 @@ def count_sampled(table: Tensor, rows: Tensor, places: Tensor, sampled: Tensor) 
 
     table    [places, vocab] int32, contiguous
     rows, places  int32 [m]
-    sampled  int64 [> every row]
+    sampled  int64 [> every row]; a negative token is none
     """
     _check_columns(rows, places)
     _check_table(table)

@@ -96,8 +96,8 @@ class SampleScratch:
 def sample(logits: Tensor, sampling: RowSampling | None, scratch: SampleScratch, out: Tensor) -> None:
     """The next token of each row; greedy for all rows if `sampling` is None.
 
-    logits     [rows, vocab] fp32, rows contiguous, no NaN; penalties, bias and bans are already in them
-    out        [>= rows] int64
+    logits     [rows, vocab] fp32, rows contiguous; penalties, bias and bans are already in them
+    out        [>= rows] int64; -1 for a row with a NaN
     """
     num_rows, vocab_size = logits.shape
     require(

@@ -39,7 +39,7 @@ def survey_kernel(
 ) -> None:
     """Program (tile, row): its largest logit, the lowest id that has it, and what lies from each probe on.
 
-    Masses are relative to the tile's largest logit.
+    The largest of a tile with a NaN is that. Masses are relative to the tile's largest logit.
     """
     tile = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
@@ -48,7 +48,8 @@ def survey_kernel(
     wait_for_previous(PDL)
     x = tl.load(row_ptr + ids, mask=ids < VOCAB, other=-float("inf"))
     top = tl.max(x, axis=0)
-    tl.store(tops_ptr + row * TILES + tile, top)
+    is_number = tl.max((x != x).to(tl.int32), axis=0) == 0
+    tl.store(tops_ptr + row * TILES + tile, tl.where(is_number, top, float("nan")))
     tl.store(top_ids_ptr + row * TILES + tile, tl.min(tl.where(x == top, ids, VOCAB), axis=0))
     if not IS_GREEDY:
         temperature = tl.load(temperature_ptr + row)
@@ -182,7 +183,7 @@ def choose_kernel(
     BLOCK: constexpr,
     PDL: constexpr,
 ) -> None:
-    """Program (row): the best of its tiles, and of what of the undecided tokens turns out to be kept."""
+    """Program (row): the best of its tiles, and of what of the undecided tokens turns out to be kept; -1 with a NaN."""
     row = tl.program_id(0).to(tl.int64)
     tiles = tl.arange(0, TILES_BLOCK)
     mask = tiles < TILES
@@ -241,4 +242,5 @@ def choose_kernel(
                     chosen = tl.where(is_better, winner, chosen)
                     fastest = tl.maximum(fastest, speed)
                     num_equal += tl.sum(is_equal, axis=0)
-    tl.store(out_ptr + row, chosen.to(tl.int64))
+    is_number = (tl.max((tops != tops).to(tl.int32), axis=0) == 0) & (chosen < VOCAB)
+    tl.store(out_ptr + row, tl.where(is_number, chosen, -1).to(tl.int64))

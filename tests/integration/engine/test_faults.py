@@ -167,6 +167,27 @@ def test_a_rank_up_to_the_limit_is_served_however_high_the_limit_is(world: World
         assert run.finish()[0].finish_reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_adapter_whose_answers_are_no_finite_numbers_fails_alone(
+    world: World, cases: list[Case], tmp_path: Path, temperature: float
+) -> None:
+    """Its weights are: what overflows depends on the prompt."""
+    own = replace(world, store=Path(shutil.copytree(world.store, tmp_path / "store")))
+    fields = {"r": 2, "target_modules": ["down_proj"]}
+    folder = save_adapter(world.base, tmp_path / "large", 7, fields, spread=1e30)
+    digest = PackageStore(own.store).put(folder).digest
+    with EngineRun(start_engine(own)) as run:
+        add_all(run, own, cases[:4])
+        run.add([5, 6, 7], digest, temperature=temperature, top_logprobs=1)
+        add_all(run, own, cases[4:8])
+
+        completions = run.finish()
+
+        assert_failed(completions.pop(4), "ADAPTER_INVALID", "not finite numbers")
+        assert_right(completions, cases[:8])
+        run.assert_nothing_is_left(digest, *world.digests.values())
+
+
 def test_a_prompt_longer_than_the_whole_cache_fails_alone(world: World, cases: list[Case]) -> None:
     with EngineRun(start_engine(world, num_blocks=16, max_running=4)) as run:  # 64 tokens
         add_all(run, world, cases[:4])

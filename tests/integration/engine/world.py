@@ -106,7 +106,7 @@ def randomized(model: Any, spread: float) -> Any:
     return model
 
 
-def save_adapter(base: Path, folder: Path, seed: int, fields: dict[str, Any]) -> Path:
+def save_adapter(base: Path, folder: Path, seed: int, fields: dict[str, Any], spread: float = 0.15) -> Path:
     """A random adapter that changes what is said."""
     model = LlamaForCausalLM.from_pretrained(base)
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
@@ -114,7 +114,7 @@ def save_adapter(base: Path, folder: Path, seed: int, fields: dict[str, Any]) ->
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
-                parameter.normal_(std=0.15)
+                parameter.normal_(std=spread)
     adapted.save_pretrained(folder)
     return folder
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraplex_adapters.errors import AdapterUnavailableError
+from loraplex_adapters.errors import AdapterInvalidError, AdapterUnavailableError
 from loraplex_server.detokenizer import Detokenizer, StopStrings
 from loraplex_server.engine.messages import (
     FinishReason,
@@ -186,6 +186,7 @@ def test_a_completion_cut_by_a_stop_string_counts_its_decode_time_itself() -> No
 @pytest.mark.parametrize(
     ("reason", "error"),
     [
+        ("ADAPTER_INVALID", AdapterInvalidError),
         ("ADAPTER_UNAVAILABLE", AdapterUnavailableError),
         ("CONTEXT_OVERFLOW", ContextOverflowError),
         ("SOMETHING_NEW", SequenceFailedError),
