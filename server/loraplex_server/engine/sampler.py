@@ -44,10 +44,9 @@ class Sampler:
         for row, sequence in enumerate(sequences):
             self.adjust(logits[row], sequence, len(sequence.output_token_ids))
         are_numbers = logits.amax(dim=1).isnan().logical_not().tolist()
-        drawn, greedy = [], []
-        for row, sequence in enumerate(sequences):
-            if are_numbers[row]:
-                (drawn if sequence.sampling.temperature > 0 else greedy).append(row)
+        rows = [row for row in range(len(sequences)) if are_numbers[row]]
+        drawn = [row for row in rows if sequences[row].sampling.temperature > 0]
+        greedy = [row for row in rows if sequences[row].sampling.temperature <= 0]
         token_ids: dict[int, int] = {}
         if greedy:
             chosen = logits[greedy] if len(greedy) < len(sequences) else logits
