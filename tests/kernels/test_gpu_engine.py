@@ -224,7 +224,7 @@ def test_prompts_spread_over_decode_steps_in_single_rows_give_the_reference_s_to
 def test_what_the_prefix_cache_leaves_of_a_prompt_goes_in_single_rows_to_the_same_tokens(
     world: World, device: torch.device, expected: list[list[int]]
 ) -> None:
-    engine = start_gpu_engine(world, device, prefill_spread_steps=2, min_prefill_rows=1)
+    engine = start_gpu_engine(world, device, prefill_spread_steps=4, min_prefill_rows=1)
     graphs = launched_graphs(engine)
 
     with warmed_run(engine, world) as run:
@@ -237,7 +237,7 @@ def test_what_the_prefix_cache_leaves_of_a_prompt_goes_in_single_rows_to_the_sam
 
     assert [completion.tokens for completion in completions[-2:]] == [expected[0], expected[5][:2]]
     assert completions[-1].num_cached == (len(PROMPTS[5][1]) - 1) // BLOCK_SIZE * BLOCK_SIZE > 0
-    assert run.totals.steps_with_prefill_and_decode == 2
+    assert run.totals.steps_with_prefill_and_decode == 3  # the last of four rows is a decode
     assert not any(shape.query_tiles for shape in graphs.replayed)
 
 

@@ -15,6 +15,7 @@ from loraplex_server.adapter_image import ElementType
 from loraplex_server.engine.adapter_arena import AdapterMemory, PackedAdapter
 from loraplex_server.engine.config import ResidencySizes
 from loraplex_server.engine.host_cache import HostCache
+from loraplex_server.engine.prefill_budget import PaddedRows, not_padded
 from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.numerics import ResolvedQuantization
@@ -80,6 +81,7 @@ class Backend:
     weight_bytes: int
     parameter_count: int
     memory_plan: str  # for the log; empty where memory is not planned
+    padded_rows: PaddedRows = not_padded
 
 
 def usable_cores() -> int:

@@ -94,6 +94,7 @@ class Engine:
                 max_batched_tokens=backend.max_batched_tokens,
                 max_context_tokens=backend.max_context_tokens,
                 prefill=config.prefill_spread(is_gpu=backend.device_type == "cuda"),
+                padded_rows=backend.padded_rows,
             ),
             self._blocks,
             self._residency,

@@ -138,6 +138,7 @@ def build_gpu_backend(
         weight_bytes=weight_bytes,
         parameter_count=parameter_count(decoder_config),
         memory_plan=str(plan),
+        padded_rows=shapes.decodes.padded_rows,
     )
 
 

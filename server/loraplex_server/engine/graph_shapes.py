@@ -45,6 +45,10 @@ class ShapeBuckets:
         rows = _least(self._rows, plan.num_rows)
         return self._shape(rows, self.context_of(plan), _least(self._tiles(rows), len(plan.row_tiles)))
 
+    def padded_rows(self, rows: int) -> int:
+        """Rows of the smallest of them that holds so many; of more than that any step's own."""
+        return _least(self._rows, rows) if rows <= self.max_rows else rows
+
     def context_of(self, plan: StepPlan) -> int:
         """The bucket of a plan's decode contexts."""
         return _least(self.contexts, plan.max_context)

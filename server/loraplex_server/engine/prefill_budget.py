@@ -5,6 +5,9 @@ as Sarathi-Serve does with its chunked prefills (Agrawal et al., OSDI 2024, http
 the rows of a step are a constant; here every prompt asks for a share of its own, so that few prompts make smooth steps
 and a deep backlog makes large chunks by itself.
 
+A device pads a step to one of a few numbers of rows, and padding takes as long as prompts in its place: so these get
+all the rows that a step has anyway.
+
 What is asked for depends on the tokens that a sequence had to compute when it began, not on those that are left, so
 that its end does not recede. A preempted sequence computes its completion so far as well, which counts with its prompt.
 """
@@ -37,6 +40,14 @@ class PrefillSpread:
 
 
 WHOLE_PROMPTS = PrefillSpread()
+
+PaddedRows = Callable[[int], int]
+"""Rows of a step -> those that it is padded to, no fewer."""
+
+
+def not_padded(rows: int) -> int:
+    """Where a step takes as long as its rows are many."""
+    return rows
 
 
 def prefill_shares(
@@ -78,6 +89,8 @@ class PrefillBudget:
     wanted: int | None = None  # the sum of all prompts' shares; None: whatever the step holds
     num_prompts: int = 0  # of the sum
     background: int = 0  # rows on top of it
+    num_decodes: int = 0  # of the step
+    padded_rows: PaddedRows = not_padded
     num_taken: int = 0
 
     @classmethod
@@ -87,7 +100,13 @@ class PrefillBudget:
 
     @classmethod
     def shared(
-        cls, limit: int, spread: PrefillSpread, shares: Iterable[int], background: int = 0
+        cls,
+        limit: int,
+        spread: PrefillSpread,
+        shares: Iterable[int],
+        background: int = 0,
+        num_decodes: int = 0,
+        padded_rows: PaddedRows = not_padded,
     ) -> PrefillBudget:
         """Of a step that others decode in. The prompts' `shares` are read only until they fill the step.
 
@@ -100,7 +119,7 @@ class PrefillBudget:
             wanted += share
             if wanted * num_prompts >= limit:
                 return cls(limit, spread)  # whole, but for what runs in the background
-        return cls(limit, spread, wanted, num_prompts, background)
+        return cls(limit, spread, wanted, num_prompts, background, num_decodes, padded_rows)
 
     @property
     def left(self) -> int:
@@ -108,6 +127,7 @@ class PrefillBudget:
         rows = self.limit
         if self.wanted is not None:
             rows = max(self.spread.min_rows, self.wanted * self.num_prompts + self.background)
+            rows = self.padded_rows(self.num_decodes + rows) - self.num_decodes
         return max(0, min(self.limit, rows) - self.num_taken)
 
     def correct(self, sequence: Sequence) -> None:

@@ -22,9 +22,11 @@ from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.messages import AddSequence, FinishReason, TokenOutput
 from loraplex_server.engine.prefill_budget import (
     WHOLE_PROMPTS,
+    PaddedRows,
     PrefillBudget,
     PrefillSpread,
     background_shares,
+    not_padded,
     prefill_shares,
 )
 from loraplex_server.engine.residency_protocol import AdapterResidency
@@ -42,6 +44,7 @@ class SchedulerLimits:
     max_batched_tokens: int
     max_context_tokens: int
     prefill: PrefillSpread = WHOLE_PROMPTS  # while others decode
+    padded_rows: PaddedRows = not_padded
 
 
 class Scheduler:
@@ -174,7 +177,14 @@ class Scheduler:
         ):
             return PrefillBudget.whole(limit)
         shares = prefill_shares(spread, self._running, self._admission.queue, self._residency.is_loading)
-        return PrefillBudget.shared(limit, spread, shares, background_shares(spread, self._running))
+        return PrefillBudget.shared(
+            limit,
+            spread,
+            shares,
+            background_shares(spread, self._running),
+            self._limits.max_batched_tokens - limit,
+            self._limits.padded_rows,
+        )
 
     def _make_room(self, batch: ScheduledBatch, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for the row, preempting later arrivals if need be; False if the sequence itself went."""

@@ -244,6 +244,16 @@ def test_prompts_in_single_rows_are_padded_no_more_than_as_prompts(max_running: 
     assert all(decodes[bisect_left(decodes, rows)] <= mixed[bisect_left(mixed, rows)] for rows in fitting)
 
 
+def test_a_step_is_said_to_be_padded_to_the_rows_of_a_captured_shape(
+    buckets: ShapeBuckets, captured: set[StepShape]
+) -> None:
+    sizes = sorted({shape.rows for shape in captured})
+    assert sizes[-1] == buckets.max_rows < MAX_ROWS
+    for rows in range(1, buckets.max_rows + 1):
+        assert buckets.padded_rows(rows) == min(size for size in sizes if size >= rows)
+    assert buckets.padded_rows(MAX_ROWS) == MAX_ROWS
+
+
 def test_the_tiles_of_a_plan_cover_every_row_once() -> None:
     plan = plan_of([3] * 20 + [-1, 5], [7] * 22)
 

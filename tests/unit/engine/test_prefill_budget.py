@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from loraplex_server.engine.messages import SamplingParams
 from loraplex_server.engine.prefill_budget import (
     WHOLE_PROMPTS,
+    PaddedRows,
     PrefillBudget,
     PrefillSpread,
+    not_padded,
     prefill_shares,
 )
 from loraplex_server.engine.scheduled_batch import ScheduledBatch
@@ -33,11 +35,12 @@ def decoding_simulation(
     residency: FakeResidency | None = None,
     overlapped: bool = False,
     sampling: SamplingParams = ENDLESS,
+    padded_rows: PaddedRows = not_padded,
 ) -> Simulation:
     """One in which a sequence decodes already."""
     sim = Simulation(
         num_blocks=num_blocks,
-        limits=SchedulerLimits(max_running, max_batched_tokens, 10_000, spread),
+        limits=SchedulerLimits(max_running, max_batched_tokens, 10_000, spread, padded_rows),
         residency=residency,
         overlapped=overlapped,
     )
@@ -71,6 +74,26 @@ def test_a_short_prompt_takes_the_fewest_rows_that_pay() -> None:
     sim.add(add_command(1, [10] * 20, sampling=ENDLESS))
 
     assert rows_of_steps(sim, 4) == [8, 8, 4, 0]
+
+
+def test_prompts_get_the_rows_that_a_step_would_be_padded_with() -> None:
+    sim = decoding_simulation(
+        PrefillSpread(steps=16, min_rows=8), padded_rows=lambda rows: -(-rows // 16) * 16
+    )
+    sim.add(add_command(1, [10] * 70, sampling=ENDLESS))
+
+    assert rows_of_steps(sim, 6) == [15, 15, 15, 15, 10, 0]
+
+
+def test_padding_gives_no_step_more_than_it_holds() -> None:
+    sim = decoding_simulation(
+        PrefillSpread(steps=16, min_rows=8),
+        max_batched_tokens=20,
+        padded_rows=lambda rows: -(-rows // 64) * 64,
+    )
+    sim.add(add_command(1, [10] * 30, sampling=ENDLESS))
+
+    assert rows_of_steps(sim, 3) == [19, 11, 0]
 
 
 def test_without_anybody_decoding_a_prompt_goes_in_whole() -> None:
