@@ -95,6 +95,17 @@ def test_quantized_rows_match_the_reference(dtype: torch.dtype, device: torch.de
     assert quantized.values[2].eq(0).all()
 
 
+@pytest.mark.parametrize("spoiled", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+def test_quantized_rows_make_no_numbers_of_what_is_none(spoiled: float, device: torch.device) -> None:
+    x = random(3, 200, dtype=torch.float32, device=device)
+    x[1, 77] = spoiled
+    quantized = poisoned_rows(3, 200, device)
+
+    quantize_rows(x, quantized)
+
+    assert quantized.scales.view(-1).isfinite().tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_swiglu_matches_the_reference(dtype: torch.dtype, device: torch.device) -> None:
     gate_up = 3 * random(19, 2 * 200, dtype=dtype, device=device)

@@ -52,6 +52,11 @@ def round_to_int(x: Block) -> Block:
 
 @jit
 def quantize_row(x: Block) -> tuple[Block, Block]:
-    """One row of fp32 -> (integers in [-127, 127] as fp32, scale); a row of zeros stays zero."""
-    top = tl.maximum(tl.max(tl.abs(x), axis=0), 1e-12)
+    """One row of fp32 -> (integers in [-127, 127] as fp32, scale); a row of zeros stays zero.
+
+    The bits of magnitudes are in their order, and a NaN's are above all: its row gets it for a scale, so that nothing
+    makes numbers of it.
+    """
+    magnitudes = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    top = tl.maximum(tl.max(magnitudes, axis=0), 0x2B8CBCCC).to(tl.float32, bitcast=True)  # at least 1e-12
     return round_to_int(x * (127.0 / top)), top / 127.0
