@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +121,8 @@ async def break_package(
     damage: str,
 ) -> None:
     """Damage what was just registered from `folder`, ask for it, and mend it."""
-    adapter = client.adapters.create("breaking", folder)
+    name = f"breaking-{secrets.token_hex(4)}"  # where the test is asked once more, the first one may be there yet
+    adapter = client.adapters.create(name, folder)
     stored = server.data_dir / "adapters" / adapter.digest
     (image,) = (server.data_dir / "images").glob(f"*/{adapter.digest}")
     image.unlink()  # while there is one, the package is not read
@@ -134,17 +136,17 @@ async def break_package(
 
     others = asyncio.create_task(answer_all(aclient, [{"prompt": PROMPT, "adapter": "green", **GREEDY}] * 4))
     with pytest.raises(PreconditionError) as caught:
-        await aclient.generate(PROMPT, adapter="breaking", **GREEDY)
+        await aclient.generate(PROMPT, adapter=name, **GREEDY)
 
     assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
     assert caught.value.reason == "ADAPTER_UNAVAILABLE"
     assert str(server.data_dir) not in caught.value.message
     assert {answer.token_ids for answer in await others} == {good.token_ids}
-    assert client.adapters.get("breaking").stable.state is VersionState.FAILED
-    client.adapters.create("breaking", folder)  # mends it
-    assert client.adapters.get("breaking").stable.state is VersionState.READY
-    assert client.generate(PROMPT, adapter="breaking", **GREEDY).adapter_digest == adapter.digest
-    client.adapters.delete("breaking")
+    assert client.adapters.get(name).stable.state is VersionState.FAILED
+    client.adapters.create(name, folder)  # mends it
+    assert client.adapters.get(name).stable.state is VersionState.READY
+    assert client.generate(PROMPT, adapter=name, **GREEDY).adapter_digest == adapter.digest
+    client.adapters.delete(name)
 
 
 @pytest.fixture
