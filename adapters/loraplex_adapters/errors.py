@@ -89,6 +89,12 @@ class AdapterExistsError(AdapterError):
     reason = "ADAPTER_EXISTS"
 
 
+NOT_FINITE = (
+    "the adapter's answers are not finite numbers: its weights or scaling are too large for this base"
+)
+"""Of an adapter whose weights are finite: what overflows depends on the base and the prompt."""
+
+
 class AdapterInvalidError(AdapterError):
     """The package is malformed or over a budget, or one of the kinds that the subclasses tell apart."""
 

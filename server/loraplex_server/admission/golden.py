@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from loraplex_adapters.errors import AdapterInvalidError, NoEffectError
+from loraplex_adapters.errors import NOT_FINITE, AdapterInvalidError, NoEffectError
 
 DEFAULT_PROMPTS = (
     "What can you help me with?",
@@ -127,9 +127,7 @@ class GoldenPrompts:
     async def _answer(self, prompt: list[int], digest: str) -> GoldenAnswer:
         answer = await self._complete(prompt, digest, MAX_TOKENS)
         if not all(math.isfinite(value) for position in answer.logprobs for value in position):
-            raise AdapterInvalidError(
-                "the adapter's answers are not finite numbers: its weights or scaling are too large for this base"
-            )
+            raise AdapterInvalidError(NOT_FINITE)
         return answer
 
 

@@ -12,6 +12,7 @@ from loraplex_server.engine.gpu_logprobs import HostLogprobs, take_logprobs
 from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.engine.graph_shapes import GraphShapes
 from loraplex_server.engine.host_copy import to_host
+from loraplex_server.engine.messages import MAX_TOP_LOGPROBS
 from loraplex_server.engine.pinned_reads import PinnedReads
 from loraplex_server.engine.scheduled_batch import SampledToken, ScheduledBatch
 from loraplex_server.engine.single_rows import as_single_rows, is_worth_single_rows
@@ -26,10 +27,8 @@ from loraplex_server.model.gpu_workspace import GpuWorkspace
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_RESERVED_WORDS = (
-    2**17
-)  # that a step brings at once: 43,000 different tokens of a prompt, 300 biases of 145 rows
-_TOP_LOGPROBS = 20  # the most that a request may want
+# That a step brings at once: 43,000 different tokens of a prompt, or 300 biases of 145 rows.
+_RESERVED_WORDS = 2**17
 _LARGE_PREFILL = aligned(max(NF4_MAX_ROWS, INT8_MAX_ROWS) + 1)  # rows of which products take their last way
 
 
@@ -146,7 +145,7 @@ class GpuRunner:
         """What single requests ask for."""
         logits = self._workspace.logits
         self._changes.warm_up(logits, self._sampled)
-        for wanted in ([0], [_TOP_LOGPROBS], [_TOP_LOGPROBS] * min(8, self._shapes.max_running)):
+        for wanted in ([0], [MAX_TOP_LOGPROBS], [MAX_TOP_LOGPROBS] * min(8, self._shapes.max_running)):
             take_logprobs(wanted, logits, self._sampled, self._reads.bring)
 
     def _prefill_shapes(self) -> Iterator[StepShape]:

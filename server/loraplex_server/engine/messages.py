@@ -14,6 +14,9 @@ import msgspec
 Tier = Literal["disk", "host", "slot"]
 """The nearest place that has an adapter's weights."""
 
+MAX_TOP_LOGPROBS = 20
+"""The most that a request may want."""
+
 
 class FinishReason(enum.StrEnum):
     """Why a sequence ended; every admitted sequence gets exactly one."""

@@ -27,9 +27,8 @@ class PinnedReads:
     """
 
     def __init__(self) -> None:
-        self._buffers: defaultdict[int, deque[_Buffer]] = defaultdict(
-            deque
-        )  # by size, the one read first in front
+        # By size, the one read first in front.
+        self._buffers: defaultdict[int, deque[_Buffer]] = defaultdict(deque)
 
     def reserve(self, num_words: int) -> None:
         """Have buffers for so many words, and for fewer."""

@@ -16,7 +16,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from loraplex_adapters.errors import AdapterInvalidError
+from loraplex_adapters.errors import NOT_FINITE, AdapterInvalidError
 from loraplex_server.engine.admission import Admission
 from loraplex_server.engine.block_manager import BlockManager
 from loraplex_server.engine.messages import AddSequence, FinishReason, TokenOutput
@@ -270,11 +270,7 @@ def _not_finite(sequence: Sequence) -> TokenOutput:
     """The end of a sequence whose logits are not all numbers: never an answer that nothing stands behind."""
     if sequence.adapter_digest is None:
         return _error(sequence, SequenceFailedError.reason, "the base's logits are not finite numbers")
-    return _error(
-        sequence,
-        AdapterInvalidError.reason,
-        "the adapter's answers are not finite numbers: its weights or scaling are too large for this base",
-    )
+    return _error(sequence, AdapterInvalidError.reason, NOT_FINITE)
 
 
 def _error(sequence: Sequence, reason: str, message: str) -> TokenOutput:

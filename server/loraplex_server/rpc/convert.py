@@ -8,7 +8,13 @@ import time
 from loraplex.v1 import inference_pb2
 from loraplex_adapters.errors import FieldViolation, InvalidRequestError
 from loraplex_adapters.names import AdapterReference
-from loraplex_server.engine.messages import FinishReason, SamplingParams, SequenceTimings, TokenLogprob
+from loraplex_server.engine.messages import (
+    MAX_TOP_LOGPROBS,
+    FinishReason,
+    SamplingParams,
+    SequenceTimings,
+    TokenLogprob,
+)
 from loraplex_server.generation import DEFAULT_MAX_TOKENS, Finished, GenerationRequest, TextDelta
 from loraplex_server.tokenizer import BaseTokenizer, ChatMessage, Prompt
 
@@ -16,7 +22,6 @@ MAX_LOGIT_BIAS_ENTRIES = 300
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_STOP_TOKEN_IDS = 64
-MAX_TOP_LOGPROBS = 20
 MAX_REQUEST_ID_BYTES = 128
 MAX_ROUTING_KEY_CHARACTERS = 256
 _MAX_LISTED_PER_FIELD = 3  # of entries that are wrong in one field; more would not fit in a status
