@@ -43,8 +43,8 @@ class Pages:
         self.cache = self.cache.to(dtype).to(device)
 
     def readable(self) -> tuple[Tensor, Tensor]:
-        """(cache, tables) in fp32 for the reference, which multiplies what it masks."""
-        return self.cache.cpu().float().nan_to_num(), self.tables.clamp(max=self.cache.shape[0] - 1)
+        """(cache, tables) for the reference, which reads all blocks that a table names."""
+        return self.cache.cpu().float(), self.tables.clamp(max=self.cache.shape[0] - 1)
 
 
 def relative_error(out: Tensor, reference: Tensor) -> float:

@@ -60,10 +60,15 @@ def _decode_attention(queries: Tensor, cache: Tensor, decode: DecodeRows, shape:
     block_size = cache.shape[1]
     num_blocks = -(-decode.max_context // block_size)
     tables = decode.block_tables[:, :num_blocks]
-    keys, values = _gather(cache, tables.reshape(-1), (decode.count, num_blocks * block_size), shape)
     positions = torch.arange(num_blocks * block_size, device=queries.device)
     lengths = decode.context_lengths.unsqueeze(1)
     visible = positions < lengths
+    beyond = (~visible).flatten().nonzero().squeeze(1)
+    gathered = cache.index_select(0, tables.reshape(-1)).flatten(0, 1)
+    # Beyond its context lies what earlier holders of a block left there. What is masked is multiplied by zero all the
+    # same, and a zero times what is no number is none.
+    gathered.index_fill_(0, beyond, 0)
+    keys, values = _keys_and_values(gathered, decode.count, shape)
     if shape.sliding_window is not None:
         visible &= positions >= lengths - shape.sliding_window
     # The heads that share a key head stand as rows of one query block: no key is copied per head.
@@ -76,8 +81,8 @@ def _chunk_attention(queries: Tensor, cache: Tensor, chunk: PrefillChunk, shape:
     """Rows of one sequence: [m, num_heads, head_dim] -> [m, num_heads · head_dim]."""
     num_rows = queries.shape[0]
     context = chunk.context_start + num_rows
-    keys, values = _gather(cache, chunk.block_ids, (1, len(chunk.block_ids) * cache.shape[1]), shape)
-    keys, values = keys[:, :, :context], values[:, :, :context]
+    gathered = cache.index_select(0, chunk.block_ids).flatten(0, 1)[:context]
+    keys, values = _keys_and_values(gathered, 1, shape)
     heads = queries.transpose(0, 1).unsqueeze(0).to(keys.dtype)  # [1, num_heads, m, head_dim]
     if chunk.context_start == 0 and shape.sliding_window is None:
         attended = F.scaled_dot_product_attention(heads, keys, values, is_causal=True, enable_gqa=True)
@@ -91,9 +96,7 @@ def _chunk_attention(queries: Tensor, cache: Tensor, chunk: PrefillChunk, shape:
     return attended[0].transpose(0, 1).reshape(num_rows, -1).to(queries.dtype)
 
 
-def _gather(
-    cache: Tensor, block_ids: Tensor, extent: tuple[int, int], shape: AttentionShape
-) -> tuple[Tensor, Tensor]:
-    """Keys and values of blocks, each [sequences, kv_heads, positions, head_dim]; extent = (sequences, positions)."""
-    gathered = cache.index_select(0, block_ids).view(*extent, 2, shape.num_kv_heads, shape.head_dim)
-    return gathered[:, :, 0].transpose(1, 2), gathered[:, :, 1].transpose(1, 2)
+def _keys_and_values(places: Tensor, sequences: int, shape: AttentionShape) -> tuple[Tensor, Tensor]:
+    """Of places [sequences · positions, features] of the cache, each [sequences, kv_heads, positions, head_dim]."""
+    split = places.view(sequences, -1, 2, shape.num_kv_heads, shape.head_dim)
+    return split[:, :, 0].transpose(1, 2), split[:, :, 1].transpose(1, 2)

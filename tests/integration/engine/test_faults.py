@@ -188,6 +188,33 @@ def test_an_adapter_whose_answers_are_no_finite_numbers_fails_alone(
         run.assert_nothing_is_left(digest, *world.digests.values())
 
 
+@pytest.mark.parametrize("quantization", ["fp32", "bf16", "int8", "nf4"])
+def test_keys_that_are_no_numbers_harm_nobody_who_gets_their_blocks(
+    world: World, tmp_path: Path, quantization: str
+) -> None:
+    """They lie beyond the context of the next holder, in a block that it has not filled yet."""
+    own = replace(world, store=Path(shutil.copytree(world.store, tmp_path / "store")))
+    fields = {"r": 2, "target_modules": ["down_proj", "k_proj", "v_proj"]}
+    folder = save_adapter(world.base, tmp_path / "large", 7, fields, spread=1e30)
+    digest = PackageStore(own.store).put(folder).digest
+    prompts = [5, 6, 7], [9, 8], [11, 3, 2, 2, 1]
+    with EngineRun(start_engine(own, quantization=quantization)) as run:
+        for prompt in prompts:
+            run.add(prompt, max_tokens=5)
+        before = run.finish()
+        for last in range(4):
+            run.add([4] * 11 + [last], digest)
+        failed = run.finish()[len(prompts) :]
+
+        for prompt in prompts:
+            run.add(prompt, max_tokens=5)
+        after = run.finish()[len(prompts) + len(failed) :]
+
+    for completion in failed:
+        assert_failed(completion, "ADAPTER_INVALID", "not finite numbers")
+    assert [completion.tokens for completion in after] == [completion.tokens for completion in before[:3]]
+
+
 def test_a_prompt_longer_than_the_whole_cache_fails_alone(world: World, cases: list[Case]) -> None:
     with EngineRun(start_engine(world, num_blocks=16, max_running=4)) as run:  # 64 tokens
         add_all(run, world, cases[:4])
