@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loraplex_server.engine.gpu_logit_changes import GpuLogitChanges
 from loraplex_server.engine.gpu_logprobs import HostLogprobs, take_logprobs
-from loraplex_server.engine.gpu_step_inputs import ALIGNMENT, StepInputs, StepPlan, StepShape, aligned
+from loraplex_server.engine.gpu_step_inputs import StepInputs, StepPlan, StepShape, aligned
 from loraplex_server.engine.graph_shapes import GraphShapes
 from loraplex_server.engine.host_copy import to_host
 from loraplex_server.engine.messages import MAX_TOP_LOGPROBS
@@ -19,7 +19,6 @@ from loraplex_server.engine.single_rows import as_single_rows, is_worth_single_r
 from loraplex_server.engine.staging import Staging
 from loraplex_server.engine.step_graphs import StepGraphs
 from loraplex_server.kernels.lora_tables import LoraTables
-from loraplex_server.kernels.product_choice import INT8_MAX_ROWS, NF4_MAX_ROWS
 from loraplex_server.kernels.sampling import sample
 from loraplex_server.model.gpu_decoder import GpuDecoder
 from loraplex_server.model.gpu_workspace import GpuWorkspace
@@ -29,7 +28,6 @@ Progress = Callable[[int, int], None]
 
 # That a step brings at once: 43,000 different tokens of a prompt, or 300 biases of 145 rows.
 _RESERVED_WORDS = 2**17
-_LARGE_PREFILL = aligned(max(NF4_MAX_ROWS, INT8_MAX_ROWS) + 1)  # rows of which products take their last way
 
 
 class GpuStep:
@@ -114,11 +112,15 @@ class GpuRunner:
     def num_graphs(self) -> int:
         return len(self._graphs)
 
-    @torch.inference_mode()
     def warm_up(self, on_progress: Progress = lambda done, total: None) -> None:
         """Compile every kernel and capture every graph, so that no live request meets a compiler."""
-        if not self._is_cuda:
-            return
+        if self._is_cuda:
+            self._reads.reserve(_RESERVED_WORDS)
+            self._launch_everything(on_progress)
+            torch.cuda.synchronize()
+
+    @torch.inference_mode()
+    def _launch_everything(self, on_progress: Progress) -> None:
         self._staging.begin()[:] = 0
         self._staging.upload(self._largest_shape().layout().nbytes)  # compiles what reads the inputs
         shapes, prefills = self._shapes.all_shapes(), list(self._prefill_shapes())
@@ -129,9 +131,7 @@ class GpuRunner:
         for done, shape in enumerate(prefills, start=len(shapes)):
             on_progress(done, total)
             self._compile(shape)
-        self._reads.reserve(_RESERVED_WORDS)
         self._warm_up_requests()
-        torch.cuda.synchronize()
         on_progress(total, total)
 
     def _compile(self, shape: StepShape) -> None:
@@ -149,22 +149,24 @@ class GpuRunner:
             take_logprobs(wanted, logits, self._sampled, self._reads.bring)
 
     def _prefill_shapes(self) -> Iterator[StepShape]:
-        """Every way in which steps with prefills can differ for a compiler."""
+        """Every way in which steps with prefills too long for a graph can differ for a compiler."""
         max_rows, contexts = self._shapes.max_rows, self._shapes.decodes.contexts
-        for rows in sorted({ALIGNMENT, min(_LARGE_PREFILL, max_rows), max_rows}):
-            for decodes in range(min(3, self._shapes.max_running)):
-                for has_adapters in (False, True):
-                    for max_context in contexts if decodes else contexts[:1]:
-                        yield StepShape(
-                            rows=rows,
-                            decodes=decodes,
-                            sequences=decodes + 1,
-                            row_tiles=decodes + 1 if has_adapters else 0,
-                            query_tiles=1,
-                            max_context=max_context,
-                            max_blocks=aligned(-(-max_context // self._block_size)),
-                            logit_rows=self._logit_rows(decodes + 1),
-                        )
+        if max_rows <= self._shapes.mixed.max_rows:
+            return
+        for decodes in range(min(3, self._shapes.max_running)):
+            for has_adapters, sole_slot in ((False, None), (True, None), (True, 0)):
+                for max_context in contexts if decodes else contexts[:1]:
+                    yield StepShape(
+                        rows=max_rows,
+                        decodes=decodes,
+                        sequences=decodes + 1,
+                        row_tiles=decodes + 1 if has_adapters else 0,
+                        query_tiles=1,
+                        max_context=max_context,
+                        max_blocks=aligned(-(-max_context // self._block_size)),
+                        logit_rows=self._logit_rows(decodes + 1),
+                        sole_slot=sole_slot,
+                    )
 
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:

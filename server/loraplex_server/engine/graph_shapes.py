@@ -74,10 +74,11 @@ class ShapeBuckets:
 
 
 class MixedShapes:
-    """Those of steps with prefills. The first rows have a place for a context, used or not."""
+    """Those of steps with prefills, of up to `max_rows` rows. The first rows have a place for a context, used or not."""
 
     def __init__(self, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
-        self._rows = [rows for rows in _MIXED_ROW_BUCKETS if rows <= max_rows]
+        self.max_rows = min(max_rows, _MIXED_ROW_BUCKETS[-1])
+        self._rows = [*takewhile(lambda rows: rows < self.max_rows, _MIXED_ROW_BUCKETS), self.max_rows]
         self._max_running = max_running
         self._contexts = _context_buckets(max_context)
         self._max_blocks = aligned(-(-max_context // block_size))
@@ -91,7 +92,7 @@ class MixedShapes:
 
     def shape_of(self, plan: StepPlan) -> StepShape | None:
         """The smallest shape that holds a plan with prefills; None if there is none."""
-        if plan.num_rows > max(self._rows, default=0):
+        if plan.num_rows > self.max_rows:
             return None
         rows, context = _least(self._rows, plan.num_rows), _least(self._contexts, plan.max_context)
         return self._shape(rows, context, bool(plan.row_tiles))
