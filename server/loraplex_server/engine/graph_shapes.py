@@ -74,7 +74,7 @@ class ShapeBuckets:
 
 
 class MixedShapes:
-    """Those of steps with prefills, of up to `max_rows` rows. The first rows have a place for a context, used or not."""
+    """Those of steps with prefills, of up to `max_rows` rows, the first of which have a place for a context."""
 
     def __init__(self, max_rows: int, max_running: int, max_context: int, block_size: int) -> None:
         self.max_rows = min(max_rows, _MIXED_ROW_BUCKETS[-1])

@@ -20,6 +20,7 @@ from loraplex_server.kernels.tensor_maps import tensor_map
 from loraplex_server.kernels.triton_runtime import require
 
 _TILE = 64  # inputs that the CUDA kernel takes at a time
+_WEIGHTS_AT_ONCE = 2**24  # while they are quantized, each takes 12 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,15 @@ class Int8Weight:
 
     @classmethod
     def from_dense(cls, weight: Tensor) -> Int8Weight:
-        """weight [out, in] of any float dtype; an output of zeros stays zero."""
-        values, scales = quantize_rows_reference(weight)
-        return cls(values, scales.view(-1))
+        """weight [out, in] of any float dtype; an output of zeros stays zero. What it takes besides is bounded."""
+        values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        scales = torch.empty(weight.shape[0], device=weight.device)
+        rows = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
+        for start in range(0, weight.shape[0], rows):
+            some = slice(start, start + rows)
+            values[some], row_scales = quantize_rows_reference(weight[some])
+            scales[some] = row_scales.view(-1)
+        return cls(values, scales)
 
     @property
     def nbytes(self) -> int:

@@ -39,6 +39,8 @@ def build_gpu_decoder(
             on_layer(index + 1, config.num_layers)
     table, table_scales, head = builder.tables(int8_head=int8_head or numerics.quantization == "int8")
     final_norm = builder.vector("model.norm.weight")
+    if numerics.device.type == "cuda":
+        torch.cuda.empty_cache()  # of what quantizing took
     cos, sin = rope_table(config, max_context_tokens)
     decoder = GpuDecoder(
         config,
