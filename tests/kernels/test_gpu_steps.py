@@ -11,6 +11,7 @@ from torch import Tensor
 from loraplex_server.engine import gpu_logprobs, gpu_runner
 from loraplex_server.engine.engine import Engine
 from loraplex_server.engine.gpu_runner import GpuRunner, GpuStep
+from loraplex_server.engine.gpu_step_inputs import StepShape
 from loraplex_server.engine.host_copy import to_host
 from loraplex_server.engine.messages import TokenLogprob
 from loraplex_server.engine.staging import Staging
@@ -133,14 +134,15 @@ def test_a_step_is_timed_behind_its_inputs_and_ends_when_all_of_it_is_on_the_hos
 class Moment:
     """On a device whose clock goes one second with each. Implements `torch.cuda.Event`."""
 
-    def __init__(self, seconds: int) -> None:
+    def __init__(self, seconds: int, *, is_over: bool = True) -> None:
         self._seconds = seconds
+        self._is_over = is_over
 
     def synchronize(self) -> None:
         """It was over at once."""
 
     def query(self) -> bool:
-        return True
+        return self._is_over
 
     def elapsed_time(self, later: Moment) -> float:
         return 1e3 * (later._seconds - self._seconds)
@@ -176,3 +178,39 @@ def test_what_the_device_waits_for_the_host_between_steps_is_idle_while_a_sequen
     done = [one for one in stats if one is not None and one.batch_sequences]
     assert [one.step_seconds for one in done] == [1.0] * 6
     assert [one.device_idle_seconds for one in done] == [None, 11.0, 11.0] * 2
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_graph_that_the_host_launches_late_leaves_the_device_idle_unless_it_was_busy(
+    world: World, device: torch.device, monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    """Whether it was: had it reached the step's start when the launch was over?"""
+    monkeypatch.setattr(GpuRunner, "warm_up", lambda runner, on_progress: None)
+    with EngineRun(start_gpu_engine(world, device)) as run:
+        graphs = launched_graphs(run.engine)
+        device_clock, host_clock = 0, 0.0
+
+        def mark() -> Moment:
+            nonlocal device_clock
+            device_clock += 1
+            return Moment(device_clock, is_over=not is_busy)
+
+        replay = graphs.replay
+
+        def late(shape: StepShape) -> Tensor:
+            nonlocal device_clock, host_clock
+            host_clock += 100.0
+            device_clock += 0 if is_busy else 100
+            return replay(shape)
+
+        monkeypatch.setattr(runner_of(run.engine), "_mark", mark)
+        monkeypatch.setattr(graphs, "replay", late)
+        monkeypatch.setattr(gpu_runner, "perf_counter", lambda: host_clock)
+        run.add([5, 6, 7], max_tokens=3)
+        stats = []
+        while run.engine.has_work():
+            stats.append(run.step())
+
+    done = [one for one in stats if one is not None and one.batch_sequences]
+    assert [one.step_seconds for one in done] == [1.0] * 3
+    assert [one.device_idle_seconds for one in done] == [None, *[1.0 if is_busy else 101.0] * 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -40,10 +41,13 @@ class GpuStep:
         start: torch.cuda.Event | None,
         end: torch.cuda.Event | None,
         previous_end: torch.cuda.Event | None,
+        late_seconds: float,
     ) -> None:
+        """`late_seconds`: that the device may have waited at `start` for its graph to be launched."""
         self._host_tokens = host_tokens
         self._logprobs = logprobs
         self._start, self._end, self._previous_end = start, end, previous_end
+        self._late_seconds = late_seconds
 
     def tokens(self) -> list[SampledToken]:
         """Wait for the device."""
@@ -66,14 +70,17 @@ class GpuStep:
         """
         if self._start is None or self._end is None:
             return 0.0
-        return float(self._start.elapsed_time(self._end)) / 1e3
+        return max(0.0, float(self._start.elapsed_time(self._end)) / 1e3 - self._late_seconds)
 
     @property
     def idle_seconds(self) -> float | None:
-        """From the end of the step before until this pass is launched, inputs included; None unless a continuation."""
+        """From the end of the step before until this pass is launched, inputs included; None unless a continuation.
+
+        Rather too much than too little: a launch that the device may have waited for counts whole.
+        """
         if self._start is None or self._previous_end is None:
             return None
-        return max(0.0, float(self._previous_end.elapsed_time(self._start)) / 1e3)
+        return max(0.0, float(self._previous_end.elapsed_time(self._start)) / 1e3) + self._late_seconds
 
 
 class GpuRunner:
@@ -172,7 +179,7 @@ class GpuRunner:
     def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:
         """Put a step on the device's queue. `is_continuation`: the step before is still in flight."""
         plan = self._plan(batch)
-        inputs, start, logits = self._run(plan)
+        inputs, start, logits, late_seconds = self._run(plan)
         logprobs: list[HostLogprobs] = []
         if plan.sampled:
             self._choose(plan, inputs, logits[: len(plan.sampled)])
@@ -182,7 +189,7 @@ class GpuRunner:
         host_tokens = to_host(self._sampled[: len(plan.sampled)])
         end = self._mark()
         previous, self._last_end = (self._last_end if is_continuation else None), end
-        return GpuStep(host_tokens, logprobs, start, end, previous)
+        return GpuStep(host_tokens, logprobs, start, end, previous, late_seconds)
 
     def _plan(self, batch: ScheduledBatch) -> StepPlan:
         """The batch as it stands, or in single rows where a decode graph is there for them."""
@@ -194,8 +201,9 @@ class GpuRunner:
             batch = as_single_rows(batch)
         return StepPlan(batch, self._block_size)
 
-    def _run(self, plan: StepPlan) -> tuple[StepInputs, torch.cuda.Event | None, Tensor]:
-        """One pass, a graph if one holds it, else kernel by kernel: its inputs, its start and its logits.
+    def _run(self, plan: StepPlan) -> tuple[StepInputs, torch.cuda.Event | None, Tensor, float]:
+        """One pass, a graph if one holds it, else kernel by kernel: its inputs, its start, its logits, and how long
+        the device may have waited at the start for the graph.
 
         It starts behind its inputs: while the host writes them, the device may have nothing to do.
         """
@@ -206,8 +214,12 @@ class GpuRunner:
             inputs = StepInputs(self._exact_shape(plan), self._staging, self._tables)
         inputs.write(plan, self._newest_row_of)
         start = self._mark()
-        logits = self._graphs.replay(shape) if shape is not None else self._forward(inputs)
-        return inputs, start, logits
+        if shape is None:
+            return inputs, start, self._forward(inputs), 0.0
+        before = perf_counter()
+        logits = self._graphs.replay(shape)
+        is_late = start is not None and start.query()  # type: ignore[no-untyped-call]
+        return inputs, start, logits, perf_counter() - before if is_late else 0.0
 
     def _graph_shape(self, plan: StepPlan) -> StepShape | None:
         if not len(self._graphs):

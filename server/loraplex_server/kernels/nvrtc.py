@@ -1,4 +1,4 @@
-"""CUDA C++ compiled at start: NVRTC, which torch brings, and a cache of its output on disk.
+"""CUDA C++ compiled at start by NVRTC, which torch brings; see `kernel_cache` for what is kept.
 
 Nothing here needs a GPU; the driver's part is in `cuda_driver`.
 """
@@ -9,13 +9,12 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from loraplex_server.errors import KernelError
+from loraplex_server.kernels.kernel_cache import kernel_cache, read_kernel, write_kernel
 
 HEADERS = tuple(
     f"{name}.cuh" for name in ("common", "int8", "lora", "nf4", "partial_sums", "row_groups", "tma", "wgmma")
@@ -37,30 +36,16 @@ def compile_cubin(source: str, defines: Mapping[str, int], arch: str, cache: Pat
     folder = cache or kernel_cache()
     key = hashlib.sha256(repr((code, headers, options, nvrtc.version)).encode()).hexdigest()[:32]
     path = folder / f"{Path(source).stem}-{arch}-{key}.cubin"
-    if path.is_file():
-        return path.read_bytes()
-    cubin = nvrtc.compile(source, code, headers, options)
-    _write_whole(path, cubin)
+    cubin = read_kernel(path)
+    if cubin is None:
+        cubin = nvrtc.compile(source, code, headers, options)
+        write_kernel(path, cubin)
     return cubin
 
 
 def cuda_source(name: str) -> str:
     """Text of a file of `kernels/cuda`."""
     return (files("loraplex_server.kernels") / "cuda" / name).read_text(encoding="utf-8")
-
-
-def kernel_cache() -> Path:
-    """`kernels` in Loraplex's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "loraplex" / "kernels"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Appear under the final name complete, whoever else writes it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
 
 
 class _Nvrtc:
