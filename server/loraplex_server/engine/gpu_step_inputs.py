@@ -129,7 +129,6 @@ class StepInputs:
         self._staging.upload(self._layout.nbytes)
 
     def _write_sampling(self, rows: list[ScheduledSequence], views: dict[str, Any]) -> None:
-        views["top_p"][:] = 1.0
         if all(row.sequence.sampling.temperature == 0 for row in rows):
             return
         parameters = [row.sequence.sampling for row in rows]

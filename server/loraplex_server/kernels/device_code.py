@@ -19,7 +19,8 @@ def wait_for_previous(PDL: constexpr) -> None:
     """Let the next launch begin, then wait until everything before this one is written.
 
     Every program of every kernel that is launched with `launch_pdl` calls this exactly once, or the next kernel could
-    read what the one before this has not written. Before it, a kernel may read only what no kernel writes.
+    read what the one before this has not written. Before it, a kernel may read only what no kernel writes but those of
+    a step's inputs and of adapters' records: `GpuDecoder.forward` begins with launches that wait for these.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
