@@ -95,8 +95,8 @@ class GpuDecoder:
         sampled   [max rows] int64, the tokens that the step before sampled
         """
         hidden = workspace.hidden[: batch.num_rows]
-        # torch's own launches wait for all before them. So the inputs, and adapters' records, which kernels have written,
-        # are there for whatever follows, also for what it reads before `wait_for_previous`.
+        # torch's own launches wait for all before them. So the inputs and adapters' records, which kernels have
+        # written, are there for whatever follows, also for what it reads before `wait_for_previous`.
         token_ids = workspace.token_ids[: batch.num_rows]
         torch.where(
             batch.token_ids < 0,
