@@ -30,7 +30,7 @@ from loraplex_server.kernels.lora_dense import lora_dense
 from loraplex_server.model import gpu_decoder
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.footprint import decoder_bytes
-from loraplex_server.model.numerics import resolve_numerics
+from loraplex_server.model.numerics import ResolvedQuantization, resolve_numerics
 from tests.integration.engine.run import EngineRun
 from tests.integration.engine.world import BLOCK_SIZE, CONTEXT, World, make_world, save_adapter, start_engine
 
@@ -51,7 +51,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def start_gpu_engine(
-    world: World, device: torch.device, *, num_blocks: int = 64, quantization: str = "fp32", **changes: Any
+    world: World,
+    device: torch.device,
+    *,
+    num_blocks: int = 64,
+    quantization: ResolvedQuantization = "fp32",
+    **changes: Any,
 ) -> Engine:
     """The GPU's engine, in fp32 unless told otherwise; on a CPU its kernels are interpreted."""
     kv_bytes = num_blocks * block_bytes(DecoderConfig.from_folder(world.base), BLOCK_SIZE, torch.float32)

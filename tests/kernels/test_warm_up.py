@@ -14,6 +14,7 @@ from loraplex_server.engine import gpu_step_inputs, graph_shapes
 from loraplex_server.engine.gpu_runner import GpuRunner
 from loraplex_server.engine.gpu_step_inputs import StepPlan, StepShape
 from loraplex_server.kernels import lora_tables
+from loraplex_server.model.numerics import ResolvedQuantization
 from tests.integration.engine.run import EngineRun
 from tests.integration.engine.world import VOCAB_SIZE, World, make_world
 from tests.kernels.test_gpu_engine import CHANGES, launched_graphs, start_gpu_engine
@@ -31,7 +32,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.mark.parametrize("max_running", [1, 2, 4])
 @pytest.mark.parametrize("quantization", ["bf16", "int8"])
 def test_no_step_launches_what_the_start_did_not(
-    world: World, device: torch.device, quantization: str, max_running: int, monkeypatch: pytest.MonkeyPatch
+    world: World,
+    device: torch.device,
+    quantization: ResolvedQuantization,
+    max_running: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Steps of each kind: decodes, prompts beside them and alone, in graphs and too long for one, of one adapter, of
     several and of none; greedy and sampled, with all that requests can ask for.

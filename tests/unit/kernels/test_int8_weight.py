@@ -15,11 +15,11 @@ from loraplex_server.kernels.int8_matmul import Int8Weight
 from loraplex_server.kernels.quantize import quantize_rows_reference
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that operations allocate and have not given back."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._live: dict[int, int] = {}
         self.peak_bytes = 0
 
