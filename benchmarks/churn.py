@@ -48,6 +48,7 @@ from benchmarks.churn_streams import Gap, StreamsProcess
 from benchmarks.churn_visits import Visits, visit_and_delete
 from benchmarks.shapes import SHAPES
 from benchmarks.workload import add_adapters_option
+from benchmarks.versions import versions
 from loraplex_cli.demo.server_process import ServerAddress, running_server
 from loraplex_client import LoraplexClient
 
@@ -190,7 +191,7 @@ def _report(
         "source": source,
         "engine_threads": options.num_threads if options.device == "cpu" else 1,
         **setting.described,
-        "versions": {name: version(name) for name in ("loraplex", "torch", "grpcio")},
+        "versions": {**versions(), "grpcio": version("grpcio")},
     }
 
 
