@@ -297,7 +297,11 @@ class ServerConfig(BaseModel):
         """The part that the engine process gets."""
         values = {name: getattr(self, name) for name in _ENGINE_FIELDS}
         return EngineConfig(
-            base_path=base_path, store_path=self.store_path, images_path=self.images_path, **values
+            base_path=base_path,
+            store_path=self.store_path,
+            images_path=self.images_path,
+            must_hold_context=True,
+            **values,
         )
 
 

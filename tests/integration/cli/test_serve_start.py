@@ -58,6 +58,20 @@ def test_a_device_that_is_not_there_is_named_in_one_line(base: Path, tmp_path: P
     assert "Traceback" not in log
 
 
+def test_a_cache_that_one_context_outgrows_is_refused_before_the_base_is_read(
+    base: Path, tmp_path: Path
+) -> None:
+    exit_code, error, log = refused(
+        *(base, tmp_path, "--port", "0", "--metrics-port", "null", "--device", "cpu"),
+        *("--kv-cache-bytes", "10"),
+    )
+
+    assert (exit_code, error["reason"]) == (1, "INSUFFICIENT_MEMORY")
+    assert "a key-value cache of 10 bytes holds 0 tokens" in error["message"]
+    assert "Raise kv_cache_bytes to" in error["message"]
+    assert "Traceback" not in log
+
+
 def test_an_unsupported_architecture_is_bad_input_that_lists_the_supported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
 

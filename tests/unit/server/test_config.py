@@ -227,8 +227,8 @@ def test_the_engine_gets_what_is_set(tmp_path: Path) -> None:
         "store_path": tmp_path / "adapters",
         "images_path": tmp_path / "images",
     }
-    assert engine == EngineConfig(**paths, **values)
-    assert {*values, *paths} == set(EngineConfig.__slots__)
+    assert engine == EngineConfig(**paths, **values, must_hold_context=True)
+    assert {*values, *paths, "must_hold_context"} == set(EngineConfig.__slots__)
     defaults = EngineConfig(**paths)
     for name in values:
         assert getattr(defaults, name) == ServerConfig.model_fields[name].default, name
