@@ -43,7 +43,9 @@ def test_a_taken_port_is_one_document_that_says_what_to_do(
 
     assert (exit_code, error["reason"]) == (1, "PORT_IN_USE")
     assert taken_port in error["message"]
+    assert "it is in use" in error["message"]
     assert "0 takes any free one" in error["message"]
+    assert "add_port" not in log
     assert "Traceback" not in log
 
 
