@@ -8,8 +8,9 @@ import torch
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_server.adapter_image import layout_name
 from loraplex_server.engine.adapter_arena import AdapterArena, AdapterLayout
-from loraplex_server.engine.backend import Backend, Progress, element_type, usable_cores
+from loraplex_server.engine.backend import Backend, Progress, element_type
 from loraplex_server.engine.config import EngineConfig
+from loraplex_server.engine.cores import usable_cores
 from loraplex_server.engine.host_cache import HostCache
 from loraplex_server.engine.kv_cache import allocate_kv_cache, block_bytes
 from loraplex_server.engine.memory_plan import check_holds_context
