@@ -35,9 +35,10 @@ from loraplex_server.engine.messages import EngineReady, EngineStats
 from loraplex_server.engine_client import EngineClient, EngineState, OnProgress
 from loraplex_server.errors import PortInUseError
 from loraplex_server.generation import GenerationLimits, GenerationService
+from loraplex_server.gpu_presence import check_device
 from loraplex_server.listening import check_can_listen
 from loraplex_server.metrics import Metrics
-from loraplex_server.releases.assembly import build_releases, open_storage
+from loraplex_server.releases.assembly import build_releases, check_settings, open_storage
 from loraplex_server.releases.service import Releases
 from loraplex_server.rpc.adapters import AdapterServicer
 from loraplex_server.rpc.health import HealthServicer
@@ -123,6 +124,8 @@ class Server:
 
     async def _serve(self, on_ready: OnReady | None) -> None:
         config = self._config
+        check_device(config.device)
+        check_settings(config)
         metrics_port = self._serve_metrics()
         base_path = await asyncio.to_thread(resolve_base, config.base)
         engine = self._engine = EngineClient(

@@ -55,9 +55,27 @@ def test_a_device_that_is_not_there_is_named_in_one_line(base: Path, tmp_path: P
         base, tmp_path, "--port", "0", "--metrics-port", "null", "--device", "cuda"
     )
 
-    assert exit_code == 1
+    assert (exit_code, error["reason"]) == (2, "INVALID_CONFIG")
     assert "finds no GPU" in error["message"]
     assert "Traceback" not in log
+    assert "listening" not in log
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("foo://x", "must be SQLite or PostgreSQL"), ("nonsense", "the registry's URL is none")],
+)
+def test_a_registry_that_no_waiting_would_open_is_bad_configuration(
+    base: Path, tmp_path: Path, url: str, message: str
+) -> None:
+    exit_code, error, log = refused(
+        base, tmp_path, "--port", "0", "--metrics-port", "null", "--registry-url", url
+    )
+
+    assert (exit_code, error["reason"]) == (2, "INVALID_CONFIG")
+    assert "registry_url: the registry's" in error["message"]
+    assert message in error["message"]
+    assert "listening" not in log
 
 
 def test_a_cache_that_one_context_outgrows_is_refused_before_the_base_is_read(
