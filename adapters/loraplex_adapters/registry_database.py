@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
 from loraplex_adapters.errors import StorageError
@@ -46,14 +47,23 @@ def open_engine(url: str) -> Engine:
 
     Raises StorageError for any other database, or if the driver is not installed.
     """
-    with database_faults():
+    try:
         parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise StorageError(
+            "the registry's URL is none, as postgresql://user@host/name is; correct it"
+        ) from error
     match parsed.get_backend_name():
         case "sqlite":
             return _sqlite_engine(parsed)
         case "postgresql":
             return _postgresql_engine(parsed)
     raise StorageError("the registry's database must be SQLite or PostgreSQL; correct its URL")
+
+
+def check_url(url: str) -> None:
+    """Connects to nothing. Raises StorageError for what `open_engine` would not take."""
+    open_engine(url).dispose()
 
 
 class _Silence:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_ESTIMATE_S = 600.0  # what the time left is reckoned from; an optimizer step on a CPU may take minutes
+
 StageProgress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
@@ -86,6 +88,7 @@ def _new_progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        speed_estimate_period=_ESTIMATE_S,
     )
 
 

@@ -35,8 +35,10 @@ from loraplex_server.engine.messages import EngineReady, EngineStats
 from loraplex_server.engine_client import EngineClient, EngineState, OnProgress
 from loraplex_server.errors import PortInUseError
 from loraplex_server.generation import GenerationLimits, GenerationService
+from loraplex_server.gpu_presence import check_device
+from loraplex_server.listening import check_can_listen
 from loraplex_server.metrics import Metrics
-from loraplex_server.releases.assembly import build_releases, open_storage
+from loraplex_server.releases.assembly import build_releases, check_settings, open_storage
 from loraplex_server.releases.service import Releases
 from loraplex_server.rpc.adapters import AdapterServicer
 from loraplex_server.rpc.health import HealthServicer
@@ -122,6 +124,8 @@ class Server:
 
     async def _serve(self, on_ready: OnReady | None) -> None:
         config = self._config
+        check_device(config.device)
+        check_settings(config)
         metrics_port = self._serve_metrics()
         base_path = await asyncio.to_thread(resolve_base, config.base)
         engine = self._engine = EngineClient(
@@ -222,17 +226,13 @@ class Server:
         return None
 
     def _serve_metrics(self) -> int | None:
-        """The port; None where metrics are switched off."""
+        """The port; None where metrics are switched off. Raises PortInUseError, ConfigError."""
         config = self._config
         if config.metrics_port is None:
             return None
-        try:
-            return self._metrics.serve(config.metrics_port, config.host)
-        except OSError:
-            raise PortInUseError(
-                f"cannot listen on {config.host}:{config.metrics_port} for metrics; choose another metrics_port "
-                "(0 takes any free one, null switches metrics off)"
-            ) from None
+        ways_out = "0 takes any free one, null switches metrics off"
+        check_can_listen(config.host, config.metrics_port, "metrics_port", ways_out)
+        return self._metrics.serve(config.metrics_port, config.host)
 
     def _build_grpc_server(self, engine: EngineClient) -> tuple[grpc.aio.Server, int]:
         config = self._config
@@ -257,6 +257,7 @@ class Server:
         if config.reflection:
             names = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
+        check_can_listen(config.host, config.port, "port", "0 takes any free one")
         address = f"{config.host}:{config.port}"
         try:
             port = server.add_insecure_port(address)

@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from loraplex_adapters.errors import LoraplexError
 from loraplex_server.admission.url_policy import check_prefix
 from loraplex_server.engine.config import Device, EngineConfig, Quantization
+from loraplex_server.engine.cores import usable_cores
 
 ENVIRONMENT_PREFIX = "LORAPLEX_"
 _CLIENT_VARIABLES = frozenset({"LORAPLEX_SERVER"})  # the command line's: which server to talk to
+_THREADS_PER_CORE = 4
 _ENGINE_FIELDS = (
     "quantization",
     "device",
@@ -264,6 +266,18 @@ class ServerConfig(BaseModel):
             check_prefix(prefix)
         return value
 
+    @field_validator("num_threads", "training_threads")
+    @classmethod
+    def _bound_threads(cls, value: int | None) -> int | None:
+        """More gain nothing, and a system that refuses them ends the process without a word."""
+        cores = usable_cores()
+        if value is not None and value > _THREADS_PER_CORE * cores:
+            raise ValueError(
+                f"at most {_THREADS_PER_CORE * cores}, {_THREADS_PER_CORE} for each of the {cores} cores that this "
+                "process may use"
+            )
+        return value
+
     @model_validator(mode="after")
     def _check_together(self) -> ServerConfig:
         if self.max_batched_tokens is not None and self.max_batched_tokens < self.max_running:
@@ -297,7 +311,11 @@ class ServerConfig(BaseModel):
         """The part that the engine process gets."""
         values = {name: getattr(self, name) for name in _ENGINE_FIELDS}
         return EngineConfig(
-            base_path=base_path, store_path=self.store_path, images_path=self.images_path, **values
+            base_path=base_path,
+            store_path=self.store_path,
+            images_path=self.images_path,
+            must_hold_context=True,
+            **values,
         )
 
 
@@ -359,4 +377,5 @@ def _explain(issue: Any, source_of: Mapping[str, str]) -> str:
     if not issue["loc"]:
         return str(issue["msg"]).removeprefix("Value error, ")
     key = str(issue["loc"][0])
-    return f"{key}={issue['input']!r} ({source_of.get(key, 'default')}): {issue['msg']}"
+    message = str(issue["msg"]).removeprefix("Value error, ")
+    return f"{key}={issue['input']!r} ({source_of.get(key, 'default')}): {message}"

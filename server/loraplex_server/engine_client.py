@@ -36,6 +36,7 @@ from loraplex_server.engine.messages import (
     TokenOutput,
     WarmAdapter,
 )
+from loraplex_server.engine_failures import start_error
 from loraplex_server.errors import DrainingError, EngineRestartedError, EngineUnavailableError
 from loraplex_server.socket_folder import socket_folder
 
@@ -153,7 +154,10 @@ class EngineClient:
         return self._process.pid if self._process is not None and self._process.is_alive() else None
 
     async def start(self) -> EngineReady:
-        """Spawn the engine and wait until it is ready. Raises EngineUnavailableError if its first start fails."""
+        """Spawn the engine and wait until it is ready.
+
+        Raises EngineUnavailableError or InsufficientMemoryError if its first start fails.
+        """
         self._first_outcome = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
         return await self._first_outcome
@@ -224,8 +228,7 @@ class EngineClient:
             )
             assert self._first_outcome is not None
             if not self._first_outcome.done():
-                message = self.failure.message if self.failure else "the engine process died while starting"
-                self._first_outcome.set_exception(EngineUnavailableError(message))
+                self._first_outcome.set_exception(start_error(self.failure))
                 return
             pause_s = backoff.pause_s(time.monotonic() - started_s)
             log.error("engine stopped; restarting", extra={"backoff_seconds": pause_s})

@@ -43,6 +43,11 @@ def _flag(help_text: str, default: str, *names: str) -> Any:
     return typer.Option(*names, help=help_text, show_default=default)
 
 
+def _optional_number(help_text: str, default: str = "null") -> Any:
+    """Of a setting that `null` switches off: text here, which the setting itself reads as it reads the environment."""
+    return typer.Option(help=help_text, show_default=default, metavar="<int|null>")
+
+
 STAGES = {"compile": "compiling the products", "load": "loading the base model", "capture": "compiling"}
 """What is shown for the stages of an engine that starts."""
 
@@ -55,7 +60,8 @@ def serve(
     host: Annotated[str | None, _flag("Address to listen on.", "127.0.0.1")] = None,
     port: Annotated[int | None, _flag("gRPC port; 0 takes any free one.", "50051")] = None,
     metrics_port: Annotated[
-        str | None, _flag("HTTP port of Prometheus metrics; 0 takes any, null switches it off.", "9464")
+        str | None,
+        _optional_number("HTTP port of Prometheus metrics; 0 takes any, null switches it off.", "9464"),
     ] = None,
     base: Annotated[
         str | None,
@@ -119,11 +125,11 @@ def serve(
         ),
     ] = None,
     max_adapters_per_tenant: Annotated[
-        int | None, _flag("Adapters that one tenant may register; null: any number.", "null")
+        str | None, _optional_number("Adapters that one tenant may register; null: any number.")
     ] = None,
     max_bytes_per_tenant: Annotated[
-        int | None,
-        _flag("Bytes that one tenant's packages may take together; null: any number.", "null"),
+        str | None,
+        _optional_number("Bytes that one tenant's packages may take together; null: any number."),
     ] = None,
     admission_timeout_s: Annotated[
         float | None, _flag("Seconds that the check of one package may take.", "60")
@@ -174,11 +180,12 @@ def serve(
         float | None, _flag("Seconds that a training job may run without a break.", "86400")
     ] = None,
     training_memory_bytes: Annotated[
-        int | None,
-        _flag("Memory that a training job may take, bytes; null takes half of the machine's.", "null"),
+        str | None,
+        _optional_number("Memory that a training job may take, bytes; null takes half of the machine's."),
     ] = None,
     training_threads: Annotated[
-        int | None, _flag("Threads of a training job on a CPU; null takes one per two cores.", "null")
+        str | None,
+        _optional_number("Threads of a training job on a CPU; null takes one per two cores."),
     ] = None,
     training_max_waiting: Annotated[
         int | None,
@@ -200,9 +207,9 @@ def serve(
         _flag("Prompt and completion of a request together; lowered to what the base supports.", "2048"),
     ] = None,
     max_batched_tokens: Annotated[
-        int | None,
-        _flag(
-            "Tokens of one forward pass, prefill and decode together; null takes 512, on a GPU 4096.", "null"
+        str | None,
+        _optional_number(
+            "Tokens of one forward pass, prefill and decode together; null takes 512, on a GPU 4096."
         ),
     ] = None,
     max_running: Annotated[
@@ -212,10 +219,9 @@ def serve(
         ),
     ] = None,
     prefill_spread_steps: Annotated[
-        int | None,
-        _flag(
-            "Steps that a prompt is spread over while others decode; 1: none. null takes 1, on a GPU 16.",
-            "null",
+        str | None,
+        _optional_number(
+            "Steps that a prompt is spread over while others decode; 1: none. null takes 1, on a GPU 16."
         ),
     ] = None,
     min_prefill_rows: Annotated[
@@ -228,9 +234,9 @@ def serve(
     ] = None,
     block_size: Annotated[int | None, _flag("Tokens of a key-value block.", "32")] = None,
     kv_cache_bytes: Annotated[
-        int | None,
-        _flag(
-            "Memory of the key-value cache, bytes; null takes 512 MiB, on a GPU what the rest leaves.", "null"
+        str | None,
+        _optional_number(
+            "Memory of the key-value cache, bytes; null takes 512 MiB, on a GPU what the rest leaves."
         ),
     ] = None,
     gpu_memory_share: Annotated[
@@ -244,28 +250,27 @@ def serve(
         int | None, _flag("Memory of resident adapters, bytes.", "268435456")
     ] = None,
     host_cache_bytes: Annotated[
-        int | None,
-        _flag(
-            "Host memory for adapters behind the arena, bytes; null takes a part of the machine's.", "null"
+        str | None,
+        _optional_number(
+            "Host memory for adapters behind the arena, bytes; null takes a part of the machine's."
         ),
     ] = None,
     adapter_load_threads: Annotated[
-        int | None,
-        _flag(
-            "Threads that read adapters; null takes 1, with a GPU three quarters of the cores, up to 12.",
-            "null",
+        str | None,
+        _optional_number(
+            "Threads that read adapters; null takes 1, with a GPU three quarters of the cores, up to 12."
         ),
     ] = None,
     adapter_copy_bytes: Annotated[
-        int | None,
-        _flag("Adapter bytes queued into the arena at a time; null takes what is not felt.", "null"),
+        str | None,
+        _optional_number("Adapter bytes queued into the arena at a time; null takes what is not felt."),
     ] = None,
     max_lora_rank: Annotated[int | None, _flag("Largest LoRA rank that may be registered.", "128")] = None,
     prefix_cache: Annotated[
         bool | None, _flag("Reuse keys and values of equal prompt beginnings.", "true")
     ] = None,
     num_threads: Annotated[
-        int | None, _flag("Threads of the engine on a CPU; null takes one per core.", "null")
+        str | None, _optional_number("Threads of the engine on a CPU; null takes one per core.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -82,11 +80,6 @@ class Backend:
     parameter_count: int
     memory_plan: str  # for the log; empty where memory is not planned
     padded_rows: PaddedRows = not_padded
-
-
-def usable_cores() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def element_type(dtype: torch.dtype) -> ElementType:

@@ -69,6 +69,9 @@ class EngineConfig:
     max_lora_rank: int = 128
     prefix_cache: bool = True
     num_threads: int | None = None  # None: one per core
+    must_hold_context: bool = (
+        False  # refuse a CPU's key-value cache that one sequence can outgrow; a GPU's always is
+    )
 
     def __post_init__(self) -> None:
         if self.max_batched_tokens is not None and self.max_batched_tokens < self.max_running:

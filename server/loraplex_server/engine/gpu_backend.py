@@ -9,8 +9,9 @@ import torch
 
 from loraplex_adapters.base_spec import BaseSpec
 from loraplex_server.adapter_image import layout_name
-from loraplex_server.engine.backend import Backend, Progress, element_type, usable_cores
+from loraplex_server.engine.backend import Backend, Progress, element_type
 from loraplex_server.engine.config import EngineConfig
+from loraplex_server.engine.cores import usable_cores
 from loraplex_server.engine.gpu_adapters import GpuAdapterArena, GpuAdapterLayout
 from loraplex_server.engine.gpu_logit_changes import GpuLogitChanges
 from loraplex_server.engine.gpu_runner import GpuRunner

@@ -1,4 +1,4 @@
-"""What an engine on a GPU will hold, counted before anything is allocated."""
+"""What an engine will hold, counted before anything is allocated: all of it on a GPU, a context on a CPU."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ class MemoryPlan:
         listed = ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in parts.items())
         together = f"together {self.total / _MIB:,.0f} of {self.free / _MIB:,.0f} MiB free"
         return f"{listed}; {together}; on the host an adapter cache of {self.host_cache / _MIB:,.0f} MiB"
+
+
+def check_holds_context(kv_cache: int, block_bytes: int, *, block_size: int, max_context_tokens: int) -> None:
+    """Raises InsufficientMemoryError unless one sequence of the longest context fits a key-value cache.
+
+    kv_cache     bytes
+    block_bytes  of one block of `block_size` tokens
+    """
+    needed = -(-max_context_tokens // block_size) * block_bytes
+    if kv_cache < needed:
+        raise InsufficientMemoryError(
+            f"a key-value cache of {kv_cache:,} bytes holds {kv_cache // block_bytes * block_size} tokens, and one "
+            f"sequence of max_context_tokens={max_context_tokens} takes {needed:,} bytes. Raise kv_cache_bytes to "
+            f"{needed}, or lower max_context_tokens"
+        )
 
 
 def plan_memory(

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from loraplex_adapters.base_spec import BaseSpec
+from loraplex_adapters.errors import StorageError
 from loraplex_adapters.package import PackageLimits
 from loraplex_adapters.registry import AdapterRegistry, PinLimits, Quota
+from loraplex_adapters.registry_database import check_url
 from loraplex_adapters.store import PackageStore
 from loraplex_server.admission.golden import DEFAULT_PROMPTS, GoldenPrompts
 from loraplex_server.admission.jobs import AdmissionBudget, AdmissionJob
@@ -36,12 +38,19 @@ from loraplex_server.releases.shadowing import Shadows
 from loraplex_server.tokenizer import BaseTokenizer
 
 
-def open_storage(config: ServerConfig) -> tuple[AdapterRegistry, PackageStore]:
-    """The registry, brought up to date, and the packages. Blocks. Raises StorageError, ConfigError."""
+def check_settings(config: ServerConfig) -> None:
+    """What is wrong however long one waits, told before anything is opened. Raises ConfigError."""
     try:
         check_signature_settings(config.signature_policy, _trust(config))
+        check_url(config.resolved_registry_url)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    except StorageError as error:
+        raise ConfigError(f"registry_url: {error}") from None
+
+
+def open_storage(config: ServerConfig) -> tuple[AdapterRegistry, PackageStore]:
+    """The registry, brought up to date, and the packages. Blocks. Raises StorageError."""
     quota = Quota(config.max_adapters_per_tenant, config.max_bytes_per_tenant)
     registry = AdapterRegistry(config.resolved_registry_url, quota)
     return registry, PackageStore(config.store_path, _limits(config), config.package_url)

@@ -43,7 +43,9 @@ def test_a_taken_port_is_one_document_that_says_what_to_do(
 
     assert (exit_code, error["reason"]) == (1, "PORT_IN_USE")
     assert taken_port in error["message"]
+    assert "it is in use" in error["message"]
     assert "0 takes any free one" in error["message"]
+    assert "add_port" not in log
     assert "Traceback" not in log
 
 
@@ -53,8 +55,40 @@ def test_a_device_that_is_not_there_is_named_in_one_line(base: Path, tmp_path: P
         base, tmp_path, "--port", "0", "--metrics-port", "null", "--device", "cuda"
     )
 
-    assert exit_code == 1
+    assert (exit_code, error["reason"]) == (2, "INVALID_CONFIG")
     assert "finds no GPU" in error["message"]
+    assert "Traceback" not in log
+    assert "listening" not in log
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("foo://x", "must be SQLite or PostgreSQL"), ("nonsense", "the registry's URL is none")],
+)
+def test_a_registry_that_no_waiting_would_open_is_bad_configuration(
+    base: Path, tmp_path: Path, url: str, message: str
+) -> None:
+    exit_code, error, log = refused(
+        base, tmp_path, "--port", "0", "--metrics-port", "null", "--registry-url", url
+    )
+
+    assert (exit_code, error["reason"]) == (2, "INVALID_CONFIG")
+    assert "registry_url: the registry's" in error["message"]
+    assert message in error["message"]
+    assert "listening" not in log
+
+
+def test_a_cache_that_one_context_outgrows_is_refused_before_the_base_is_read(
+    base: Path, tmp_path: Path
+) -> None:
+    exit_code, error, log = refused(
+        *(base, tmp_path, "--port", "0", "--metrics-port", "null", "--device", "cpu"),
+        *("--kv-cache-bytes", "10"),
+    )
+
+    assert (exit_code, error["reason"]) == (1, "INSUFFICIENT_MEMORY")
+    assert "a key-value cache of 10 bytes holds 0 tokens" in error["message"]
+    assert "Raise kv_cache_bytes to" in error["message"]
     assert "Traceback" not in log
 
 

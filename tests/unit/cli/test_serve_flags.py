@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner
 
 from loraplex_cli.commands.serve import serve, setting_flags
 from loraplex_cli.main import app
-from loraplex_server.config import ServerConfig
+from loraplex_server.config import ServerConfig, load_config
 
 NOT_SETTINGS = {"context", "config", "as_json"}
 
@@ -66,10 +66,28 @@ def test_only_flags_that_were_given_count() -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    sorted(
+        name for name, field in ServerConfig.model_fields.items() if type(None) in get_args(field.annotation)
+    ),
+)
+def test_every_setting_that_can_be_off_takes_null_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr("loraplex_cli.commands.serve._run", lambda file, flags, output: taken.update(flags))
+    result = CliRunner().invoke(app, ["serve", f"--{name.replace('_', '-')}", "null"])
+
+    assert result.exit_code == 0, result.output
+    assert getattr(load_config(flags=taken, environment={f"LORAPLEX_{name.upper()}": "1"}), name) is None
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--max-running", "0"], "max_running=0 (flag)"),
         (["--metrics-port", "99999"], "metrics_port"),
+        (["--kv-cache-bytes", "much"], "kv_cache_bytes='much' (flag): Input should be a valid integer"),
         (["--max-running", "600", "--max-batched-tokens", "512"], "max_batched_tokens=512"),
     ],
 )

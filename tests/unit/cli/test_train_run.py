@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from loraplex_cli.commands.train import run as train_run
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.main import app
 from loraplex_trainer.train import samples as train_samples
+from loraplex_trainer.train.events import Advanced, StageStarted, TrainEvent
 from loraplex_trainer.train.samples import Answer
 from tests.unit.trainer.conftest import tiny_base, write_recipe  # noqa: F401 (a fixture)
 
@@ -84,6 +87,41 @@ def test_a_paused_run_ends_with_7_and_goes_on_with_resume(
     assert _json("run", recipe, "--base", tiny_base, "--output", run)[0] == ExitCode.PAUSED
     code, report = _json("run", recipe, "--base", tiny_base, "--output", run, "--resume")
     assert (code, report["status"], report["num_steps"]) == (ExitCode.OK, "finished", 6)
+
+
+@pytest.mark.parametrize(
+    ("event", "message", "num_steps"),
+    [
+        (Advanced(0, 6), "stopping after this step", 6),
+        (StageStarted("domain", 0, 1, 6, 3), "no checkpoint was written yet, so --resume starts anew", 6),
+    ],
+    ids=["during-the-steps", "before-them"],
+)
+def test_ctrl_c_says_where_the_run_goes_on(
+    recipe: Path,
+    tiny_base: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    event: TrainEvent,
+    message: str,
+    num_steps: int,
+) -> None:
+    tell = train_run._tell
+
+    def interrupted(told: TrainEvent, *rest: Any) -> None:
+        tell(told, *rest)
+        if told == event:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_run, "_tell", interrupted)
+    result = CliRunner().invoke(app, ["train", "run", str(recipe), "--base", str(tiny_base)])
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert message in result.stderr
+    if isinstance(event, Advanced):
+        assert "cancelled; --resume goes on from step 1\n" in result.stderr
+
+    monkeypatch.undo()
+    code, report = _json("run", recipe, "--base", tiny_base, "--resume")
+    assert (code, report["status"], report["num_steps"]) == (ExitCode.OK, "finished", num_steps)
 
 
 def test_two_recipes_are_trained_together_into_a_folder_each(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex_server.engine.memory_plan import InsufficientMemoryError, plan_memory
+from loraplex_server.engine.memory_plan import InsufficientMemoryError, check_holds_context, plan_memory
 
 GIB = 2**30
 PARTS: dict[str, Any] = {
@@ -64,3 +64,16 @@ def test_a_plan_never_passes_its_share_of_the_device(
         return
     assert plan.total <= free * share
     assert plan.kv_cache >= PARTS["least_kv_cache"]
+
+
+def test_a_cache_that_one_whole_context_just_fits_is_large_enough() -> None:
+    check_holds_context(4 * 1000, 1000, block_size=32, max_context_tokens=128)
+    check_holds_context(4 * 1000, 1000, block_size=32, max_context_tokens=97)
+
+
+def test_a_cache_that_one_context_outgrows_is_refused_with_what_it_holds_and_what_is_needed() -> None:
+    with pytest.raises(
+        InsufficientMemoryError,
+        match=r"3,999 bytes holds 96 tokens.*max_context_tokens=97 takes 4,000.*Raise kv_cache_bytes to 4000, or lower",
+    ):
+        check_holds_context(3_999, 1000, block_size=32, max_context_tokens=97)

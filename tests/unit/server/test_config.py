@@ -121,6 +121,18 @@ def test_a_value_out_of_range_is_refused_with_its_name_source_and_range(
     assert fix in message
 
 
+@pytest.mark.parametrize("name", ["num_threads", "training_threads"])
+def test_more_threads_than_four_per_core_are_refused_with_how_many_there_may_be(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("loraplex_server.config.usable_cores", lambda: 2)
+
+    assert getattr(load_config(flags={name: 8}, environment={}), name) == 8
+    assert message_of(flags={name: 9}) == (
+        f"{name}=9 (flag): at most 8, 4 for each of the 2 cores that this process may use"
+    )
+
+
 def test_all_bad_values_are_named_at_once(tmp_path: Path) -> None:
     file = write(tmp_path, "port: 99999\n")
 
@@ -227,8 +239,8 @@ def test_the_engine_gets_what_is_set(tmp_path: Path) -> None:
         "store_path": tmp_path / "adapters",
         "images_path": tmp_path / "images",
     }
-    assert engine == EngineConfig(**paths, **values)
-    assert {*values, *paths} == set(EngineConfig.__slots__)
+    assert engine == EngineConfig(**paths, **values, must_hold_context=True)
+    assert {*values, *paths, "must_hold_context"} == set(EngineConfig.__slots__)
     defaults = EngineConfig(**paths)
     for name in values:
         assert getattr(defaults, name) == ServerConfig.model_fields[name].default, name

@@ -73,7 +73,7 @@ class EngineSession:
         self._engine = EngineClient(config, _ignore, _ignore, on_progress)
 
     async def __aenter__(self) -> EngineSession:
-        """Raises EngineUnavailableError where the engine does not start."""
+        """Raises EngineUnavailableError or InsufficientMemoryError where the engine does not start."""
         try:
             await self._engine.start()
         except BaseException:

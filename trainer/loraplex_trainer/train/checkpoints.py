@@ -35,6 +35,16 @@ def last_checkpoint(stage_folder: Path) -> Path | None:
     return max(whole, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
+def resume_step(checkpoints: Path) -> int | None:
+    """Of the run: the step that it would go on from; None where no stage has a whole checkpoint."""
+    kept = [
+        read_kept_state(state.parent)
+        for state in checkpoints.glob(f"*/checkpoint-*/{_KEPT}")
+        if (state.parent / _TRAINER_STATE).is_file()
+    ]
+    return max((state.get("run_step", state["step"]) for state in kept), default=None)
+
+
 def best_checkpoint(stage_folder: Path, best_step: int | None) -> Path | None:
     """The checkpoint of `best_step`, or, where nothing was evaluated, the last."""
     if best_step is not None and (stage_folder / f"checkpoint-{best_step}").is_dir():

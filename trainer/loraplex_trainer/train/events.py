@@ -21,6 +21,14 @@ class StageStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Advanced:
+    """An optimizer step was made, or, before the first, the steps begin."""
+
+    step: int
+    num_steps: int  # of all stages, if none ends early
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """A look at the optimizer, at most every ten steps. Steps count from 1 through all stages."""
 
@@ -82,7 +90,7 @@ class Log:
     message: str
 
 
-TrainEvent = StageStarted | Step | Evaluated | Sampled | OverfitAlarm | Paused | Finished | Log
+TrainEvent = StageStarted | Advanced | Step | Evaluated | Sampled | OverfitAlarm | Paused | Finished | Log
 
 
 def event_document(event: TrainEvent) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from loraplex_trainer.errors import TrainingDivergedError
 from loraplex_trainer.plan.training_plan import TrainingPlan
 from loraplex_trainer.train.adapter import export_tensors
-from loraplex_trainer.train.events import Log, StageStarted, Step
+from loraplex_trainer.train.events import Advanced, Log, StageStarted, Step
 from loraplex_trainer.train.joint_step import parameters_of
 from loraplex_trainer.train.metrics import MetricsLog
 from loraplex_trainer.train.observer import Observer
@@ -85,6 +85,7 @@ class Member:
         self._step += 1
         self._num_tokens += num_tokens
         self._loss = loss
+        self._run.emit(Advanced(self._step, self._num_steps))
         if self._step % _LOOK_EVERY == 0 or self.is_at_end_of_epoch:
             self._tell(loss, float(norm))
 

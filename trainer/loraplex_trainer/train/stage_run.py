@@ -70,7 +70,12 @@ class StageRun:
         """
         checkpoint = last_checkpoint(self._folder) if resume else None
         kept: dict[str, Any] = read_kept_state(checkpoint) if checkpoint else {"step": 0, "epoch": 0.0}
-        metrics = MetricsLog(self._context.run, self._stage.name, self._steps_before + kept["step"])
+        metrics = MetricsLog(
+            self._context.run,
+            self._stage.name,
+            self._steps_before + kept["step"],
+            is_anew=checkpoint is None,
+        )
         self._observer.metrics = metrics
         try:
             self._trainer, progress = self._new_trainer(metrics)
@@ -114,9 +119,9 @@ class StageRun:
         callbacks = [
             GuardCallback(),
             progress,
-            TurnsCallback(context.wait_turn, context.should_stop),
             self._watch,
             KeepStateCallback(self._state),
+            TurnsCallback(context.wait_turn, context.should_stop),
         ]
         evaluation = self._evaluate if observer.val else None
         trainer = new_trainer(
@@ -155,6 +160,7 @@ class StageRun:
         """What a resumed stage needs beside the trainer's own checkpoint."""
         return {
             **self._observer.state(is_paused=self._watch.pause is not None),
+            "run_step": self._steps_before + self._trainer.state.global_step,
             "has_ended": self._watch.has_ended,
             "best_step": self._trainer.state.best_global_step if self._observer.val else None,
         }

@@ -216,10 +216,10 @@ def _exit_with(verdict: Verdict) -> None:
 
 
 def _step_reporter(progress: Callable[[str, int, int], None]) -> Callable[[TrainEvent], None]:
-    from loraplex_trainer.train.events import Step
+    from loraplex_trainer.train.events import Advanced
 
     def report(event: TrainEvent) -> None:
-        if isinstance(event, Step):
+        if isinstance(event, Advanced):
             progress("training", event.step, event.num_steps)
 
     return report

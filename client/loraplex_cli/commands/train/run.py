@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraplex_cli.commands.train.stopping import OrderlyStop, how_to_go_on
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError
 from loraplex_cli.options import JsonOption
@@ -61,6 +62,8 @@ def run(
         output.result({"runs": documents} if together else documents[0], text)
         if any(report.status == "paused" for report in reports):
             raise typer.Exit(ExitCode.PAUSED)
+        if any(report.status == "cancelled" for report in reports):
+            raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def read_patched(recipe: Path, patch: Path | None) -> Recipe:
@@ -110,19 +113,36 @@ def _train_one(
     output: Output,
     progress: StageProgress,
 ) -> TrainReport:
+    from loraplex_trainer.train.events import Advanced, TrainEvent
     from loraplex_trainer.train.session import train
 
     recipe = read_patched(path, patch)
     folder = base_folder(recipe, base, progress)
     progress("training", 0, 1)  # importing the libraries and loading the base take a while too
-    return train(
-        recipe,
-        path.parent,
-        output_folder or path.parent / "run",
-        folder,
-        resume=resume,
-        on_event=lambda event: _tell(event, "", output, progress),
-    )
+    run_folder = output_folder or path.parent / "run"
+    stop = OrderlyStop(output.note)
+
+    def watch(event: TrainEvent) -> None:
+        stop.is_training |= isinstance(event, Advanced)
+        _tell(event, "", output, progress)
+
+    try:
+        with stop.heeding_interrupts():
+            report = train(
+                recipe,
+                path.parent,
+                run_folder,
+                folder,
+                resume=resume,
+                on_event=watch,
+                should_stop=stop.is_asked,
+            )
+    except KeyboardInterrupt:
+        output.note(how_to_go_on(run_folder))
+        raise
+    if report.status == "cancelled":
+        output.note(how_to_go_on(run_folder))
+    return report
 
 
 def _train_together(
@@ -154,7 +174,7 @@ def _tell(event: Any, prefix: str, output: Output, progress: StageProgress) -> N
     from loraplex_trainer.train import events
 
     match event:
-        case events.Step():
+        case events.Advanced():
             progress(f"{prefix}training", event.step, event.num_steps)
         case events.StageStarted():
             output.note(

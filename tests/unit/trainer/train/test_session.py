@@ -18,11 +18,12 @@ from loraplex_trainer.errors import (
 )
 from loraplex_trainer.train import adapter, stage_run
 from loraplex_trainer.train.adapter import CONFIG_FILE, WEIGHTS_FILE
+from loraplex_trainer.train.checkpoints import resume_step
 from loraplex_trainer.train.curves import read_curves
-from loraplex_trainer.train.events import Evaluated, Finished, Log, StageStarted, Step, TrainEvent
+from loraplex_trainer.train.events import Advanced, Evaluated, Finished, Log, StageStarted, Step, TrainEvent
 from loraplex_trainer.train.peak_memory import PeakMemory
 from loraplex_trainer.train.report import TrainReport
-from loraplex_trainer.train.run_folder import RunFolder, alone_in
+from loraplex_trainer.train.run_folder import RunFolder, alone_in, read_lines
 from loraplex_trainer.train.session import train
 
 from .conftest import Trains, built, colour_rows, row, tiny_plan, tiny_recipe
@@ -54,10 +55,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(train_tiny: 
     assert weights(reports[0]) == weights(reports[1]) != weights(reports[2])
 
 
-def test_a_resumed_run_ends_with_the_bytes_of_a_straight_one(train_tiny: Trains) -> None:
+@pytest.mark.parametrize("step", [1, 5, 6], ids=["before-any-epoch", "within-an-epoch", "at-its-end"])
+def test_a_resumed_run_ends_with_the_bytes_of_a_straight_one(train_tiny: Trains, step: int) -> None:
     recipe = tiny_recipe(train=EPOCHS_4, lora={"dropout": 0.2})
     straight = train_tiny("straight", recipe, SPLIT)
-    cancelled = train_tiny("resumed", recipe, SPLIT, should_stop=stop_at(6))  # in the third epoch
+    cancelled = train_tiny("resumed", recipe, SPLIT, should_stop=stop_at(step))
+    assert cancelled.num_steps == step == resume_step(cancelled.run_folder / "checkpoints")
     resumed = train_tiny("resumed", recipe, SPLIT, resume=True)
 
     assert (cancelled.status, resumed.status) == ("cancelled", "finished")
@@ -73,7 +76,7 @@ def test_a_checkpoint_that_a_kill_cut_off_is_not_resumed_from(
     train_tiny: Trains, straight: TrainReport
 ) -> None:
     recipe = tiny_recipe(train=EPOCHS_4)
-    cancelled = train_tiny("cut", recipe, SPLIT, should_stop=stop_at(6))
+    cancelled = train_tiny("cut", recipe, SPLIT, should_stop=stop_at(5))
     (stage,) = (cancelled.run_folder / "checkpoints").iterdir()
     half = stage / "checkpoint-6"
     half.mkdir()
@@ -358,6 +361,29 @@ def test_events_tell_steps_with_time_left_and_end_with_finished(train_tiny: Trai
     assert [event.epoch for event in evaluated] == [0, 1, 2, 3, 4]
     assert evaluated[-1].eval_loss < evaluated[0].eval_loss
     assert seen[-1] == Finished("finished", report.run_folder)
+
+
+def test_every_optimizer_step_is_told(train_tiny: Trains) -> None:
+    seen: list[TrainEvent] = []
+    train_tiny("run", tiny_recipe(train=EPOCHS_4), SPLIT, on_event=seen.append)
+
+    assert [event for event in seen if isinstance(event, Advanced)] == [Advanced(n, 8) for n in range(9)]
+
+
+def test_a_run_that_begins_anew_writes_no_step_twice(train_tiny: Trains, tmp_path: Path) -> None:
+    def interrupt(event: TrainEvent) -> None:
+        if event == Advanced(1, 8):
+            raise KeyboardInterrupt
+
+    recipe = tiny_recipe(train=EPOCHS_4)
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny("run", recipe, SPLIT, on_event=interrupt)
+    run = RunFolder(tmp_path / "run")
+    assert resume_step(run.checkpoints) is None
+    train_tiny("run", recipe, SPLIT, resume=True)
+
+    evaluated = [line["step"] for line in read_lines(run.metrics) if "eval/loss" in line]
+    assert evaluated == [0, 2, 4, 6, 8]
 
 
 def test_rows_that_cannot_be_trained_on_are_refused_by_id(train_tiny: Trains) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from loraplex_trainer.train.events import Step, TrainEvent
+from loraplex_trainer.train.events import Advanced, Step, TrainEvent
 from loraplex_trainer.train.metrics import MetricsLog
 from loraplex_trainer.train.peak_memory import PeakMemory
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Reports each logged loss.
+    """Reports each step and each logged loss.
 
     steps_before  optimizer steps of the stages before this one
     num_steps     of all stages
@@ -46,6 +46,11 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         """The clock starts; `state` is past the first step where the training was resumed."""
         self._started = time.monotonic()
         self._first_step = state.global_step
+        self._advanced(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Losses are looked at less often: each look makes the CPU wait for a GPU."""
+        self._advanced(state)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
@@ -71,3 +76,6 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers i
         if "grad_norm" in logs:
             scalars["train/grad_norm"] = float(logs["grad_norm"])
         self._metrics.write(step, float(state.epoch or 0.0), scalars)
+
+    def _advanced(self, state: Any) -> None:
+        self._emit(Advanced(self._steps_before + state.global_step, self._num_steps))
