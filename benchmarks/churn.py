@@ -47,8 +47,8 @@ from benchmarks.churn_storm import Source, Storm, run_storm
 from benchmarks.churn_streams import Gap, StreamsProcess
 from benchmarks.churn_visits import Visits, visit_and_delete
 from benchmarks.shapes import SHAPES
-from benchmarks.workload import add_adapters_option
 from benchmarks.versions import versions
+from benchmarks.workload import add_adapters_option
 from loraplex_cli.demo.server_process import ServerAddress, running_server
 from loraplex_client import LoraplexClient
 
