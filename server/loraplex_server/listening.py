@@ -12,7 +12,7 @@ _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 def check_can_listen(host: str, port: int, setting: str, ways_out: str) -> None:
-    """Bind every address of `host` and let go again.
+    """Bind an address of `host` and let go again; one that can be bound will do.
 
     setting   name of the port's, for the message
     ways_out  what else it may be
@@ -26,7 +26,7 @@ def check_can_listen(host: str, port: int, setting: str, ways_out: str) -> None:
         except OSError as error:
             failures.append(error)
         else:
-            return  # a name may stand for an address that this machine lacks, as localhost for ::1
+            return  # the others may be none of this machine's, as localhost's ::1
     cause = next((error for error in failures if error.errno not in _NOT_HERE), None)
     if cause is None:
         raise _wrong_host(host, "no network interface of this machine has that address")
