@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,10 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
         return Failure(LOADTEST_EXIT_CODES[error.reason], error.reason, str(error), {})
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | IsADirectoryError):
         return Failure(ExitCode.BAD_INPUT, "FILE_ERROR", str(error), {})
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        place = f"'{error.filename}'" if error.filename else "the output"
+        message = f"{place} cannot be written: {error.strerror}; make room, or name another place"
+        return Failure(ExitCode.FAILURE, "OUTPUT_FAILED", message, {})
     library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if library in EXTRA_OF:
         extra = extra or EXTRA_OF[library]
@@ -76,6 +81,8 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
         return Failure(ExitCode.BAD_INPUT, "EXTRA_MISSING", message, {})
     return None
 
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _HOW_TO_REACH_ONE = "start one with `loraplex serve`, or name one with `--server HOST:PORT`"
 
