@@ -196,7 +196,7 @@ def api_details(error: LoraplexApiError) -> dict[str, Any]:
 
 
 def _api_failure(error: LoraplexApiError) -> Failure:
-    from loraplex_client.errors import ServerFaultError, ServerUnreachableError
+    from loraplex_client.errors import DeadlineError, ServerFaultError, ServerUnreachableError
 
     code, message = ExitCode.REFUSED, error.message
     if isinstance(error, ServerUnreachableError):
@@ -204,4 +204,6 @@ def _api_failure(error: LoraplexApiError) -> Failure:
         message = f"no server answers; {_HOW_TO_REACH_ONE}: {message}"
     elif isinstance(error, ServerFaultError):
         code = ExitCode.FAILURE
+    elif isinstance(error, DeadlineError):
+        message = f"the time is up before the answer is whole; allow more with `--timeout SECONDS`: {message}"
     return Failure(code, error.reason or error.code.name, message, api_details(error))

@@ -19,10 +19,12 @@ from loraplex_cli.options import (
     JsonOption,
     ServerOption,
     TimeoutOption,
+    within,
 )
 from loraplex_cli.output import Output, command
 
 if TYPE_CHECKING:
+    from loraplex_client import Finished
     from loraplex_client.client import CompletionStream
     from loraplex_client.requests import GenerateOptions
 
@@ -45,12 +47,22 @@ def generate(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, max=MAX_COUNT, help="Largest number of tokens.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(callback=within(0, 2), help="0 is greedy, [0, 2].")
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=0, max=MAX_COUNT, help="Keep the k most likely tokens; 0: all.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep tokens up to this probability, (0, 1].")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the best one.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            callback=within(0, 1, without_low=True), help="Keep tokens up to this probability, (0, 1]."
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(callback=within(0, 1), help="Drop tokens below this share of the best one, [0, 1]."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the completion; repeatable.")] = None,
     ignore_eos: Annotated[
@@ -112,17 +124,27 @@ def generate(
 def _print_stream(stream: CompletionStream, output: Output) -> None:
     from loraplex_client import Delta, Finished
 
-    for event in interruptible(stream):
-        if isinstance(event, Delta):
-            typer.echo(event.text, nl=False)
-            sys.stdout.flush()
-        elif isinstance(event, Finished):
+    is_mid_line = False
+    try:
+        for event in interruptible(stream):
+            if isinstance(event, Delta):
+                typer.echo(event.text, nl=False)
+                sys.stdout.flush()
+                is_mid_line = True
+            elif isinstance(event, Finished):
+                typer.echo()
+                is_mid_line = False
+                _note_end(event, output)
+    finally:
+        if is_mid_line:  # what broke off, and is told on a line of its own
             typer.echo()
-            seconds = event.timings.prefill_seconds + event.timings.decode_seconds
-            output.note(
-                f"{event.usage.completion_tokens} tokens in {seconds:.2f} s, "
-                f"ended by {event.finish_reason.value}"
-            )
+
+
+def _note_end(event: Finished, output: Output) -> None:
+    seconds = event.timings.prefill_seconds + event.timings.decode_seconds
+    output.note(
+        f"{event.usage.completion_tokens} tokens in {seconds:.2f} s, ended by {event.finish_reason.value}"
+    )
 
 
 def _read_prompt(prompt: str) -> str:

@@ -14,6 +14,7 @@ from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.main import app, main
 from loraplex_cli.options import checked_server
 from loraplex_server.data_dir import exclusive_use
+from tests.unit.client.scripted_server import ScriptedServer, running
 
 NOWHERE = "127.0.0.1:1"
 
@@ -33,6 +34,12 @@ def document(result: Result) -> Any:
     [
         ("generate",),
         ("generate", "hi", "--temperature", "9"),
+        ("generate", "hi", "--temperature", "nan"),
+        ("generate", "hi", "--top-p", "2"),
+        ("generate", "hi", "--top-p", "0"),
+        ("generate", "hi", "--top-p", "nan"),
+        ("generate", "hi", "--min-p", "-1"),
+        ("generate", "hi", "--timeout", "nan"),
         ("generate", "hi", "--seed", "99999999999999999999999"),
         ("generate", "hi", "--top-k", "99999999999999"),
         ("generate", "hi", "--max-tokens", "99999999999999"),
@@ -72,6 +79,15 @@ def test_bytes_of_standard_input_that_are_no_text_are_bad_usage() -> None:
 
     assert result.exit_code == ExitCode.BAD_INPUT
     assert document(result)["error"]["message"] == "the prompt is not UTF-8"
+
+
+def test_an_answer_that_breaks_off_ends_its_line_before_the_error_says_how_to_wait_longer() -> None:
+    with running(ScriptedServer(endless=True)) as server:
+        result = run("generate", "hi", "--server", server.target, "--timeout", "1")
+
+    assert result.exit_code == ExitCode.REFUSED
+    assert result.stdout == "hello\n"
+    assert "--timeout" in result.stderr
 
 
 def test_an_address_in_brackets_is_an_address() -> None:
