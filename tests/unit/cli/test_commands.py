@@ -240,4 +240,7 @@ def test_the_demo_says_which_adapter_is_missing(tmp_path: Path) -> None:
     result = run("demo", "--adapters", str(tmp_path), "--json")
 
     assert result.exit_code == ExitCode.BAD_INPUT
-    assert "loraplex train run" in document(result)["error"]["message"]
+    message = document(result)["error"]["message"]
+    assert str(tmp_path / "ecommerce" / "package") in message
+    assert "run this in a clone of the sources" in message
+    assert "recipe.yaml" not in message
