@@ -87,6 +87,7 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _HOW_TO_REACH_ONE = "start one with `loraplex serve`, or name one with `--server HOST:PORT`"
 
 _HINTS = {
+    "ADAPTER_EXISTS": "`--add-version` registers it beside the others, `--promote` makes it what the name serves, too",
     "ADAPTER_NOT_FOUND": "`loraplex adapters list` shows what names there are, `loraplex adapters show NAME` "
     "the versions and aliases of one",
 }
