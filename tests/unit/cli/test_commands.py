@@ -143,6 +143,10 @@ def test_version_is_one_document() -> None:
     assert set(document(run("version", "--json"))) == {"loraplex", "python"}
 
 
+def test_the_version_is_told_by_the_usual_option_too() -> None:
+    assert run("--version").stdout == run("version").stdout
+
+
 def test_config_check_shows_what_would_hold(tmp_path: Path) -> None:
     file = tmp_path / "server.yaml"
     file.write_text("port: 1234\nmax_running: 8\n")
