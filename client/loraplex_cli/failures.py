@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,10 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
         return Failure(LOADTEST_EXIT_CODES[error.reason], error.reason, str(error), {})
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError | IsADirectoryError):
         return Failure(ExitCode.BAD_INPUT, "FILE_ERROR", str(error), {})
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        place = f"'{error.filename}'" if error.filename else "the output"
+        message = f"{place} cannot be written: {error.strerror}; make room, or name another place"
+        return Failure(ExitCode.FAILURE, "OUTPUT_FAILED", message, {})
     library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if library in EXTRA_OF:
         extra = extra or EXTRA_OF[library]
@@ -77,9 +82,12 @@ def failure_of(error: Exception, extra: str | None = None) -> Failure | None:
     return None
 
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 _HOW_TO_REACH_ONE = "start one with `loraplex serve`, or name one with `--server HOST:PORT`"
 
 _HINTS = {
+    "ADAPTER_EXISTS": "`--add-version` registers it beside the others, `--promote` makes it what the name serves, too",
     "ADAPTER_NOT_FOUND": "`loraplex adapters list` shows what names there are, `loraplex adapters show NAME` "
     "the versions and aliases of one",
 }
@@ -189,7 +197,7 @@ def api_details(error: LoraplexApiError) -> dict[str, Any]:
 
 
 def _api_failure(error: LoraplexApiError) -> Failure:
-    from loraplex_client.errors import ServerFaultError, ServerUnreachableError
+    from loraplex_client.errors import DeadlineError, ServerFaultError, ServerUnreachableError
 
     code, message = ExitCode.REFUSED, error.message
     if isinstance(error, ServerUnreachableError):
@@ -197,4 +205,6 @@ def _api_failure(error: LoraplexApiError) -> Failure:
         message = f"no server answers; {_HOW_TO_REACH_ONE}: {message}"
     elif isinstance(error, ServerFaultError):
         code = ExitCode.FAILURE
+    elif isinstance(error, DeadlineError):
+        message = f"the time is up before the answer is whole; allow more with `--timeout SECONDS`: {message}"
     return Failure(code, error.reason or error.code.name, message, api_details(error))

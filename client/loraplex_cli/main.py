@@ -24,13 +24,12 @@ from loraplex_cli.exit_codes import EXIT_CODES_HELP, ExitCode
 
 app = typer.Typer(
     name="loraplex",
-    help="One quantized base model answers for many LoRA adapters, over gRPC.",
-    epilog=EXIT_CODES_HELP,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # rich takes longer to import than everything else here
     pretty_exceptions_enable=False,
 )
+app.callback(epilog=EXIT_CODES_HELP)(version.root)
 for command in (serve.serve, generate.generate, health.health, demo.demo, version.version):
     app.command(epilog=EXIT_CODES_HELP)(command)
 for group in (adapters.app, base.app, train.app, loadtest.app, config.app):

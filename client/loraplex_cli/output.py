@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -46,11 +48,23 @@ def command(as_json: bool, extra: str | None = None) -> Iterator[Output]:
         if failure is None:
             raise
         if as_json:
-            typer.echo(json.dumps(failure.document(), ensure_ascii=False))
+            with suppress(OSError):  # standard error still has the message
+                typer.echo(json.dumps(failure.document(), ensure_ascii=False))
+        _drop_unwritable_output()
         output.note(f"error: {failure.message} ({failure.reason})")
         if failure.hint and not as_json:
             output.note(failure.hint)
         raise typer.Exit(failure.exit_code) from None
+
+
+def _drop_unwritable_output() -> None:
+    """Let go what standard output holds and does not get rid of: the interpreter would fail on it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -1,13 +1,16 @@
-"""Progress bars on standard error.
+"""Progress bars on standard error where that is a terminal; elsewhere a plain line for each stage that begins.
 
-rich leaves out movement where there is no terminal, and colour there and where NO_COLOR is set.
+rich leaves out colour where NO_COLOR is set.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import typer
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,6 +26,9 @@ def stage_bars(*, are_shown: bool = True) -> Iterator[StageProgress]:
     """One bar per stage, shown from its first report until every stage is complete; nothing without a report."""
     if not are_shown:
         yield lambda stage, done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield _StageLines().report
         return
     bars = _StageBars()
     try:
@@ -44,6 +50,18 @@ def counting_bar(text: str, total: int) -> Iterator[Callable[[], None]]:
 
         report(text, 0, total)
         yield advance
+
+
+class _StageLines:
+    """For files and pipes, which a bar would leave its remnants in."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._told:
+            self._told.add(stage)
+            typer.echo(stage, err=True)
 
 
 class _StageBars:

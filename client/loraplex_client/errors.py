@@ -24,6 +24,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from loraplex_client.service_config import MAX_MESSAGE_BYTES
+
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -131,6 +133,11 @@ def api_error(error: grpc.RpcError) -> LoraplexApiError:
     if kind is UnavailableError and not fields.get("reason"):
         kind = ServerUnreachableError
     message = call.details() or code.name
+    if kind is OverloadedError and not fields.get("reason") and "larger than max" in message:
+        message = (
+            f"one message may hold {MAX_MESSAGE_BYTES >> 20} MiB, and this one holds more: "
+            f"send a shorter prompt, or less in one call ({message})"
+        )
     quotas = [text for text in fields.pop("quotas", ()) if text not in message]
     return kind("; ".join([message, *quotas]), code=code, **fields)
 

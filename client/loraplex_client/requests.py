@@ -47,6 +47,18 @@ _SAMPLING_SCALARS = (
 )
 _STOPPING_SCALARS = ("max_tokens", "min_tokens", "ignore_eos")
 
+MAX_COUNT = 2**32 - 1
+"""Of a count or a token id on the wire. What the server takes is less; it says so itself."""
+
+MAX_SEED = 2**64 - 1
+_LARGEST = {
+    "max_tokens": MAX_COUNT,
+    "min_tokens": MAX_COUNT,
+    "top_k": MAX_COUNT,
+    "logprobs": MAX_COUNT,
+    "seed": MAX_SEED,
+}
+
 
 def generate_request(
     prompt: str | None,
@@ -54,11 +66,15 @@ def generate_request(
     token_ids: Sequence[int] | None,
     options: GenerateOptions,
 ) -> inference_pb2.GenerateRequest:
-    """Raises TypeError unless exactly one of prompt, messages, token_ids is given and all options are known."""
+    """Raises TypeError unless exactly one of prompt, messages, token_ids is given and all options are known.
+
+    Raises ValueError for a number that the wire cannot carry.
+    """
     _check_one_input(prompt=prompt, messages=messages, token_ids=token_ids)
     unknown = sorted(set(options) - GenerateOptions.__annotations__.keys())
     if unknown:
         raise TypeError(f"unknown options {', '.join(unknown)}")
+    _check_numbers(token_ids or (), options)
     stop = options.get("stop") or ()
     return inference_pb2.GenerateRequest(
         adapter=options.get("adapter") or "",
@@ -95,6 +111,26 @@ def _chat(messages: Messages) -> inference_pb2.ChatMessages:
     return inference_pb2.ChatMessages(
         messages=[inference_pb2.ChatMessage(role=turn["role"], content=turn["content"]) for turn in messages]
     )
+
+
+def _check_numbers(token_ids: Sequence[int], options: GenerateOptions) -> None:
+    """protobuf's own refusal names no field."""
+    for name, largest in _LARGEST.items():
+        value = options.get(name)
+        if isinstance(value, int):
+            _check_number(name, value, largest)
+    for name, ids in (
+        ("token_ids", token_ids),
+        ("stop_token_ids", options.get("stop_token_ids") or ()),
+        ("logit_bias", options.get("logit_bias") or ()),
+    ):
+        for token_id in ids:
+            _check_number(name, token_id, MAX_COUNT)
+
+
+def _check_number(name: str, value: int, largest: int) -> None:
+    if not 0 <= value <= largest:
+        raise ValueError(f"{name} must be a whole number from 0 to {largest}, not {value}")
 
 
 def _check_one_input(**inputs: object) -> None:

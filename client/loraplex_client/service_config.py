@@ -42,14 +42,14 @@ SERVICE_CONFIG: dict[str, Any] = {
 }
 """UNAVAILABLE only. RESOURCE_EXHAUSTED is not in it: it is retried when the server says after how long."""
 
-_MAX_MESSAGE_BYTES = 8 * 2**20
+MAX_MESSAGE_BYTES = 8 * 2**20
 
 
 def channel_options() -> list[tuple[str, Any]]:
     """Options of a channel to a Loraplex server."""
     return [
         ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         # A server that is starting should be found soon after it listens; grpc's own limit is two minutes.

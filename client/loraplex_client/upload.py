@@ -147,7 +147,11 @@ def upload_requests(
 
 
 def check_upload_files(folder: Path) -> None:
-    """Raises FileNotFoundError naming what is missing, before anything is sent."""
+    """Raises FileNotFoundError naming what is missing, before anything is sent; NotADirectoryError for a file."""
+    if not folder.exists():
+        raise FileNotFoundError(f"no folder '{folder}'")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"'{folder}' is a file; give the folder of the adapter")
     for file_name in UPLOAD_FILES:
         if not (folder / file_name).is_file():
             raise FileNotFoundError(f"'{folder}' is no PEFT folder: it has no {file_name}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraplex_loadtest.errors import ScenarioInvalidError
 from loraplex_loadtest.figures.groups import DISTRIBUTIONS
-from loraplex_loadtest.figures.percentiles import PERCENTILES
+from loraplex_loadtest.figures.percentiles import PERCENTILES, samples_for
 
 _SYNTAX = re.compile(
     r"\s*(?P<figure>[a-z_]+?)(?:_(?P<part>p\d+(?:\.\d+)?|mean|min|max))?"
@@ -66,6 +66,7 @@ class Verdict:
 
     condition: Condition
     value: float | None  # None: the run has too few samples for this figure
+    count: int = 0  # samples of the figure, where it is a distribution
 
     @property
     def fails(self) -> bool:
@@ -76,8 +77,15 @@ class Verdict:
 
     def text(self) -> str:
         if self.value is None:
-            return f"{self.condition.text}: too few samples to tell"
+            return f"{self.condition.text}: too few samples to tell{self._how_many()}"
         return f"{self.condition.text}: it is {self.value:.4g}"
+
+    def _how_many(self) -> str:
+        part = self.condition.part
+        if not part.startswith("p"):
+            return ""
+        needed = samples_for(float(part[1:]))
+        return f", {self.count} of the {needed} that {part} needs: run longer, or ask for a lower percentile"
 
     def as_json(self) -> dict[str, Any]:
         return {"condition": self.condition.text, "value": self.value, "fails": self.fails}
@@ -88,7 +96,7 @@ def parse_condition(text: str) -> Condition:
     found = _SYNTAX.fullmatch(text)
     if found is None:
         raise ScenarioInvalidError(
-            f"cannot read {text!r}: write FIGURE_PART>BOUND, e.g. ttft_p99>500ms or error_rate>1%"
+            f"cannot read {text!r}: write FIGURE_PART>BOUND, e.g. ttft_p90>500ms or error_rate>1%"
         )
     figure, part = found["figure"], found["part"] or ""
     if f"{figure}_{part}" in _SINGLE:
@@ -118,7 +126,7 @@ def parse_condition(text: str) -> Condition:
 
 def judge(condition: Condition, document: Mapping[str, Any]) -> Verdict:
     """A condition on a result document."""
-    return Verdict(condition, figure_of(condition, document))
+    return Verdict(condition, figure_of(condition, document), _count_of(condition, document))
 
 
 def figure_of(condition: Condition, document: Mapping[str, Any]) -> float | None:
@@ -126,14 +134,27 @@ def figure_of(condition: Condition, document: Mapping[str, Any]) -> float | None
     if condition.figure in _SINGLE:
         section, key = _SINGLE[condition.figure]
         return _number((document.get(section) or {}).get(key))
-    if condition.column:
-        place = document[_COLUMNS[condition.column]].get(condition.group, {})
-        rates, figures = place, place.get("figures", {})
-    else:
-        rates, figures = document["rates"], document["figures"]
+    rates, figures = _of_group(condition, document)
     if not condition.part:
         return _number(rates.get(condition.figure))
     return part_of(figures.get(condition.figure, {}), condition.part)
+
+
+def _count_of(condition: Condition, document: Mapping[str, Any]) -> int:
+    if not condition.part:
+        return 0
+    _, figures = _of_group(condition, document)
+    return int(figures.get(condition.figure, {}).get("n", 0))
+
+
+def _of_group(
+    condition: Condition, document: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Rates and distributions of the requests that the condition is about."""
+    if not condition.column:
+        return document["rates"], document["figures"]
+    place = document[_COLUMNS[condition.column]].get(condition.group, {})
+    return place, place.get("figures", {})
 
 
 def part_of(figure: Mapping[str, Any], part: str) -> float | None:

@@ -7,18 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loraplex_client.names import short_name
 from loraplex_loadtest.counters import Reconciliation, Scrape, reconcile, scrape, settled_scrape
 from loraplex_loadtest.disturbances.actions import Happening, ServerActions
 from loraplex_loadtest.disturbances.schedule import OnServer, occurrences
 from loraplex_loadtest.environment import environment
+from loraplex_loadtest.errors import ScenarioInvalidError
 from loraplex_loadtest.records import CANCELLED_BY_PLAN, OK, Recording
 from loraplex_loadtest.running.controller import Controller
 from loraplex_loadtest.running.order import Snapshot
 from loraplex_loadtest.scenario import Scenario
 from loraplex_loadtest.targets.connect import inspect
-from loraplex_loadtest.targets.target import TargetAddress
+from loraplex_loadtest.targets.target import Inspector, TargetAddress, TargetKind
 from loraplex_loadtest.workload.plan import Plan, adapters_of, make_plan
 from loraplex_loadtest.workload.questions import write_questions
+
+_TOLD_NAMES = 10
+"""How many adapters a message names."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ async def run_scenario(scenario: Scenario, address: TargetAddress, watcher: Watc
             variants = await actions.register_variants(watcher.on_setup)
             names = await _names(scenario, inspector.adapters, variants)
             plan = make_plan(scenario, names)
+            await _check_named(plan, address, inspector)
             questions, is_exact = await write_questions(plan, inspector)
             before = await scrape(address.metrics_url)
             async with Controller(plan, address, questions) as controller:
@@ -126,6 +132,31 @@ async def _names(
     must_ask = any(traffic.adapters.names == "registered" for traffic in scenario.traffic)
     found = await registered() if must_ask else []
     return {traffic.name: adapters_of(traffic, found, variants) for traffic in scenario.traffic}
+
+
+async def _check_named(plan: Plan, address: TargetAddress, inspector: Inspector) -> None:
+    """Raises ScenarioInvalidError for an adapter that is not there, before a whole run of refusals tells the same.
+
+    Other servers need not list all that they answer for, and what happens to the server may make an adapter on the way.
+    """
+    changes_server = any(isinstance(one.what, OnServer) for one in occurrences(plan.scenario.disturbances))
+    if address.kind is not TargetKind.LORAPLEX or changes_server:
+        return
+    asked = {_listed_name(request.adapter) for request in plan.requests if request.adapter}
+    if not asked:
+        return
+    registered = await inspector.adapters()
+    if missing := sorted(asked - set(registered)):
+        others = "" if len(registered) <= _TOLD_NAMES else ", …"
+        raise ScenarioInvalidError(
+            f"the server has no adapter {', '.join(map(repr, missing[:_TOLD_NAMES]))}; "
+            f"it has {', '.join(registered[:_TOLD_NAMES]) or 'none'}{others}"
+        )
+
+
+def _listed_name(asked: str) -> str:
+    """Without alias or digest, and as the list of adapters has it."""
+    return short_name(asked.partition("@")[0]).removeprefix("default/")
 
 
 async def _scrape_after(address: TargetAddress, before: Scrape | None, recording: Recording) -> Scrape | None:

@@ -17,8 +17,12 @@ def exclusive_use(folder: Path) -> Iterator[None]:
     """Hold `folder`, made if missing, for this process; it is let go with the process, however that ends.
 
     Raises DataDirInUseError while another server holds it: the registry has one writer, and uploads are staged there.
+    Raises NotADirectoryError where a file stands in its place.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"the data folder {folder} is a file; name a folder as data_dir") from None
     with (folder / _LOCK_FILE).open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

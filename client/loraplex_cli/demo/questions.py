@@ -10,6 +10,8 @@ from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError
 from loraplex_trainer.judge.graders import EvalRow
 
+_ADVICE = "run this in a clone of the sources, or give the folder with the three domains as --adapters FOLDER"
+
 DOMAINS = ("ecommerce", "education", "finance")
 
 
@@ -51,11 +53,9 @@ def messages(row: EvalRow) -> list[dict[str, str]]:
 def _read_domain(name: str, folder: Path) -> Domain:
     package, questions_file = folder / "package", folder / "eval.jsonl"
     if not (package / "adapter_model.safetensors").is_file():
-        raise _missing(
-            f"no adapter package in '{package}'; run `loraplex train run {folder / 'recipe.yaml'}`"
-        )
+        raise _missing(f"no adapter package in '{package}'; {_ADVICE}")
     if not questions_file.is_file():
-        raise _missing(f"no questions in '{questions_file}'")
+        raise _missing(f"no questions in '{questions_file}'; {_ADVICE}")
     lines = questions_file.read_text(encoding="utf-8").splitlines()
     questions: list[EvalRow] = [json.loads(line) for line in lines if line.strip()]
     if not questions:

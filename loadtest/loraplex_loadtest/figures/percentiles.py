@@ -78,6 +78,11 @@ def has_enough(count: int, percent: float) -> bool:
     return count * (100 - percent) >= 1000 - 1e-9
 
 
+def samples_for(percent: float) -> int:
+    """The fewest that `has_enough` takes."""
+    return math.ceil(1000 / (100 - percent) - 1e-6)
+
+
 def nearest_rank(ordered: Values, percent: float) -> float:
     """The smallest sample that is not below `percent` of all."""
     return float(ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)])

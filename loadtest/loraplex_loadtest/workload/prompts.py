@@ -86,7 +86,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise ScenarioInvalidError(
-            f"no tokenizer.json at {path.name}: give the base's folder or the file itself"
+            f"no tokenizer.json at '{path}': give the base's folder or the file itself"
         )
     return Tokenizer.from_file(str(file))
 

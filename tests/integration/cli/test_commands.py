@@ -51,11 +51,11 @@ def test_log_probabilities_without_json_are_bad_usage(serving: Serving) -> None:
 
 
 def test_what_the_server_refuses_has_its_exit_code_and_names_the_field(serving: Serving) -> None:
-    result = run(serving, "generate", "aaa", *FEW, "--top-p", "7", "--json")
+    result = run(serving, "generate", "aaa", "--max-tokens", "1000000", "--json")
 
     error = json.loads(result.stdout)["error"]
     assert result.exit_code == ExitCode.REFUSED
-    assert (error["reason"], error["violations"][0]["field"]) == ("INVALID_REQUEST", "sampling.top_p")
+    assert (error["reason"], error["violations"][0]["field"]) == ("INVALID_REQUEST", "stopping.max_tokens")
 
 
 def test_an_adapter_is_registered_listed_shown_asked_and_deleted(serving: Serving, adapter: Path) -> None:

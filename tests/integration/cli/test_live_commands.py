@@ -110,7 +110,7 @@ def test_a_system_message_and_a_stop_string_reach_the_server(run: Any, client: L
         (("generate", "x", "-a", "nobody"), "ADAPTER_NOT_FOUND", "NOT_FOUND"),
         (("adapters", "show", "nobody"), "ADAPTER_NOT_FOUND", "NOT_FOUND"),
         (("adapters", "delete", "nobody"), "ADAPTER_NOT_FOUND", "NOT_FOUND"),
-        (("generate", "x", "--top-p", "0"), "INVALID_REQUEST", "INVALID_ARGUMENT"),
+        (("generate", "x", "--max-tokens", "1000000"), "INVALID_REQUEST", "INVALID_ARGUMENT"),
         (("generate", "x " * 40_000), "CONTEXT_OVERFLOW", "OUT_OF_RANGE"),
     ],
     ids=lambda value: str(value)[:40],

@@ -57,6 +57,15 @@ def test_a_condition_that_holds_ends_with_5(fake: FakeAddresses) -> None:
     assert [one["fails"] for one in document(result)["conditions"]] == [False, True]
 
 
+def test_an_adapter_that_is_not_there_ends_the_run_before_it_begins(fake: FakeAddresses) -> None:
+    result = run("run", "smoke", *at(fake), *QUICK, "--adapters", "fake-00@stable,nosuch,base", "--json")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    error = document(result)["error"]
+    assert error["reason"] == "SCENARIO_INVALID"
+    assert error["message"].startswith("the server has no adapter 'nosuch'; it has fake-00, fake-01")
+
+
 def test_a_run_prints_tables(fake: FakeAddresses) -> None:
     result = run("run", "smoke", *at(fake), *QUICK)
 

@@ -438,3 +438,55 @@ def test_an_interrupted_watch_has_printed_what_it_saw(server: ScriptedServer) ->
     assert process.returncode == ExitCode.INTERRUPTED
     assert (first["resume_token"], rest) == ("1", "")
     assert told == "go on with --from 1\n"
+
+
+def test_a_folder_that_is_not_there_is_called_so(server: ScriptedServer, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+
+    result = CliRunner().invoke(app, ["adapters", "verify", str(missing), "--server", server.target])
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert f"no folder '{missing}'" in result.stderr
+
+
+def test_a_package_to_register_that_is_not_there_is_named_with_what_makes_one(tmp_path: Path) -> None:
+    missing = tmp_path / "package"
+
+    result = CliRunner().invoke(app, ["train", "register", str(missing), "shop"])
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert f"no package in '{missing}'; `loraplex train package RUN_FOLDER`" in result.stderr
+
+
+def test_a_name_in_use_is_told_with_the_options_that_go_on(server: ScriptedServer) -> None:
+    server.faults = [Fault(grpc.StatusCode.ALREADY_EXISTS, "other weights", (error_info("ADAPTER_EXISTS"),))]
+
+    result = CliRunner().invoke(
+        app, ["adapters", "register", "shop", "s3://bucket/shop", "--server", server.target]
+    )
+
+    assert result.exit_code == ExitCode.REFUSED
+    assert "--add-version" in result.stderr
+    assert "--promote" in result.stderr
+
+
+def test_a_dry_run_does_not_look_like_a_registration(server: ScriptedServer) -> None:
+    result = CliRunner().invoke(
+        app, ["adapters", "register", "shop", "s3://bucket/shop", "--dry-run", "--server", server.target]
+    )
+
+    assert result.exit_code == ExitCode.OK
+    first, *others = result.stdout.splitlines()
+    assert first == "dry run: 'shop' would be registered, and nothing was stored"
+    assert not any(line.startswith("registered") for line in others)
+
+
+def test_a_list_of_none_says_whose_there_are_none_of(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraplex_client.adapter_calls.AdapterCalls.list", lambda *_, **__: iter(()))
+
+    result = CliRunner().invoke(app, ["adapters", "list", "--tenant", "nosuch", "--server", server.target])
+
+    assert result.exit_code == ExitCode.OK
+    assert result.stderr == "there are no adapters of tenant 'nosuch'\n"

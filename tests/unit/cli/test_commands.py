@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from typer.testing import CliRunner, Result
 from loraplex_cli.demo import questions
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.main import app, main
+from loraplex_cli.options import checked_server
+from loraplex_server.data_dir import exclusive_use
+from tests.unit.client.scripted_server import ScriptedServer, running
 
 NOWHERE = "127.0.0.1:1"
 
@@ -29,10 +34,25 @@ def document(result: Result) -> Any:
     [
         ("generate",),
         ("generate", "hi", "--temperature", "9"),
+        ("generate", "hi", "--temperature", "nan"),
+        ("generate", "hi", "--top-p", "2"),
+        ("generate", "hi", "--top-p", "0"),
+        ("generate", "hi", "--top-p", "nan"),
+        ("generate", "hi", "--min-p", "-1"),
+        ("generate", "hi", "--timeout", "nan"),
+        ("generate", "hi", "--seed", "99999999999999999999999"),
+        ("generate", "hi", "--top-k", "99999999999999"),
+        ("generate", "hi", "--max-tokens", "99999999999999"),
+        ("generate", "hi", "--server", ""),
+        ("generate", "hi", "--server", "localhost"),
+        ("generate", "hi", "--server", "localhost:99999"),
+        ("loadtest", "run", "--server", "localhost"),
+        ("generate", "\udcff"),
+        ("generate", "hi", "--system", "\udcff"),
         ("adapters", "show"),
         ("serve", "--max-runing", "3"),
     ],
-    ids=" ".join,
+    ids=ascii,
 )
 def test_bad_usage_is_a_document_too(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -52,6 +72,46 @@ def test_a_system_message_is_not_dropped_silently_from_a_raw_prompt() -> None:
 
     assert result.exit_code == ExitCode.BAD_INPUT
     assert document(result)["error"]["reason"] == "BAD_USAGE"
+
+
+def test_bytes_of_standard_input_that_are_no_text_are_bad_usage() -> None:
+    result = CliRunner().invoke(app, ["generate", "-", "--json", "--server", NOWHERE], input=b"\xff\xfe")
+
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert document(result)["error"]["message"] == "the prompt is not UTF-8"
+
+
+def test_an_answer_that_breaks_off_ends_its_line_before_the_error_says_how_to_wait_longer() -> None:
+    with running(ScriptedServer(endless=True)) as server:
+        result = run("generate", "hi", "--server", server.target, "--timeout", "1")
+
+    assert result.exit_code == ExitCode.REFUSED
+    assert result.stdout == "hello\n"
+    assert "--timeout" in result.stderr
+
+
+def test_an_address_in_brackets_is_an_address() -> None:
+    assert checked_server("[::1]:50051") == "[::1]:50051"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)], ids=str)
+def test_a_full_standard_output_ends_in_one_line_and_not_in_a_traceback(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "loraplex_cli", "version", *arguments]
+
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert ended.returncode == ExitCode.FAILURE
+    (line,) = ended.stderr.splitlines()
+    assert line.endswith("(OUTPUT_FAILED)")
+
+
+def test_a_file_is_no_data_folder(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+
+    with pytest.raises(NotADirectoryError, match="is a file; name a folder"), exclusive_use(file):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -81,6 +141,10 @@ def test_a_folder_without_an_adapter_is_bad_input(tmp_path: Path) -> None:
 
 def test_version_is_one_document() -> None:
     assert set(document(run("version", "--json"))) == {"loraplex", "python"}
+
+
+def test_the_version_is_told_by_the_usual_option_too() -> None:
+    assert run("--version").stdout == run("version").stdout
 
 
 def test_config_check_shows_what_would_hold(tmp_path: Path) -> None:
@@ -180,4 +244,7 @@ def test_the_demo_says_which_adapter_is_missing(tmp_path: Path) -> None:
     result = run("demo", "--adapters", str(tmp_path), "--json")
 
     assert result.exit_code == ExitCode.BAD_INPUT
-    assert "loraplex train run" in document(result)["error"]["message"]
+    message = document(result)["error"]["message"]
+    assert str(tmp_path / "ecommerce" / "package") in message
+    assert "run this in a clone of the sources" in message
+    assert "recipe.yaml" not in message

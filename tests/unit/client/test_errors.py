@@ -100,6 +100,11 @@ def test_a_quota_that_is_used_up_is_told_in_the_message(
         assert caught.value.message == message
 
 
+def test_a_message_that_is_too_large_is_told_with_the_limit(client: LoraplexClient) -> None:
+    with pytest.raises(OverloadedError, match=r"may hold 8 MiB.*shorter prompt"):
+        client.generate("x" * 9_000_000)
+
+
 def test_a_port_where_nothing_listens_is_unreachable() -> None:
     with LoraplexClient("127.0.0.1:1", timeout_s=5) as client, pytest.raises(ServerUnreachableError):
         client.generate("x")

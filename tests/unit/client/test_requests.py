@@ -98,3 +98,18 @@ def test_a_misspelt_option_is_refused_by_name() -> None:
 
     with pytest.raises(TypeError, match="temprature"):
         generate_request("x", None, None, options)
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("seed", {"seed": 2**64}),
+        ("top_k", {"top_k": 2**32}),
+        ("max_tokens", {"max_tokens": -1}),
+        ("logit_bias", {"logit_bias": {-1: 1.0}}),
+        ("stop_token_ids", {"stop_token_ids": [2**32]}),
+    ],
+)
+def test_a_number_that_the_wire_cannot_carry_is_refused_by_name(field: str, options: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be a whole number"):
+        generate_request("x", None, None, options)

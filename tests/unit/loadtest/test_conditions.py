@@ -14,6 +14,7 @@ from loraplex_loadtest.conditions import judge, parse_condition
 from loraplex_loadtest.counters import Scrape, reconcile
 from loraplex_loadtest.counters import scrape as take_scrape
 from loraplex_loadtest.errors import ScenarioInvalidError
+from loraplex_loadtest.figures.percentiles import PERCENTILES, has_enough, samples_for
 from loraplex_loadtest.records import OK
 from loraplex_loadtest.targets.target import TargetKind
 from tests.unit.loadtest.builders import record
@@ -64,6 +65,23 @@ def document(ttft: float = 0.4, error_rate: float = 0.0, tokens_per_s: float = 1
 )
 def test_a_condition_fails_the_run_if_it_holds(text: str, fails: bool) -> None:
     assert judge(parse_condition(text), document()).fails is fails
+
+
+def test_too_few_samples_are_told_with_how_many_it_takes() -> None:
+    text = judge(parse_condition("tpot_p99>1s"), document()).text()
+
+    assert (
+        "too few samples to tell, 3 of the 1000 that p99 needs: run longer, or ask for a lower percentile"
+        in text
+    )
+
+
+@pytest.mark.parametrize("percent", PERCENTILES)
+def test_the_number_of_samples_that_is_told_is_the_fewest_that_is_enough(percent: float) -> None:
+    fewest = samples_for(percent)
+
+    assert has_enough(fewest, percent)
+    assert not has_enough(fewest - 1, percent)
 
 
 @pytest.mark.parametrize("text", ["tpot_p99>1s", "ttft_p99[adapter=red]>1s"])

@@ -32,10 +32,14 @@ def register(
     address  host:port
     force    register without a passed gate
 
-    Raises GateNotPassedError, AdapterInvalidError, and LoraplexApiError of the client.
+    Raises GateNotPassedError, AdapterInvalidError, FileNotFoundError, and LoraplexApiError of the client.
     """
     from loraplex_client import LoraplexClient
 
+    if not package.is_dir():
+        raise FileNotFoundError(
+            f"no package in '{package}'; `loraplex train package RUN_FOLDER` writes that of a finished run"
+        )
     digest = read_package(package).digest
     if not force:
         require_passed_gate(package, digest)

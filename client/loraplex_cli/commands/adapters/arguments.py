@@ -10,6 +10,7 @@ import typer
 
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError
+from loraplex_cli.options import MAX_COUNT
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the adapter, e.g. finance/faq.")]
 VersionArgument = Annotated[str, typer.Argument(help="Digest, of which 12 digits are enough, or an alias.")]
@@ -45,9 +46,11 @@ def read_traffic(words: Sequence[str]) -> dict[str, int]:
 
 
 def read_count(text: str, what: str) -> int:
-    """A whole number, at least 1. Raises CommandError."""
+    """A whole number, at least 1 and no larger than the wire carries. Raises CommandError."""
     if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise bad_usage(f"{what} must be a whole number of at least 1, not '{text}'")
+    if int(text) > MAX_COUNT:
+        raise bad_usage(f"{what} must be at most {MAX_COUNT}, not {text}")
     return int(text)
 
 

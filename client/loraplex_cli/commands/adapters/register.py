@@ -78,7 +78,10 @@ def register(
                 "version": version_document(made.version),
                 "stored": not dry_run,
             },
-            facts(version_facts(made.adapter, made.version)),
+            f"dry run: '{made.adapter.name}' would be registered, and nothing was stored\n"
+            + facts(_verified(made))
+            if dry_run
+            else facts(version_facts(made.adapter, made.version)),
         )
 
 

@@ -39,9 +39,18 @@ def list_(
         parent = f"tenants/{tenant}" if tenant else ""
         with LoraplexClient(server, timeout_s=timeout) as client:
             adapters = list(client.adapters.list(parent=parent, filter=filter_))
+        if not (adapters or as_json):
+            output.note(_none_there(tenant, filter_))
         output.result(
             {"adapters": [adapter_document(adapter) for adapter in adapters]}, adapters_text(adapters)
         )
+
+
+def _none_there(tenant: str, filter_: str) -> str:
+    """The table of none is its header, which looks like a table that was cut off."""
+    whose = f" of tenant '{tenant}'" if tenant else ""
+    which = " that the filter lets pass" if filter_ else ""
+    return f"there are no adapters{whose}{which}"
 
 
 def show(

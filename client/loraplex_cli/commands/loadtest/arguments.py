@@ -11,6 +11,7 @@ import typer
 
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.failures import CommandError
+from loraplex_cli.options import checked_server
 
 if TYPE_CHECKING:
     from loraplex_loadtest.scenario import Scenario
@@ -141,10 +142,15 @@ def check_folders(*files: Path | None) -> None:
 def address_of(
     server: str, protocol: Protocol, model: str, metrics_url: str | None, continuous_usage: bool
 ) -> TargetAddress:
-    """Where to ask; a bearer token comes from the environment, so that no list of processes shows it."""
+    """Where to ask; a bearer token comes from the environment, so that no list of processes shows it.
+
+    Raises BadParameter where a Loraplex server's address is none.
+    """
     from loraplex_loadtest.targets.target import TargetAddress, TargetKind
 
     kind = TargetKind(protocol.value)
+    if kind is TargetKind.LORAPLEX:
+        checked_server(server)
     if metrics_url is None:
         host = server.rpartition(":")[0] or server
         metrics_url = (

@@ -41,7 +41,9 @@ def run(
     changes: given.SetOption = None,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(help="Condition, e.g. 'ttft_p99>500ms': 5 if it holds; may be repeated."),
+        typer.Option(
+            help="Condition, e.g. 'ttft_p90>500ms': 5 if it holds, or if samples are too few to tell; may be repeated."
+        ),
     ] = None,
     out: given.OutOption = None,
     html: given.HtmlOption = None,

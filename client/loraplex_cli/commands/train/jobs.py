@@ -148,7 +148,10 @@ def resume(
 def watch(
     name: JobArgument,
     after: Annotated[
-        int, typer.Option("--after", min=0, help="Go on behind the event of this number; 0: from the oldest.")
+        int,
+        typer.Option(
+            "--after", min=0, max=2**63 - 1, help="Go on behind the event of this number; 0: from the oldest."
+        ),
     ] = 0,
     server: ServerOption = DEFAULT_SERVER,
     timeout: Annotated[

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[Path | None, typer.Argument(help="recipe.yaml; left out: the defaults")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="recipe.yaml; may be left out with --model, for the defaults")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
