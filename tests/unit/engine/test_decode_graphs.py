@@ -264,11 +264,28 @@ def test_the_tiles_of_a_plan_cover_every_row_once() -> None:
     assert covered == list(range(22))
 
 
-def test_a_prefill_has_no_captured_shape_where_steps_are_smaller_than_any() -> None:
-    batch = batch_of([], [])
-    sequence = Sequence.of(add_command(0, [1] * 9), 0)
-    sequence.block_table = [0]
-    batch.prefills.append(ScheduledSequence(sequence, 0, 9, True, 0, 0))
-    shapes = GraphShapes(max_rows=16, max_running=4, max_context=100, block_size=BLOCK_SIZE)
+@pytest.mark.parametrize(("max_rows", "prompt", "rows"), [(16, 9, 16), (112, 65, 112), (4096, 2048, 2048)])
+def test_a_prefill_has_a_captured_shape_whatever_steps_may_have(
+    max_rows: int, prompt: int, rows: int
+) -> None:
+    shape = prefill_shapes(max_rows).shape_of(prefill_plan(prompt))
 
-    assert shapes.shape_of(StepPlan(batch, BLOCK_SIZE)) is None
+    assert shape is not None
+    assert shape.rows == rows
+
+
+def test_a_prefill_of_thousands_of_rows_has_none() -> None:
+    assert prefill_shapes(4096).shape_of(prefill_plan(2049)) is None
+
+
+def prefill_shapes(max_rows: int) -> GraphShapes:
+    return GraphShapes(max_rows=max_rows, max_running=4, max_context=8192, block_size=BLOCK_SIZE)
+
+
+def prefill_plan(num_tokens: int) -> StepPlan:
+    """Of one prompt."""
+    batch = batch_of([], [])
+    sequence = Sequence.of(add_command(0, [1] * num_tokens), 0)
+    sequence.block_table = [0] * -(-num_tokens // BLOCK_SIZE)
+    batch.prefills.append(ScheduledSequence(sequence, 0, num_tokens, True, 0, 0))
+    return StepPlan(batch, BLOCK_SIZE)
