@@ -20,11 +20,9 @@ class Device(StrEnum):
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
+# As loraplex_client.requests has them (a test holds them together); its import would bring gRPC into every --help.
 MAX_COUNT = 2**32 - 1
-"""As loraplex_client.requests.MAX_COUNT, whose import would bring gRPC into every --help."""
-
 MAX_SEED = 2**64 - 1
-"""As loraplex_client.requests.MAX_SEED."""
 
 MAX_TIMEOUT_S = 1e9
 """Much later deadlines overflow in gRPC, and have passed at once."""

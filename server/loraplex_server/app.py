@@ -33,10 +33,9 @@ from loraplex_server.config import ServerConfig
 from loraplex_server.data_dir import exclusive_use
 from loraplex_server.engine.messages import EngineReady, EngineStats
 from loraplex_server.engine_client import EngineClient, EngineState, OnProgress
-from loraplex_server.errors import PortInUseError
 from loraplex_server.generation import GenerationLimits, GenerationService
 from loraplex_server.gpu_presence import check_device
-from loraplex_server.listening import check_can_listen
+from loraplex_server.listening import listening
 from loraplex_server.metrics import Metrics
 from loraplex_server.releases.assembly import build_releases, check_settings, open_storage
 from loraplex_server.releases.service import Releases
@@ -230,8 +229,6 @@ class Server:
         config = self._config
         if config.metrics_port is None:
             return None
-        ways_out = "0 takes any free one, null switches metrics off"
-        check_can_listen(config.host, config.metrics_port, "metrics_port", ways_out)
         return self._metrics.serve(config.metrics_port, config.host)
 
     def _build_grpc_server(self, engine: EngineClient) -> tuple[grpc.aio.Server, int]:
@@ -257,14 +254,8 @@ class Server:
         if config.reflection:
             names = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        check_can_listen(config.host, config.port, "port", "0 takes any free one")
-        address = f"{config.host}:{config.port}"
-        try:
-            port = server.add_insecure_port(address)
-        except RuntimeError:
-            raise PortInUseError(
-                f"cannot listen on {address}; choose another port (0 takes any free one)"
-            ) from None
+        with listening(config.host, config.port, "port", "0 takes any free one"):
+            port = server.add_insecure_port(f"{config.host}:{config.port}")
         return server, port
 
     def _limits(self, ready: EngineReady) -> GenerationLimits:

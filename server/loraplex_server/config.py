@@ -374,8 +374,8 @@ def _check_known(key: str, source: str) -> None:
 
 
 def _explain(issue: Any, source_of: Mapping[str, str]) -> str:
-    if not issue["loc"]:
-        return str(issue["msg"]).removeprefix("Value error, ")
-    key = str(issue["loc"][0])
     message = str(issue["msg"]).removeprefix("Value error, ")
+    if not issue["loc"]:
+        return message
+    key = str(issue["loc"][0])
     return f"{key}={issue['input']!r} ({source_of.get(key, 'default')}): {message}"

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from loraplex_server.config import ConfigError
 from loraplex_server.errors import PortInUseError
 
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
+@contextmanager
+def listening(host: str, port: int, setting: str, ways_out: str) -> Iterator[None]:
+    """The body begins to listen, once `check_can_listen` is content; raises what that raises, also for the body."""
+    check_can_listen(host, port, setting, ways_out)
+    try:
+        yield
+    except OSError as error:
+        raise _in_use(host, port, error.strerror or str(error), setting, ways_out) from None
+    except RuntimeError:  # gRPC's
+        raise _in_use(host, port, "it was taken in this moment", setting, ways_out) from None
 
 
 def check_can_listen(host: str, port: int, setting: str, ways_out: str) -> None:
@@ -30,8 +44,8 @@ def check_can_listen(host: str, port: int, setting: str, ways_out: str) -> None:
     cause = next((error for error in failures if error.errno not in _NOT_HERE), None)
     if cause is None:
         raise _wrong_host(host, "no network interface of this machine has that address")
-    why = "it is in use" if cause.errno == errno.EADDRINUSE else cause.strerror
-    raise PortInUseError(f"cannot listen on {host}:{port}: {why}; choose another {setting} ({ways_out})")
+    why = "it is in use" if cause.errno == errno.EADDRINUSE else cause.strerror or str(cause)
+    raise _in_use(host, port, why, setting, ways_out)
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
@@ -41,6 +55,10 @@ def _addresses(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
     except (socket.gaierror, UnicodeError):
         raise _wrong_host(host, "no host of that name is known") from None
     return [(family, address) for family, _, _, _, address in found]
+
+
+def _in_use(host: str, port: int, why: str, setting: str, ways_out: str) -> PortInUseError:
+    return PortInUseError(f"cannot listen on {host}:{port}: {why}; choose another {setting} ({ways_out})")
 
 
 def _wrong_host(host: str, why: str) -> ConfigError:

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from loraplex_server.adapter_gauges import AdapterGauge
 from loraplex_server.engine.messages import EngineReady, EngineStats
-from loraplex_server.errors import PortInUseError
 from loraplex_server.histogram import LoopHistogram
+from loraplex_server.listening import listening
 
 MAX_ADAPTER_LABELS = 200
 """Adapters that get a label of their own; the rest share "other", so that the series stay bounded."""
@@ -206,14 +206,9 @@ class Metrics:
         self._build = Info("loraplex_build", "Version and base model.", registry=registry)
 
     def serve(self, port: int, host: str) -> int:
-        """Expose the metrics over HTTP from a thread; returns the port. Raises PortInUseError."""
-        try:
+        """Expose the metrics over HTTP from a thread; returns the port. Raises PortInUseError, ConfigError."""
+        with listening(host, port, "metrics_port", "0 takes any free one, null switches metrics off"):
             server, _ = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as error:
-            raise PortInUseError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another metrics_port "
-                "(0 takes any free one, null switches it off)"
-            ) from None
         bound: int = server.server_port
         return bound
 

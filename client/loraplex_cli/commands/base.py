@@ -65,7 +65,7 @@ def inspect(
 def list_(as_json: JsonOption = False) -> None:
     """List the bases that were converted here."""
     with command(as_json) as output:
-        from loraplex_server.base.cache import default_cache_dir
+        from loraplex_server.cache_dir import default_cache_dir
 
         folders = sorted(path for path in (default_cache_dir() / "bases").glob("[!.]*") if path.is_dir())
         sizes = [

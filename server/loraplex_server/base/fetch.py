@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from loraplex_server.base.cache import default_cache_dir
+from loraplex_server.cache_dir import default_cache_dir
 from loraplex_server.errors import BaseModelError
 
 DEFAULT_BASE_ID = "smollm2-135m-instruct"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from loraplex_adapters.base_spec import BaseSpec
-from loraplex_server.base.cache import default_cache_dir
 from loraplex_server.base.chat_template import read_chat_template
+from loraplex_server.cache_dir import default_cache_dir
 from loraplex_server.model.checkpoint import weight_files
 from loraplex_server.model.config import DecoderConfig
 from loraplex_server.model.tensor_names import module_shapes

@@ -70,7 +70,7 @@ class EngineConfig:
     prefix_cache: bool = True
     num_threads: int | None = None  # None: one per core
     must_hold_context: bool = (
-        False  # refuse a CPU's key-value cache that one sequence can outgrow; a GPU's always is
+        False  # refuse a key-value cache that one sequence can outgrow, as a GPU always does
     )
 
     def __post_init__(self) -> None:

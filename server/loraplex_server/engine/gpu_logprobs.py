@@ -67,9 +67,8 @@ def _parts(wanted: Sequence[int | None]) -> Iterator[tuple[int, list[int]]]:
 def _take(rows: list[int], index: Tensor, num_top: int, logits: Tensor, chosen_ids: Tensor) -> HostLogprobs:
     """`index` holds `rows` on the device, int32."""
     taken = logits.index_select(0, index)
-    ids = chosen_ids.index_select(0, index).clamp_(
-        min=0
-    )  # negative: none could be chosen, and nobody will read this
+    # Negative where none could be chosen; nobody will read what is taken there.
+    ids = chosen_ids.index_select(0, index).clamp_(min=0)
     chosen = taken.gather(1, ids.unsqueeze(1))
     top, top_ids = taken.topk(min(num_top, taken.shape[1]))
     values = torch.cat((chosen, top), dim=1) - torch.logsumexp(taken, dim=1, keepdim=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -81,6 +82,16 @@ class GpuStep:
         if self._start is None or self._previous_end is None:
             return None
         return max(0.0, float(self._previous_end.elapsed_time(self._start)) / 1e3) + self._late_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A pass on the device's queue."""
+
+    inputs: StepInputs
+    logits: Tensor
+    start: torch.cuda.Event | None
+    late_seconds: float  # as `GpuStep` has it
 
 
 class GpuRunner:
@@ -179,7 +190,8 @@ class GpuRunner:
     def launch(self, batch: ScheduledBatch, *, is_continuation: bool = False) -> GpuStep:
         """Put a step on the device's queue. `is_continuation`: the step before is still in flight."""
         plan = self._plan(batch)
-        inputs, start, logits, late_seconds = self._run(plan)
+        launched = self._run(plan)
+        inputs, logits = launched.inputs, launched.logits
         logprobs: list[HostLogprobs] = []
         if plan.sampled:
             self._choose(plan, inputs, logits[: len(plan.sampled)])
@@ -189,7 +201,7 @@ class GpuRunner:
         host_tokens = to_host(self._sampled[: len(plan.sampled)])
         end = self._mark()
         previous, self._last_end = (self._last_end if is_continuation else None), end
-        return GpuStep(host_tokens, logprobs, start, end, previous, late_seconds)
+        return GpuStep(host_tokens, logprobs, launched.start, end, previous, launched.late_seconds)
 
     def _plan(self, batch: ScheduledBatch) -> StepPlan:
         """The batch as it stands, or in single rows where a decode graph is there for them."""
@@ -201,9 +213,8 @@ class GpuRunner:
             batch = as_single_rows(batch)
         return StepPlan(batch, self._block_size)
 
-    def _run(self, plan: StepPlan) -> tuple[StepInputs, torch.cuda.Event | None, Tensor, float]:
-        """One pass, a graph if one holds it, else kernel by kernel: its inputs, its start, its logits, and how long
-        the device may have waited at the start for the graph.
+    def _run(self, plan: StepPlan) -> _Launched:
+        """One pass, a graph if one holds it, else kernel by kernel.
 
         It starts behind its inputs: while the host writes them, the device may have nothing to do.
         """
@@ -215,11 +226,11 @@ class GpuRunner:
         inputs.write(plan, self._newest_row_of)
         start = self._mark()
         if shape is None:
-            return inputs, start, self._forward(inputs), 0.0
+            return _Launched(inputs, self._forward(inputs), start, 0.0)
         before = perf_counter()
         logits = self._graphs.replay(shape)
         is_late = start is not None and start.query()  # type: ignore[no-untyped-call]
-        return inputs, start, logits, perf_counter() - before if is_late else 0.0
+        return _Launched(inputs, logits, start, perf_counter() - before if is_late else 0.0)
 
     def _graph_shape(self, plan: StepPlan) -> StepShape | None:
         if not len(self._graphs):

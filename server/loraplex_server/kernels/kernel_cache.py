@@ -12,14 +12,15 @@ import os
 import tempfile
 from pathlib import Path
 
-_logger = logging.getLogger(__name__)
+from loraplex_server.cache_dir import default_cache_dir
+
+log = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
 
 
 def kernel_cache() -> Path:
-    """`kernels` in Loraplex's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "loraplex" / "kernels"
+    """`kernels` in Loraplex's cache folder; those of a CPU have one folder per version in it."""
+    return default_cache_dir() / "kernels"
 
 
 def read_kernel(path: Path) -> bytes | None:
@@ -31,7 +32,7 @@ def read_kernel(path: Path) -> bytes | None:
     digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(code).digest() == digest:
         return code
-    _logger.warning("a damaged file in the kernel cache is compiled anew path=%s", path)
+    log.warning("a damaged file in the kernel cache is compiled anew path=%s", path)
     return None
 
 
@@ -41,7 +42,7 @@ def write_kernel(path: Path, code: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, hashlib.sha256(code).digest() + code)
     except OSError as error:
-        _logger.warning("a kernel is compiled again at the next start, it cannot be kept: %s", error)
+        log.warning("a kernel is compiled again at the next start, it cannot be kept: %s", error)
 
 
 def _replace(path: Path, content: bytes) -> None:

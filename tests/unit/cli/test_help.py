@@ -10,8 +10,10 @@ import typer
 from typer.models import CommandInfo
 from typer.testing import CliRunner
 
+from loraplex_cli import options
 from loraplex_cli.exit_codes import ExitCode
 from loraplex_cli.main import app
+from loraplex_client import requests
 
 
 def _name(command: CommandInfo) -> str:
@@ -73,3 +75,7 @@ def test_the_documentation_lists_every_command_and_no_other() -> None:
 
 def test_an_unknown_option_is_a_usage_error() -> None:
     assert CliRunner().invoke(app, ["version", "--jsn"]).exit_code == ExitCode.BAD_INPUT
+
+
+def test_numbers_that_the_wire_carries_are_those_of_the_client() -> None:
+    assert (options.MAX_COUNT, options.MAX_SEED) == (requests.MAX_COUNT, requests.MAX_SEED)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from loraplex_server.engine.cores import usable_cores
 from loraplex_trainer.errors import RecipeError
 from loraplex_trainer.recipe.sections import ResourcesSection
 
@@ -72,7 +73,7 @@ def _cuda(limit_gb: float | None) -> Hardware:
         total_bytes=total,
         free_bytes=free,
         has_bf16=torch.cuda.is_bf16_supported(including_emulation=False),
-        num_cores=_cores(),
+        num_cores=usable_cores(),
         ram_bytes=_ram()[0],
     )
 
@@ -80,11 +81,7 @@ def _cuda(limit_gb: float | None) -> Hardware:
 def _cpu() -> Hardware:
     total, free = _ram()
     name = platform.processor() or platform.machine()
-    return Hardware("cpu", name, total, free, False, _cores(), total)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Hardware("cpu", name, total, free, False, usable_cores(), total)
 
 
 def _ram() -> tuple[int, int]:

@@ -25,6 +25,8 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 
+from loraplex_server.kernels.kernel_cache import kernel_cache
+
 log = logging.getLogger(__name__)
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -35,12 +37,6 @@ intrinsic: Callable[[Callable[..., Any]], Any] = extending.intrinsic
 
 # Sums may be reordered and fused, which vectorizing needs; division stays division, infinity stays infinity.
 _FAST_MATH = {"nnan", "nsz", "contract", "reassoc"}
-
-
-def default_kernel_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/loraplex/kernels`, or `~/.cache/loraplex/kernels`; below it, one folder per version."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "loraplex" / "kernels"
 
 
 def _version() -> str:
@@ -54,7 +50,7 @@ def _version() -> str:
 @functools.cache
 def _use_disk_cache() -> bool:
     """Point Numba at our folder; False where nothing can be written, and every start compiles."""
-    folder = default_kernel_cache_dir() / _version()
+    folder = kernel_cache() / _version()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

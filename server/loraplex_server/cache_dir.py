@@ -1,4 +1,4 @@
-"""Where converted bases and fingerprints are kept between runs."""
+"""Where converted bases, fingerprints and compiled kernels are kept between runs."""
 
 from __future__ import annotations
 
